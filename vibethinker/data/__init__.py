@@ -1,0 +1,1 @@
+"""Data: records, sources, procedural problems, decontamination and splits."""

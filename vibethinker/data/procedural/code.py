@@ -1,0 +1,175 @@
+"""Code: small Python functions of a number or of a list, with several implementations and tests.
+
+A problem is a few operations in words, such as `Write f(x): times 3, then minus 2.` The expected values
+come from applying the operations as Python functions, never from the written solutions; the arguments
+include both sides of every threshold, so that a wrong constant fails.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, NamedTuple
+
+from vibethinker.data.procedural.common import Draft, Family
+
+
+class Operation(NamedTuple):
+    """`times 3` and the like; `amount` is unused by `squared`."""
+
+    verb: str
+    amount: int = 0
+
+    @property
+    def words(self) -> str:
+        return self.verb if self.verb == "squared" else f"{self.verb} {self.amount}"
+
+    def __call__(self, x: int) -> int:
+        if self.verb == "squared":
+            return x * x
+        return {"times": x * self.amount, "plus": x + self.amount, "minus": x - self.amount}[self.verb]
+
+    def on(self, operand: str) -> str:
+        """The operation as an expression; the operand is bracketed where it is a sum."""
+        if self.verb in ("plus", "minus"):
+            return f"{operand}{'+' if self.verb == 'plus' else '-'}{self.amount}"
+        if not operand.isidentifier() and ("+" in operand or "-" in operand):
+            operand = f"({operand})"
+        return f"{operand}*{operand}" if self.verb == "squared" else f"{operand}*{self.amount}"
+
+    @property
+    def short(self) -> str:
+        return self.on("")
+
+
+def completion(plan: str, lines: list[str], argument: str) -> str:
+    """A finished solution: the plan as reasoning, then the function in a fenced block."""
+    body = "\n".join(f"    {line}" for line in lines)
+    return f"<think>{plan}</think>\n```python\ndef f({argument}):\n{body}\n```"
+
+
+def function_tests(cases: list[tuple[Any, Any]]) -> dict[str, Any]:
+    return {
+        "kind": "function",
+        "entry_point": "f",
+        "cases": [{"args": [argument], "expected": expected} for argument, expected in cases],
+    }
+
+
+def scale(rng: Random, level: int) -> Operation:
+    return Operation("times", rng.randint(2, (9, 20, 60)[level - 1]))
+
+
+def shift(rng: Random, level: int) -> Operation:
+    return Operation(rng.choice(("plus", "minus")), rng.randint(1, (9, 40, 150)[level - 1]))
+
+
+def chain(rng: Random, level: int) -> Draft:
+    """Two or three operations in turn: one expression, a variable step by step, or the sum multiplied out."""
+    operations = [scale(rng, level), shift(rng, level)]
+    if rng.random() < 0.5:
+        operations.reverse()
+    if rng.random() < (0.6, 0.7, 1.0)[level - 1]:
+        operations.append(shift(rng, level) if operations[-1].verb == "times" else scale(rng, level))
+    if rng.random() < 0.15:
+        operations[-1 if operations[-1].verb == "times" else -2] = Operation("squared")
+
+    def value(x: int) -> int:
+        for operation in operations:
+            x = operation(x)
+        return x
+
+    expression = "x"
+    for operation in operations:
+        expression = operation.on(expression)
+    *first, last = operations
+    steps = [f"x={operation.on('x')}" for operation in first] + [f"return {last.on('x')}"]
+    solutions = [
+        completion(" ".join(one.short for one in operations), [f"return {expression}"], "x"),
+        completion("steps", steps, "x"),
+    ]
+    expanded = _expand(operations)
+    if expanded is not None:
+        solutions.append(completion(expanded[0], [f"return {expanded[1]}"], "x"))
+
+    *head, tail = (operation.words for operation in operations)
+    text = f"Write f(x): {', '.join(head)}, then {tail}."
+    return Draft(text, tuple(solutions), tests=function_tests([(x, value(x)) for x in (-3, 0, 1, 4, 7, 11)]))
+
+
+def _expand(operations: list[Operation]) -> tuple[str, str] | None:
+    """A shift followed by a scale, multiplied out: the step that computes the constant, and the expression."""
+    if len(operations) < 2 or operations[0].verb not in ("plus", "minus") or operations[1].verb != "times":
+        return None
+    (sign, b), (_, a) = operations[:2]
+    expression = f"x*{a}{'+' if sign == 'plus' else '-'}{a * b}"
+    if len(operations) > 2:
+        expression = operations[2].on(expression)
+    return f"{b}*{a}={a * b}", expression
+
+
+def threshold(rng: Random, level: int) -> Draft:
+    """One operation above a limit and another otherwise: two returns, a conditional expression, or the else
+    first."""
+    limit = rng.randint(1, (9, 40, 150)[level - 1])
+    above, other = shift(rng, level), scale(rng, level)
+    if rng.random() < 0.5:
+        above, other = other, above
+    then, otherwise = above.on("x"), other.on("x")
+    solutions = (
+        completion(
+            f"x>{limit}:{above.short}", [f"if x>{limit}:", f"    return {then}", f"return {otherwise}"], "x"
+        ),
+        completion(
+            f"x>{limit}:{above.short} else {other.short}",
+            [f"return {then} if x>{limit} else {otherwise}"],
+            "x",
+        ),
+        completion(
+            f"x<={limit}:{other.short}", [f"if x<={limit}:", f"    return {otherwise}", f"return {then}"], "x"
+        ),
+    )
+    arguments = (limit - 2, limit - 1, limit, limit + 1, limit + 2, limit + 9)
+    cases = [(x, above(x) if x > limit else other(x)) for x in arguments]
+    text = f"Write f(x): above {limit} {above.words}, else {other.words}."
+    return Draft(text, solutions, tests=function_tests(cases))
+
+
+def pipeline(rng: Random, level: int) -> Draft:
+    """Keep some items of a list, change each, and return them or their sum: a comprehension, or a loop."""
+    size = (9, 40, 150)[level - 1]
+    kind = rng.choice(("above", "below", "even", "odd"))
+    limit = rng.randint(1, size)
+    keep = kind if kind in ("even", "odd") else f"{kind} {limit}"
+    condition = {"above": f"x>{limit}", "below": f"x<{limit}", "even": "x%2==0", "odd": "x%2==1"}[kind]
+    kept = {
+        "above": lambda x: x > limit,
+        "below": lambda x: x < limit,
+        "even": lambda x: x % 2 == 0,
+        "odd": lambda x: x % 2 == 1,
+    }[kind]
+    each = rng.choice((scale(rng, level), shift(rng, level), Operation("squared")))
+    summed = rng.random() < 0.5
+    changed = each.on("x")
+
+    def value(items: list[int]) -> Any:
+        result = [each(x) for x in items if kept(x)]
+        return sum(result) if summed else result
+
+    generator = f"{changed} for x in a if {condition}"
+    start, collect = ("s=0", f"s+={changed}") if summed else ("s=[]", f"s.append({changed})")
+    solutions = [
+        completion(condition, [f"return sum({generator})" if summed else f"return [{generator}]"], "a"),
+        completion(
+            "loop", [start, "for x in a:", f"    if {condition}:", f"        {collect}", "return s"], "a"
+        ),
+    ]
+    if summed and each.verb == "times":
+        lines = [f"return {each.amount}*sum(x for x in a if {condition})"]
+        solutions.append(completion(f"sum then {each.short}", lines, "a"))
+    text = f"Write f(a): keep {keep}, each {each.words}{', sum' if summed else ''}."
+    near = [limit + shift for shift in (-2, -1, 0, 1, 2)]
+    lists = (near, [limit], [limit + 1, limit - 1], [3, 8, 5, 2], [limit + 7, limit - 7, 4, 1], [])
+    return Draft(text, tuple(solutions), tests=function_tests([(items, value(items)) for items in lists]))
+
+
+FAMILIES: tuple[Family, ...] = (chain, threshold, pipeline)
