@@ -1,0 +1,226 @@
+"""Publish, find and validate the immutable outputs of steps.
+
+A step writes into a staging folder. Publishing syncs its files, writes `manifest.json` (sizes, hashes, fingerprint,
+settings, inputs, versions, metrics), and renames the folder to `artifacts/<step>/<fingerprint>/`; readers trust
+nothing without a valid manifest. Outputs that fail validation move to `attic/`, so that nothing is ever overwritten.
+Payload files are byte-reproducible; times are in the manifest only. Validation of a single folder, its levels and
+the scan of weights are in `vibethinker.validation`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vibethinker import validation
+from vibethinker.errors import ConfigurationError, InfrastructureError
+
+MANIFEST = validation.MANIFEST
+SCHEMA = 1
+SMALL_BYTES = 1 << 28  # a fifth of a second to hash
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published output: its folder and its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """One hash over the names and contents of the payload."""
+        return content_digest(self.manifest["files"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the step measured."""
+        return self.manifest["metrics"]
+
+
+class Store:
+    """The artifacts of a workspace."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.workspace = workspace
+
+    def folder(self, step: str, fingerprint: str) -> Path:
+        """Where an output is, or will be, published."""
+        return self.workspace / "artifacts" / step / fingerprint
+
+    def checkpoints(self, step: str, fingerprint: str) -> Path:
+        """A step's own resumable state, which outlives its process."""
+        return self.workspace / "checkpoints" / step / fingerprint
+
+    def read(self, step: str, fingerprint: str) -> Artifact | None:
+        """The published output if its manifest can be read and speaks of this step; nothing is checked further."""
+        folder = self.folder(step, fingerprint)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
+            return None
+        if manifest.get("schema") != SCHEMA:
+            raise ConfigurationError(
+                f"{folder / MANIFEST} has schema {manifest.get('schema')!r}, this version reads {SCHEMA}: "
+                "use another --workspace, or the version that wrote it."
+            )
+        return Artifact(folder, manifest)
+
+    def find(
+        self, step: str, fingerprint: str, inputs: Mapping[str, str] | None = None, level: str | None = None
+    ) -> tuple[Artifact | None, str | None]:
+        """A hit, or None and why what is there can't be one (None and None if nothing is there).
+
+        Args:
+            inputs: role → content digest of what is published now; the manifest must have recorded the same.
+            level: how deep the payload is validated; None reads everything of a small one and, of one above
+                SMALL_BYTES, the sizes only.
+        """
+        if not self.folder(step, fingerprint).exists():
+            return None, None
+        artifact = self.read(step, fingerprint)
+        if artifact is None:
+            return None, "its manifest is missing or unreadable"
+        size = sum(entry["size"] for entry in artifact.manifest["files"].values())
+        if reason := validation.check(artifact.folder, level or ("digest" if size <= SMALL_BYTES else "size")):
+            return None, reason
+        if inputs is not None and dict(inputs) != artifact.manifest["inputs"]:
+            return None, "it was made from other inputs than those published now"
+        return artifact, None
+
+    def retire(self, step: str, fingerprint: str) -> Path:
+        """Move an output out of the way; returns its new place in `attic/`."""
+        attic = self.workspace / "attic"
+        attic.mkdir(parents=True, exist_ok=True)
+        target = attic / f"{step}-{fingerprint[:12]}-{time.time_ns()}"
+        os.rename(self.folder(step, fingerprint), target)
+        return target
+
+    @contextmanager
+    def lock(self, step: str, fingerprint: str) -> Iterator[None]:
+        """Hold the step's lock; blocks while another process holds it. The kernel frees it when the holder dies."""
+        locks = self.workspace / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with open(locks / f"{step}-{fingerprint}", "w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def staging(self, step: str, fingerprint: str) -> Path:
+        """An empty folder to write into; call it under the lock, which makes an older one stale."""
+        folder = self.workspace / "staging" / f"{step}-{fingerprint}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def publish(
+        self, staging: Path, step: str, fingerprint: str, *, inputs: Mapping[str, str], record: Mapping[str, Any]
+    ) -> Artifact:
+        """Make a staged output visible, whole or not at all.
+
+        Args:
+            inputs: role → content digest of each artifact that was read.
+            record: further manifest entries: kind, settings, metrics, versions, revision, seconds, …
+        """
+        files = {}
+        for path in sorted(p for p in staging.rglob("*") if p.is_file()):
+            with path.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                os.fsync(handle.fileno())
+            files[path.relative_to(staging).as_posix()] = {"sha256": digest, "size": path.stat().st_size}
+        if not files:
+            raise InfrastructureError(f"The step {step} ended without writing any file.")
+        manifest = {
+            **record,
+            "schema": SCHEMA,
+            "step": step,
+            "fingerprint": fingerprint,
+            "inputs": dict(inputs),
+            "files": files,
+            "tensors": validation.tensor_digests(staging),
+        }
+        with (staging / MANIFEST).open("w") as handle:
+            json.dump(manifest, handle, indent=1, sort_keys=True)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        for folder in {p.parent for p in staging.rglob("*")} | {staging}:
+            _sync_folder(folder)
+        target = self.folder(step, fingerprint)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # an invalid one that nobody has retired yet: a rename onto a full folder fails
+            self.retire(step, fingerprint)
+        os.rename(staging, target)
+        _sync_folder(target.parent)
+        shutil.rmtree(self.checkpoints(step, fingerprint), ignore_errors=True)
+        return Artifact(target, manifest)
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """A hash over names and contents, from a manifest's `files`."""
+    text = "".join(f"{name}\0{entry['sha256']}\n" for name, entry in sorted(files.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of one file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """A hash over the names and contents of a folder's files, hidden ones and a manifest left out."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    visible = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    return content_digest({p.relative_to(folder).as_posix(): {"sha256": file_digest(p)} for p in visible})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
+
+
+def check_workspace(workspace: Path, needed: int = 64 << 20) -> None:
+    """Refuse a workspace that can't be written, or lacks room for a run, before anything starts.
+
+    Args:
+        needed: bytes that have to be free.
+    """
+    existing = next(p for p in (workspace, *workspace.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"The workspace {workspace} can't be written: choose another by --workspace.")
+    probe = existing / f".vibethinker-{os.getpid()}"
+    try:
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            f"The workspace {workspace} can't be written ({error.strerror}): choose another by --workspace, or make room."
+        ) from None
+    if (free := shutil.disk_usage(existing).free) < needed:
+        raise ConfigurationError(
+            f"The disk of the workspace {workspace} has {free >> 20} MiB free but a run needs {needed >> 20} MiB: "
+            "make room, or choose another by --workspace."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

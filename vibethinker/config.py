@@ -1,0 +1,404 @@
+"""One typed, validated configuration, put together from a profile, a file, the environment and the command line.
+
+Later sources win, key by key: profile < file < environment < command line. Anything unknown is refused with the
+nearest valid name. The models of the single rooms are in `vibethinker.settings`. Nothing here loads torch or asks
+the network: a model's shape comes from its folder's config.json or from the profile.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from vibethinker.errors import ConfigurationError
+from vibethinker.settings import (
+    BaseModelSettings,
+    DataSettings,
+    Evaluation,
+    Execution,
+    Objective,
+    Prompts,
+    Settings,
+    Signal,
+    Spectrum,
+    Stage,
+    Tracking,
+    Verification,
+    Worker,
+    setting,
+)
+
+MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
+CODE_DOMAIN = "code"
+
+# The environment variables of the shell pipeline that this project replaces. [seed]
+ENVIRONMENT: dict[str, tuple[str, ...]] = {
+    "BASE_MODEL": ("base_model.source",),
+    "DATA_DIR": ("data.directory",),
+    "SPECTRUM_STEPS": ("spectrum.sft.steps",),
+    "SIGNAL_STEPS": ("signal.stages.*.steps",),
+    "DIVERSITY_K": ("spectrum.probing.k",),
+    "NUM_GENERATIONS": ("signal.objective.group_size",),
+    "MAX_SEQ_LENGTH_STAGE1": ("signal.stages.0.context",),
+    "MAX_SEQ_LENGTH_STAGE2": ("signal.stages.1.context",),
+    "MAX_SEQ_LENGTH_STAGE3": ("signal.stages.2.context",),
+    "DATA_PREP_MAX_PROBLEMS": ("data.max_problems",),
+    "DATA_PREP_N_SOLUTIONS": ("data.solutions",),
+    "DATA_PREP_TEACHER_MODEL": ("data.teacher.model",),
+    "DECONTAM_ENABLED": ("data.decontamination.enabled",),
+    "DECONTAM_EVAL_DATASETS": ("data.decontamination.against",),
+}
+WORKSPACE_VARIABLES = ("VIBETHINKER_WORKSPACE", "OUTPUT_ROOT")
+
+
+class Config(Settings):
+    """The whole configuration of a run."""
+
+    profile: str = setting("tiny", "the profile it started from")
+    seed: int = setting(1, "seed of everything random", ge=0)
+    deterministic: bool = setting(True, "deterministic kernels: the same seed gives the same result on one machine")
+    domains: tuple[str, ...] = setting((*MATH_DOMAINS, CODE_DOMAIN), "one specialist each", min_length=1)
+    base_model: BaseModelSettings = setting(BaseModelSettings, "where the recipe starts")
+    data: DataSettings = setting(DataSettings, "phase 0")
+    prompts: Prompts = setting(Prompts, "the one prompt format")
+    spectrum: Spectrum = setting(Spectrum, "phase 1")
+    signal: Signal = setting(Signal, "phase 2")
+    evaluation: Evaluation = setting(Evaluation, "measurement")
+    verification: Verification = setting(Verification, "limits of the verifiers")
+    worker: Worker = setting(Worker, "the interpreter of the steps")
+    execution: Execution = setting(Execution, "how, never what")
+    tracking: Tracking = setting(Tracking, "MLflow")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        for problem in _disagreements(self):
+            raise ValueError(problem)
+        return self
+
+    def objective(self, stage: Stage) -> Objective:
+        """The objective of one stage: `signal.objective` with the stage's overrides."""
+        return Objective.model_validate({**self.signal.objective.model_dump(by_alias=True), **stage.overrides})
+
+    def stage_domains(self, stage: Stage) -> tuple[str, ...]:
+        """The domains whose problems a stage trains on."""
+        if stage.domains is not None:
+            return stage.domains
+        code = stage.reward == "code"
+        return tuple(d for d in self.domains if (d == CODE_DOMAIN) == code)
+
+    def model_positions(self) -> int | None:
+        """Longest sequence the base model takes, RoPE scaling included; None where its config.json isn't at hand."""
+        shape = self.architecture()
+        positions = shape.get("max_position_embeddings") if shape else None
+        if positions and self.base_model.rope_scaling:
+            return int(positions * self.base_model.rope_scaling.factor)
+        return positions
+
+    def architecture(self) -> dict[str, Any] | None:
+        """The base model's shape in the words of config.json, read without loading anything."""
+        base = self.base_model
+        if base.source == "embedded":
+            e = base.embedded
+            return {
+                "model_type": "qwen3",
+                "hidden_size": e.hidden_size,
+                "num_hidden_layers": e.layers,
+                "num_attention_heads": e.heads,
+                "num_key_value_heads": e.kv_heads,
+                "head_dim": e.hidden_size // e.heads,
+                "intermediate_size": e.intermediate_size,
+                "vocab_size": e.vocabulary,
+                "max_position_embeddings": e.positions,
+                "tie_word_embeddings": True,
+            }
+        folder = Path(base.source).expanduser()
+        if (folder / "config.json").is_file():
+            return json.loads((folder / "config.json").read_text())
+        return base.architecture
+
+
+def _disagreements(config: Config) -> Iterable[str]:
+    """Sentences about settings that contradict each other."""
+    probing, evaluation, sft = config.spectrum.probing, config.evaluation, config.spectrum.sft
+    if probing.k > probing.samples:
+        yield (
+            f"spectrum.probing.k is {probing.k} but spectrum.probing.samples is {probing.samples}: "
+            "Pass@K needs K <= n, so raise samples or lower k"
+        )
+    for k in evaluation.k:
+        if not 1 <= k <= evaluation.samples:
+            yield (
+                f"evaluation.k has {k} but evaluation.samples is {evaluation.samples}: "
+                "pass@k needs 1 <= k <= n, so raise samples or lower k"
+            )
+    if len(set(config.domains)) != len(config.domains):
+        yield "domains names one twice: list each domain once"
+    for domain in config.domains:
+        if not domain.replace("-", "").replace("_", "").isalnum() or domain != domain.lower():
+            yield f"domains has {domain!r}: use lower-case letters, digits, - and _, since it becomes a folder's name"
+    if config.data.source == "procedural":
+        for domain in config.domains:
+            if domain not in (*MATH_DOMAINS, CODE_DOMAIN):
+                yield (
+                    f"there are no procedural problems for the domain {domain!r}: use "
+                    f"{', '.join((*MATH_DOMAINS, CODE_DOMAIN))}, or set data.source to files"
+                )
+    elif not config.data.train:
+        yield "data.source is files but data.train is empty: list at least one JSONL file under data.train"
+    if sft.checkpoints > sft.steps:
+        yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
+    if sft.batch_size % sft.micro_batch:
+        yield (
+            f"spectrum.sft.batch_size {sft.batch_size} isn't divisible by micro_batch {sft.micro_batch}: "
+            "choose a micro_batch that divides it"
+        )
+    if config.base_model.quantization != "none" and sft.method != "lora":
+        yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
+    weights = config.spectrum.fusion.weights
+    if weights is not None:
+        if set(weights) != set(config.domains):
+            yield "spectrum.fusion.weights must name exactly the domains: " + ", ".join(config.domains)
+        elif min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            yield "spectrum.fusion.weights must be at least 0 and not all 0"
+    positions = config.model_positions()
+    if positions and sft.max_length > positions:
+        yield (
+            f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
+            "base_model.rope_scaling"
+        )
+    names = [s.name for s in config.signal.stages]
+    if len(set(names)) != len(names):
+        yield "signal.stages has two stages of one name: give each its own"
+    for i, stage in enumerate(config.signal.stages):
+        yield from _stage_disagreements(config, stage, f"signal.stages.{i}", positions)
+
+
+def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int | None) -> Iterable[str]:
+    try:
+        objective = config.objective(stage)
+    except ValidationError as error:
+        yield f"{at}.overrides: {explain(error, Objective)}"
+        return
+    if objective.batch_size % objective.group_size:
+        yield (
+            f"{at}: batch_size {objective.batch_size} isn't divisible by group_size {objective.group_size}: "
+            "an update takes whole groups, so choose a multiple"
+        )
+    if objective.batch_size % min(config.signal.micro_batch, objective.batch_size):
+        yield (
+            f"{at}: batch_size {objective.batch_size} isn't divisible by signal.micro_batch "
+            f"{config.signal.micro_batch}: choose a micro_batch that divides it"
+        )
+    if positions and stage.context > positions:
+        yield (
+            f"{at}.context {stage.context} exceeds the model's {positions} positions: lower it, or set "
+            f"base_model.rope_scaling to a factor of at least {-(-stage.context // positions)}"
+        )
+    if stage.context <= objective.max_prompt_tokens:
+        yield (
+            f"{at}.context {stage.context} leaves no room for an answer after max_prompt_tokens "
+            f"{objective.max_prompt_tokens}: raise the context or lower signal.objective.max_prompt_tokens"
+        )
+    if stage.train_data is None:
+        domains = config.stage_domains(stage)
+        if not domains:
+            yield f"{at} has no domain: none of `domains` fits its reward {stage.reward!r}, so name its domains"
+        for domain in domains:
+            if domain not in config.domains:
+                yield f"{at}.domains has {domain!r}, which isn't in domains ({', '.join(config.domains)})"
+    if stage.reward == "code" and not config.verification.allow_unsafe_code:
+        yield (
+            f"{at} rewards code, which means running what the model writes: set verification.allow_unsafe_code to "
+            "true on a machine where that is acceptable, or remove the stage"
+        )
+
+
+# ---- loading ----------------------------------------------------------------------------------------------------
+
+
+def profiles() -> list[str]:
+    """Names of the profiles that come with the package."""
+    folder = resources.files("vibethinker") / "profiles"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+@cache
+def _profile_text(name: str) -> str:
+    if name not in profiles():
+        raise ConfigurationError(f"There is no profile {name!r}; {_did_you_mean(name, profiles())}.")
+    return (resources.files("vibethinker") / "profiles" / f"{name}.yaml").read_text()
+
+
+def load(
+    profile: str | None = None,
+    file: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    partial: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """The configuration of a run.
+
+    Args:
+        profile: name of a profile; None takes the file's `profile`, else `tiny`.
+        file: a YAML file laid over the profile.
+        overrides: `a.b=value` texts of the command line; values are read as YAML.
+        partial: a partial configuration laid over the file, as deployments pass it.
+        environ: where the seed's environment variables are looked up; None is os.environ.
+
+    Raises:
+        ConfigurationError: in one sentence, what is wrong and how to mend it.
+    """
+    from_file = _read_file(Path(file)) if file is not None else {}
+    name = profile or (partial or {}).get("profile") or from_file.get("profile") or "tiny"
+    values: dict[str, Any] = yaml.safe_load(_profile_text(name)) or {}
+    merge(values, from_file)
+    merge(values, dict(partial or {}))
+    values["profile"] = name
+    for variable, paths in ENVIRONMENT.items():
+        text = (os.environ if environ is None else environ).get(variable)
+        if text:
+            for path in paths:
+                _assign_environment(values, variable, path, text)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigurationError(f"--set takes KEY=VALUE such as spectrum.sft.steps=100, not {text!r}.")
+        _assign(values, key.strip(), _yaml_value(value, f"--set {key}"), text)
+    return validate(values)
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """A Config from plain values; errors become one sentence."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, Config)) from None
+
+
+def workspace(given: str | Path | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """The folder that holds artifacts and runs: given, else the environment's, else `workspace` here."""
+    environ = os.environ if environ is None else environ
+    named = next((environ[v] for v in WORKSPACE_VARIABLES if environ.get(v)), "workspace")
+    return Path(given or named).expanduser().absolute()
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay `over` on `base` in place: objects merge key by key, everything else is replaced."""
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"The configuration file {path} can't be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The configuration file {path} isn't valid YAML: {' '.join(str(error).split())}.") from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigurationError(f"The configuration file {path} must hold keys and values, as the profiles do.")
+    return values or {}
+
+
+def _yaml_value(text: str, where: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigurationError(f"{where}: {text!r} isn't a YAML value; quote it.") from None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text, since it lacks a dot
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _assign_environment(values: dict[str, Any], variable: str, path: str, text: str) -> None:
+    stages = (values.get("signal") or {}).get("stages") or []
+    if path.startswith("signal.stages.*."):
+        for i in range(len(stages)):
+            _assign(values, path.replace("*", str(i)), _yaml_value(text, variable), variable)
+        return
+    if path.startswith("signal.stages.") and int(path.split(".")[2]) >= len(stages):
+        return  # the seed always set three lengths, whatever the number of stages
+    value: Any = _yaml_value(text, variable)
+    if variable == "DECONTAM_EVAL_DATASETS":
+        value = text.replace(",", " ").split()
+    elif path in ("base_model.source", "data.directory", "data.teacher.model"):
+        value = text
+    _assign(values, path, value, variable)
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any, said: str) -> None:
+    node: Any = values
+    *parents, last = dotted.split(".")
+    for part in parents:
+        if isinstance(node, list):
+            node = _item(node, part, said)
+        elif isinstance(node, dict):
+            if not isinstance(node.get(part), (dict, list)):
+                node[part] = {}
+            node = node[part]
+    if isinstance(node, list):
+        _item(node, last, said)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _item(items: list[Any], part: str, said: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ConfigurationError(f"{said}: {part!r} isn't one of the list's {len(items)} positions, counted from 0.")
+    return items[int(part)]
+
+
+# ---- messages ---------------------------------------------------------------------------------------------------
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first problem of a validation as one sentence with the setting's full name."""
+    first = error.errors()[0]
+    location = ".".join(str(p) for p in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parent = _model_at(root, first["loc"][:-1])
+        names = [f.alias or n for n, f in parent.model_fields.items()] if parent else []
+        return f"There is no setting {location!r}; {_did_you_mean(str(first['loc'][-1]), names)}."
+    if first["type"] == "value_error":
+        return f"{str(first['ctx']['error']).rstrip('.')}."
+    if first["type"] == "missing":
+        return f"The setting {location} is missing: it has no default."
+    return f"The setting {location} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
+
+
+def _model_at(root: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = root
+    for part in location:
+        if model is None or isinstance(part, int):
+            continue
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        model = _model_in(field.annotation) if field else None
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for m in map(_model_in, get_args(annotation)) if m), None)
+
+
+def _did_you_mean(name: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}" if near else "valid names are " + ", ".join(valid)

@@ -1,0 +1,346 @@
+"""The steps of a run, their fingerprints and their states, without executing anything.
+
+A step is a function of its inputs. Its fingerprint is sha256 over its kind, the version of that kind's code, its
+semantic settings, the fingerprints of what it reads and the digests of outside files, so all fingerprints are known
+before anything runs. What a step decides (which checkpoint probing chose) is content of its output, not of its name.
+Loads no torch. What each step will cost is estimated in `vibethinker.estimates`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vibethinker.artifacts import Artifact, Store, file_digest, folder_digest
+from vibethinker.config import CODE_DOMAIN, Config
+from vibethinker.data.sources import resolve
+from vibethinker.errors import ConfigurationError, DataError
+
+# Raise a number when the code of that kind computes something else from the same settings.
+VERSIONS = {
+    "data": 1,
+    "base": 1,
+    "import": 1,
+    "specialist": 1,
+    "probe": 1,
+    "fusion": 1,
+    "signal": 1,
+    "evaluation": 1,
+    "report": 1,
+}
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "math-verify", "vibethinker")
+MIXTURE = "mixture"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it computes (kind, settings), from what (inputs: role → step id), and its name for that.
+
+    `outside` maps a path as the configuration states it to the file or folder it means; where it lies is not part
+    of the fingerprint, its content is. `domain` and `stage` are for people who watch.
+    """
+
+    id: str
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    fingerprint: str
+    outside: Mapping[str, str] = field(default_factory=dict)
+    domain: str | None = None
+    stage: str | None = None
+
+    @property
+    def depends_on(self) -> list[str]:
+        """The steps it reads, each once."""
+        return list(dict.fromkeys(self.inputs.values()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run in an order in which they can be executed."""
+
+    config: Config
+    steps: tuple[Step, ...]
+    workspace: Path
+
+    def __getitem__(self, step_id: str) -> Step:
+        for step in self.steps:
+            if step.id == step_id:
+                return step
+        raise ConfigurationError(f"There is no step {step_id!r}; the steps are {', '.join(s.id for s in self.steps)}.")
+
+    def ids(self, *kinds: str) -> list[str]:
+        """The steps of these kinds, in order."""
+        return [s.id for s in self.steps if role_of(s) in kinds]
+
+    @property
+    def final_model(self) -> str:
+        """The step whose model the recipe ends with."""
+        return (self.ids("signal") or self.ids("fusion"))[-1]
+
+    def until(self, kinds: tuple[str, ...]) -> Plan:
+        """The part of the plan that steps of these kinds need, themselves included."""
+        wanted = {s.id for s in self.steps if role_of(s) in kinds}
+        for step in reversed(self.steps):
+            if step.id in wanted:
+                wanted.update(step.inputs.values())
+        return Plan(self.config, tuple(s for s in self.steps if s.id in wanted), self.workspace)
+
+
+def role_of(step: Step) -> str:
+    """The kind of step that this is, or that it stands in for if a user's folder took its place."""
+    return step.settings["role"] if step.kind == "import" else step.kind
+
+
+@dataclass(frozen=True)
+class StepState:
+    """`state` is cached or to_run; `reason` says why something that is there can't be used."""
+
+    state: str
+    artifact: Artifact | None = None
+    reason: str | None = None
+
+
+def build(config: Config, workspace: Path, replaced: Mapping[str, str] | None = None) -> Plan:
+    """The plan of a configuration.
+
+    Args:
+        replaced: step id → a folder of the user's that takes the place of this step's output (`--from`).
+
+    Raises:
+        ConfigurationError, DataError: an outside file is missing, or a replaced step isn't in the plan.
+    """
+    return _Builder(config, workspace, dict(replaced or {})).build()
+
+
+def states(plan: Plan, store: Store, refresh: frozenset[str] = frozenset()) -> dict[str, StepState]:
+    """What can be reused: a valid output of the same fingerprint made from the inputs published now."""
+    result: dict[str, StepState] = {}
+    for step in plan.steps:
+        if step.id in refresh:
+            result[step.id] = StepState("to_run", reason="refresh was asked for")
+            continue
+        upstream = {role: result[i].artifact for role, i in step.inputs.items()}
+        if any(a is None for a in upstream.values()):
+            result[step.id] = StepState("to_run")
+            continue
+        digests = {role: a.digest for role, a in upstream.items() if a}
+        artifact, reason = store.find(step.id, step.fingerprint, digests)
+        result[step.id] = StepState("cached" if artifact else "to_run", artifact, reason)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that determine results, read without importing them."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def version_warnings(states: Mapping[str, StepState]) -> list[str]:
+    """One sentence for each library whose version differs from the one that made a reused output."""
+    now, changed = versions(), {}
+    for step_id, state in states.items():
+        for name, version in (state.artifact.manifest.get("versions", {}) if state.artifact else {}).items():
+            if name in now and now[name] != version:
+                changed.setdefault((name, version), []).append(step_id)
+    return [
+        f"{name} is {now[name]} but {version} made {', '.join(steps)}: --refresh those steps if results must agree."
+        for (name, version), steps in sorted(changed.items())
+    ]
+
+
+class _Builder:
+    def __init__(self, config: Config, workspace: Path, replaced: dict[str, str]) -> None:
+        self.config, self.workspace, self.replaced = config, workspace, replaced
+        self.steps: dict[str, Step] = {}
+        c = config
+        self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verification.semantic()}
+        self.training = {
+            "seed": c.seed,
+            "prompts": c.prompts.semantic(),
+            "base_model": c.base_model.semantic(),
+            "deterministic": c.deterministic,
+        }
+
+    def build(self) -> Plan:
+        self._data()
+        self._base()
+        self._spectrum()
+        models = self._signal()
+        self._evaluations(models)
+        self._drop_unneeded(models[-1])
+        self._report()
+        if unused := set(self.replaced) - set(self.steps):
+            raise ConfigurationError(
+                f"--from {sorted(unused)[0]}: there is no such step to replace; the steps are {', '.join(self.steps)}."
+            )
+        return Plan(self.config, tuple(self.steps.values()), self.workspace)
+
+    def _add(
+        self, id: str, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
+        outside: Mapping[str, Path] | None = None, **shown: str | None,
+    ) -> str:  # fmt: skip
+        inputs, outside = dict(inputs or {}), dict(outside or {})
+        if id in self.replaced:
+            source = Path(self.replaced[id]).expanduser().absolute()
+            if not source.is_dir():
+                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder.")
+            settings, kind, inputs, outside = {"role": kind}, "import", {}, {"source": source}
+        content = {
+            "kind": kind,
+            "version": VERSIONS[kind],
+            "settings": settings,
+            "inputs": {role: self.steps[i].fingerprint for role, i in sorted(inputs.items())},
+            "outside": {said: _digest_outside(path) for said, path in sorted(outside.items())},
+        }
+        fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        self.steps[id] = Step(
+            id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, **shown
+        )
+        return id
+
+    def _data(self) -> None:
+        data = self.config.data
+        said = [f.path for f in (*data.train, *data.evaluation)] if data.source == "files" else []
+        if data.decontamination.enabled:
+            said += data.decontamination.against
+        outside = {path: resolve(path, data.directory) for path in said}
+        if data.teacher.model and (folder := Path(data.teacher.model).expanduser()).is_dir():
+            outside[data.teacher.model] = folder.absolute()
+        math = [d for d in self.config.domains if d != CODE_DOMAIN]
+        settings = {
+            "seed": self.config.seed,
+            "domains": list(self.config.domains),
+            "math_domains": math,
+            "data": data.semantic(),
+        }
+        if data.teacher.model:  # only a teacher's traces depend on how prompts are written
+            settings["prompts"] = self.config.prompts.semantic()
+        settings["verification"] = self.config.verification.semantic()
+        self._add("data", "data", settings, outside=outside)
+
+    def _base(self) -> None:
+        base = self.config.base_model
+        settings = {
+            "seed": self.config.seed,
+            "base_model": base.semantic(),
+            "deterministic": self.config.deterministic,
+        }
+        if base.source == "embedded":
+            settings["prompts"] = self.config.prompts.semantic()
+            self._add("base", "base", settings, {"data": "data"})
+            return
+        source = Path(base.source).expanduser()
+        local = source.exists() or base.source.startswith((".", "/", "~")) or base.source.endswith(".gguf")
+        if local and not source.exists():
+            raise ConfigurationError(f"base_model.source {base.source!r}: there is no such file or folder.")
+        # A local model is named by its content, so that moving it changes nothing.
+        settings["base_model"] = {**base.semantic(), "source": "local"} if local else base.semantic()
+        self._add("base", "base", settings, outside={"source": source.absolute()} if local else None)
+
+    def _spectrum(self) -> None:
+        spectrum, domains = self.config.spectrum, self.config.domains
+        trained = {d: f"specialist-{d}" for d in domains}
+        if spectrum.mode == "trajectory":
+            trained = dict.fromkeys(domains, f"specialist-{MIXTURE}")
+        for id in dict.fromkeys(trained.values()):
+            on = [d for d in domains if trained[d] == id]
+            settings = {**self.training, "domains": on, "sft": spectrum.sft.semantic()}
+            self._add(
+                id, "specialist", settings, {"base": "base", "data": "data"}, domain=id.removeprefix("specialist-")
+            )
+        for d in domains:
+            self._add(
+                f"probe-{d}",
+                "probe",
+                {**self.common, "domain": d, "probing": spectrum.probing.semantic()},
+                {"base": "base", "data": "data", "specialist": trained[d]},
+                domain=d,
+            )
+        sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
+        settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
+        self._add("fusion", "fusion", settings, {"base": "base", **sources})
+        self.specialists = trained
+
+    def _signal(self) -> list[str]:
+        models = ["fusion"]
+        for number, stage in enumerate(self.config.signal.stages, start=1):
+            outside = {
+                said: resolve(said, self.config.data.directory)
+                for said in (stage.train_data, stage.validation_data)
+                if said
+            }
+            settings = {
+                **self.training,
+                "verification": self.config.verification.semantic(),
+                "stage": {k: v for k, v in stage.semantic().items() if k not in ("overrides", "domains")},
+                "objective": self.config.objective(stage).semantic(),
+                "domains": list(self.config.stage_domains(stage)),
+            }
+            inputs = {"model": models[-1], "data": "data"}
+            models.append(
+                self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name)
+            )
+        return models
+
+    def _evaluations(self, models: list[str]) -> None:
+        def evaluate(name: str, model: str, sets: list[str] | None = None, **more: str) -> None:
+            settings = {**self.common, "evaluation": self.config.evaluation.semantic(), "sets": sets}
+            domain = name.removeprefix("specialist-") if more else None
+            stage = self.steps[model].stage
+            inputs = {"model": model, "data": "data", **more}
+            self._add(f"evaluation-{name}", "evaluation", settings, inputs, domain=domain, stage=stage)
+
+        evaluate("base", "base")
+        for d, specialist in self.specialists.items():
+            # Generated problems have one set a domain, and a specialist is measured at home.
+            sets = [d] if self.config.data.source == "procedural" else None
+            evaluate(f"specialist-{d}", specialist, sets, base="base", probe=f"probe-{d}")
+        for model in models:
+            evaluate(model, model)
+
+    def _drop_unneeded(self, final: str) -> None:
+        """Leave out what the final model doesn't come from: a replaced step needs nothing that led to it."""
+        needed = {final, "data"}
+        for id in reversed(list(self.steps)):
+            if id in needed:
+                needed.update(self.steps[id].inputs.values())
+        measured = {
+            id for id, s in self.steps.items() if role_of(s) == "evaluation" and set(s.inputs.values()) <= needed
+        }
+        self.steps = {id: s for id, s in self.steps.items() if id in needed | measured}
+
+    def _report(self) -> None:
+        kinds = ("data", "specialist", "probe", "fusion", "signal", "evaluation")
+        inputs = {id: id for id, step in self.steps.items() if role_of(step) in kinds}
+        models = [
+            {"id": id.removeprefix("evaluation-"), "evaluation": id, "model": step.inputs["model"]}
+            for id, step in self.steps.items()
+            if role_of(step) == "evaluation"
+        ]
+        settings = {
+            "profile": self.config.profile,
+            "domains": list(self.config.domains),
+            "math_domains": [d for d in self.config.domains if d != CODE_DOMAIN],
+            "models": models,
+        }
+        self._add("report", "report", settings, inputs)
+
+
+def _digest_outside(path: Path) -> str:
+    if path.is_dir():
+        return folder_digest(path)
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise DataError(f"The file {path} can't be read ({error.strerror}): check the path in the configuration.") from None

@@ -1,0 +1,70 @@
+"""What a step's code is given, and where the code of each kind of step lives.
+
+A step is a function `run(context) -> metrics` that reads published inputs, fills `context.output`, and
+returns the numbers worth keeping (they go into the manifest, MLflow and the summary). It neither publishes,
+nor knows of Prefect or MLflow; `vibethinker.worker` does the first, the flow process the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+Metrics = dict[str, Any]
+
+STEP_FUNCTIONS: dict[str, str] = {
+    "data": "vibethinker.data.prepare:run",
+    "base": "vibethinker.models:run_base",
+    "import": "vibethinker.models:run_import",
+    "specialist": "vibethinker.training.sft:run",
+    "probe": "vibethinker.probing:run",
+    "fusion": "vibethinker.fusion:run",
+    "signal": "vibethinker.training.signal:run",
+    "evaluation": "vibethinker.evaluation.step:run",
+    "report": "vibethinker.reporting.step:run",
+}
+
+
+class Emitter(Protocol):
+    """How a running step tells its parent what it is doing; each call also proves that it is alive."""
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """`done` of `total` units of the step's own work (optimizer steps, problems) are finished."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Measurements at optimizer step `step`."""
+
+    def warning(self, text: str) -> None:
+        """Something the user should read, though the step goes on."""
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Everything one step may read and write.
+
+    Attributes:
+        step_id: the step's name in the plan, for example `specialist-algebra`.
+        settings: semantic settings, exactly what the fingerprint covers.
+        execution: device, threads, micro-batches, sandbox permission: how, never what.
+        inputs: role → published folder of the step that fills it.
+        output: an empty staging folder; what is in it at the end is published.
+        checkpoints: a folder that survives a kill of this step, for its own resumable state.
+        emit: progress, metrics and warnings to the parent.
+    """
+
+    step_id: str
+    settings: Mapping[str, Any]
+    execution: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    output: Path
+    checkpoints: Path
+    emit: Emitter
+
+
+def resolve(kind: str) -> Callable[[StepContext], Metrics]:
+    """Import and return the function that runs a step of this kind."""
+    module, _, name = STEP_FUNCTIONS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

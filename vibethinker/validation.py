@@ -1,0 +1,172 @@
+"""Is this folder whole? Five levels, each including those before it.
+
+`exists`: a readable manifest, or for a plain model folder config.json, weights and a tokenizer; `size`: every
+file has its recorded size; `finite`: every safetensors header is sound and no weight is NaN or Inf; `digest`: every
+file has its recorded sha256; `generates`: the model loads and produces tokens (imports torch; the others don't).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vibethinker.errors import ConfigurationError
+
+MANIFEST = "manifest.json"
+LEVELS = ("exists", "size", "finite", "digest", "generates")
+CHUNK_BYTES = 1 << 24
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+
+
+def check(folder: Path, level: str = "size") -> str | None:
+    """The reason why a folder is invalid at this level, or None if it is valid.
+
+    Raises:
+        ConfigurationError: the level has another name.
+    """
+    if level not in LEVELS:
+        raise ConfigurationError(f"There is no validation level {level!r}: use {', '.join(LEVELS)}.")
+    manifest, reason = _manifest(folder)
+    if reason:
+        return reason
+    for name in LEVELS[: LEVELS.index(level) + 1]:
+        if name == "digest" and manifest is None and level != "digest":
+            continue  # a folder from elsewhere has nothing to compare with, but it can still be loaded
+        if reason := _CHECKS[name](folder, manifest):
+            return reason
+    return None
+
+
+def tensor_digests(folder: Path) -> dict[str, str]:
+    """File → sha256 over the names, types and shapes of its tensors."""
+    digests = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        header, _ = read_header(path)
+        shapes = {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()}
+        digests[path.relative_to(folder).as_posix()] = hashlib.sha256(
+            json.dumps(shapes, sort_keys=True).encode()
+        ).hexdigest()
+    return digests
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The tensors of a safetensors file (name → dtype, shape, data_offsets) and where their data starts.
+
+    Raises:
+        ValueError: the file is no whole safetensors file.
+    """
+    with path.open("rb") as handle:
+        raw = handle.read(8)
+        length = struct.unpack("<Q", raw)[0] if len(raw) == 8 else 0
+        if not 0 < length <= path.stat().st_size - 8:
+            raise ValueError(f"{path.name} is cut off")
+        header = json.loads(handle.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if path.stat().st_size != 8 + length + end:
+        raise ValueError(f"{path.name} is cut off")
+    return header, 8 + length
+
+
+def _manifest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    if not folder.is_dir():
+        return None, f"{folder} is no folder"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError):
+        return None, f"{MANIFEST} can't be read"
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        return None, f"{MANIFEST} lists no files"
+    return manifest, None
+
+
+def _exists(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+    if manifest is not None:
+        missing = [name for name in manifest["files"] if not (folder / name).is_file()]
+        return f"{missing[0]} is missing" if missing else None
+    if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
+        return f"there is neither {MANIFEST} nor config.json"
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        return "there are no weights (model.safetensors)"
+    if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()):
+        return "there is no tokenizer (tokenizer.json)"
+    return None
+
+
+def _size(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+    for name, entry in (manifest["files"] if manifest else {}).items():
+        if (size := (folder / name).stat().st_size) != entry["size"]:
+            return f"{name} has {size} bytes instead of {entry['size']}"
+    return None
+
+
+def _finite(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            bad = next(_not_finite(path), None)
+        except (ValueError, KeyError, TypeError) as error:
+            return f"{path.relative_to(folder)} is no whole safetensors file ({error})"
+        if bad:
+            return f"{path.relative_to(folder)} has NaN or Inf in {bad}"
+    return None
+
+
+def _not_finite(path: Path) -> Iterator[str]:
+    """Names of the tensors that hold a NaN or an Inf; bfloat16 is read by its bits, since numpy lacks it."""
+    import numpy as np
+
+    types = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+    header, start = read_header(path)
+    with path.open("rb") as handle:
+        for name, entry in header.items():
+            if entry["dtype"] not in types:
+                continue
+            begin, end = entry["data_offsets"]
+            for offset in range(begin, end, CHUNK_BYTES):
+                handle.seek(start + offset)
+                block = np.frombuffer(handle.read(min(CHUNK_BYTES, end - offset)), dtype=types[entry["dtype"]])
+                bad = (block & 0x7F80) == 0x7F80 if entry["dtype"] == "BF16" else ~np.isfinite(block)
+                if bad.any():
+                    yield name
+                    break
+
+
+def _digest(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+    if manifest is None:
+        return f"there is no {MANIFEST} to compare with; a folder from elsewhere can be checked up to `finite`"
+    for name, entry in manifest["files"].items():
+        with (folder / name).open("rb") as handle:
+            if hashlib.file_digest(handle, "sha256").hexdigest() != entry["sha256"]:
+                return f"{name} isn't what was published: its sha256 differs"
+    return None
+
+
+def _generates(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+    if not (folder / "config.json").is_file():
+        return "it holds no model at its top level (config.json)"
+    from vibethinker import models
+    from vibethinker.generation.transformers_engine import TransformersEngine
+
+    try:
+        tokenizer = models.load_tokenizer(folder)
+        engine = TransformersEngine(models.load_model(folder), tokenizer)
+        prompt = tokenizer("1+1=")["input_ids"]
+        [[completion]] = engine.generate([prompt], samples=1, max_tokens=4, temperature=0.0, top_p=1.0, seed=0)
+    except Exception as error:  # whatever a foreign folder makes the loader raise is the answer
+        return f"it doesn't load and generate ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return None if completion.tokens else "it loads but produces no token"
+
+
+_CHECKS: dict[str, Callable[[Path, dict[str, Any] | None], str | None]] = {
+    "exists": _exists,
+    "size": _size,
+    "finite": _finite,
+    "digest": _digest,
+    "generates": _generates,
+}
