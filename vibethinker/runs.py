@@ -1,0 +1,184 @@
+"""The folder of one run: its configuration, plan, summary, logs, and how to find the latest.
+
+`<workspace>/runs/<run id>/` holds config.yaml (resolved), plan.json, summary.json and report.html (contracts),
+logs/<step>.log, and state.json with the command that resumes. The summary is written anew at each change, so that
+`vibethinker status` can read it while the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vibethinker.artifacts import Artifact, Store, write_json
+from vibethinker.errors import ConfigurationError
+from vibethinker.plan import Plan, StepState
+
+SCHEMA = 1
+FINISHED = ("done", "cached")
+
+
+class Run:
+    """One run's folder and its summary.
+
+    A step's `state` is waiting, running, done, cached, failed or skipped (it needed one that failed); the run's
+    `status` is running, completed, failed or interrupted.
+    """
+
+    def __init__(self, plan: Plan, run_id: str | None = None) -> None:
+        self.plan = plan
+        self.id = run_id or f"{plan.config.profile}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        self.folder = plan.workspace / "runs" / self.id
+        self.store = Store(plan.workspace)
+        self._lock = threading.Lock()
+        self._steps: dict[str, dict[str, Any]] = {
+            s.id: {"id": s.id, "fingerprint": s.fingerprint, "state": "waiting", "seconds": None, "metrics": {}}
+            for s in plan.steps
+        }
+        self._warnings: list[str] = []
+        self.status = "running"
+
+    def create(self, states: Mapping[str, StepState], resume_command: str, warnings: Sequence[str] = ()) -> None:
+        """Write config.yaml, plan.json, state.json and the first summary."""
+        (self.folder / "logs").mkdir(parents=True)
+        values = self.plan.config.model_dump(mode="json", by_alias=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
+        write_json(self.folder / "state.json", {"resume": resume_command, "started": time.time()})
+        self._warnings += warnings
+        self.save()
+
+    def log(self, step_id: str) -> Path:
+        """Where the step's process writes whatever its libraries print."""
+        return self.folder / "logs" / f"{step_id}.log"
+
+    def update(self, step_id: str, state: str, artifact: Artifact | None = None, error: str | None = None) -> None:
+        """Note a step's new state; `artifact` is its output, `error` the sentence that ended it."""
+        entry = self._steps[step_id]
+        entry["state"] = state
+        if artifact is not None:
+            entry |= {"seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
+        if error:
+            entry["error"] = error
+        self.save()
+
+    def warn(self, text: str) -> None:
+        """Keep a warning for the summary and the report."""
+        with self._lock:
+            if text not in self._warnings:
+                self._warnings.append(text)
+
+    def finish(self, status: str) -> dict[str, Any]:
+        """Note how the run ended; steps that were never reached are `skipped`. Returns the summary."""
+        self.status = status
+        for entry in self._steps.values():
+            if entry["state"] in ("waiting", "running"):
+                entry["state"] = "skipped"
+        return self.save()
+
+    def save(self) -> dict[str, Any]:
+        """Write summary.json and return it."""
+        with self._lock:
+            summary = self._summary()
+            write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def report(self) -> dict[str, Any]:
+        """The published report.json, or nothing before there is one."""
+        step = self._steps.get("report")
+        if step is None or step["state"] not in FINISHED:
+            return {}
+        artifact = self.store.read("report", step["fingerprint"])
+        return json.loads((artifact.folder / "report.json").read_text()) if artifact else {}
+
+    def _summary(self) -> dict[str, Any]:
+        report, models = self.report(), []
+        for step in self.plan.steps:
+            entry = self._steps[step.id]
+            if step.id.startswith("evaluation-") and entry["state"] in FINISHED:
+                artifact = self.store.read(step.id, step.fingerprint)
+                model = self.plan[step.inputs["model"]] if "model" in step.inputs else None
+                if artifact and model:
+                    scores = json.loads((artifact.folder / "scores.json").read_text())
+                    path = self._model_path(step.inputs, model)
+                    models.append({"id": step.id.removeprefix("evaluation-"), "path": path, "scores": scores})
+        warnings = self._warnings + [w for w in report.get("warnings", []) if w not in self._warnings]
+        return {
+            "schema": SCHEMA,
+            "run_id": self.id,
+            "status": self.status,
+            "steps": list(self._steps.values()),
+            "models": models,
+            "comparisons": report.get("comparisons", []),
+            "warnings": warnings,
+        }
+
+    def _model_path(self, inputs: Mapping[str, str], model: Any) -> str:
+        folder = self.store.folder(model.id, model.fingerprint)
+        if "probe" in inputs:
+            probe = self.plan[inputs["probe"]]
+            chosen = self.store.read(probe.id, probe.fingerprint)
+            if chosen:
+                selected = json.loads((chosen.folder / "probe.json").read_text())["selected"]
+                folder = folder / "checkpoints" / selected
+        return str(folder)
+
+
+def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | None = None) -> dict[str, Any]:
+    """plan.json: every step with its fingerprint, what it needs, its state now and its estimate."""
+    from vibethinker.estimates import estimate
+
+    estimates = estimate(plan)
+    steps = [
+        {
+            "id": s.id,
+            "kind": s.kind,
+            "fingerprint": s.fingerprint,
+            "depends_on": s.depends_on,
+            "domain": s.domain,
+            "stage": s.stage,
+            "state": states[s.id].state,
+            "reason": states[s.id].reason,
+            "estimate": estimates[s.id],
+        }
+        for s in plan.steps
+    ]
+    return {"schema": SCHEMA, "run_id": run_id, "profile": plan.config.profile, "steps": steps}
+
+
+def latest(workspace: Path, fingerprints: Mapping[str, str] | None = None) -> Path:
+    """The folder of the newest run, of exactly these steps if given (step id → fingerprint).
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    folders = sorted(
+        (p.parent for p in (workspace / "runs").glob("*/state.json")),
+        key=lambda p: json.loads((p / "state.json").read_text())["started"],
+        reverse=True,
+    )
+    for folder in folders:
+        summary = read_summary(folder)
+        if fingerprints is None or {s["id"]: s["fingerprint"] for s in summary["steps"]} == dict(fingerprints):
+            return folder
+    raise ConfigurationError(f"The workspace {workspace} has no such run yet: start one by `vibethinker run`.")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run, refused with a sentence if another version wrote it."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        raise ConfigurationError(f"{folder / 'summary.json'} can't be read: name another run.") from None
+    if summary.get("schema") != SCHEMA:
+        raise ConfigurationError(
+            f"{folder / 'summary.json'} has schema {summary.get('schema')!r}, this version reads {SCHEMA}."
+        )
+    return summary

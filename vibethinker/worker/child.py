@@ -1,0 +1,202 @@
+"""One step in its own process: lock, look once more, run, publish, say how it ended.
+
+Events go to one pipe as JSON lines; everything that libraries print goes to the step's log file. A failure's class
+is told twice, by the end event and by the exit status, since a dying process may manage only one of the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vibethinker import steps
+from vibethinker.artifacts import Artifact, Store
+from vibethinker.errors import (
+    DataError,
+    DivergedError,
+    InfrastructureError,
+    OutOfMemoryError,
+    PreemptedError,
+    VibeThinkerError,
+)
+from vibethinker.plan import versions
+
+# Nothing calls home, whatever a library's default is.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+}
+
+
+class PipeEmitter:
+    """Writes events to the server; safe to use from a trainer's threads."""
+
+    def __init__(self, descriptor: int, request_id: int) -> None:
+        self._descriptor, self._id = descriptor, request_id
+        self._sequence, self._lock = 0, threading.Lock()
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """See `steps.Emitter`."""
+        self.send("progress", done=done, total=total, text=text)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """See `steps.Emitter`."""
+        self.send("metrics", step=step, values={k: float(v) for k, v in values.items()})
+
+    def warning(self, text: str) -> None:
+        """See `steps.Emitter`."""
+        self.send("warning", text=text)
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Write one event whole; a pipe that nobody reads any more ends the process, since its flow is gone."""
+        with self._lock:
+            self._sequence += 1
+            line = {"id": self._id, "sequence": self._sequence, "time": time.time(), "event": event, **fields}
+            data = (json.dumps(line) + "\n").encode()
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+
+def main() -> None:
+    """A fresh process: the request is stdin's first line, and stdin's end means that the server is gone."""
+    request = json.loads(sys.stdin.buffer.readline())
+    events = os.dup(1)
+    threading.Thread(target=_die_with_stdin, daemon=True).start()
+    run(request, events)
+
+
+def run(request: Mapping[str, Any], events: int) -> NoReturn:
+    """Execute one request in this process and leave it."""
+    os.environ.update(QUIET)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    signal.signal(signal.SIGTERM, _preempt)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to everyone; the flow process decides
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    emitter = PipeEmitter(events, request["id"])
+    status = 0
+    try:
+        result = execute(request, emitter)
+        emitter.send("end", kind="done", result=result)
+    except BaseException as error:
+        failure = classify(error)
+        traceback.print_exc()
+        status = failure.child_exit
+        with contextlib.suppress(OSError):  # nobody listens any more; the status still tells
+            emitter.send("end", kind=failure.kind, message=str(failure))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # libraries' exit handlers may hang on threads that a fork didn't bring along
+
+
+def execute(request: Mapping[str, Any], emitter: steps.Emitter) -> dict[str, Any]:
+    """Run and publish one step, or find that another process has done so meanwhile.
+
+    Returns:
+        `folder`, `digest`, `metrics`, `seconds`, and `reused`: whether somebody else had published it.
+
+    Raises:
+        VibeThinkerError: of the class that says what to do about it.
+    """
+    store = Store(Path(request["workspace"]))
+    step, fingerprint = request["step"], request["fingerprint"]
+    inputs: dict[str, Artifact] = {}
+    for role, (input_step, input_fingerprint) in request["inputs"].items():
+        artifact = store.read(input_step, input_fingerprint)
+        if artifact is None:
+            raise InfrastructureError(f"The output of {input_step} that {step} reads is gone: run again to remake it.")
+        inputs[role] = artifact
+    digests = {role: a.digest for role, a in inputs.items()}
+    with store.lock(step, fingerprint):
+        found, reason = store.find(step, fingerprint, digests)
+        if found:
+            return _result(found, reused=True)
+        if reason:
+            emitter.warning(f"The published output of {step} moved to {store.retire(step, fingerprint)}: {reason}.")
+        staging = store.staging(step, fingerprint)
+        checkpoints = store.checkpoints(step, fingerprint)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        folders = {role: a.folder for role, a in inputs.items()}
+        started = time.monotonic()
+        metrics = steps.resolve(request["kind"])(
+            steps.StepContext(
+                step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
+            )
+        )
+        record = {
+            "kind": request["kind"],
+            "settings": request["settings"],
+            "metrics": metrics,
+            "seconds": round(time.monotonic() - started, 3),
+            "finished": time.time(),
+            "versions": versions(),
+            "revision": request.get("revision"),
+            "run_id": request.get("run_id"),
+        }
+        return _result(store.publish(staging, step, fingerprint, inputs=digests, record=record), reused=False)
+
+
+def classify(error: BaseException) -> VibeThinkerError:
+    """The error of this project that says what kind of failure any exception is."""
+    if isinstance(error, VibeThinkerError):
+        return error
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "CUDAOutOfMemoryError"):
+        return OutOfMemoryError(text)
+    if isinstance(error, FloatingPointError):
+        return DivergedError(text)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return InfrastructureError(f"The disk is full ({text}): make room, then run the same command again.")
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return DataError(text)
+    if isinstance(error, (OSError, EOFError)):
+        return InfrastructureError(text)
+    return VibeThinkerError(text)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request
+        os._exit(1)
+
+
+def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
+    return {
+        "folder": str(artifact.folder),
+        "digest": artifact.digest,
+        "metrics": artifact.metrics,
+        "seconds": artifact.manifest["seconds"],
+        "reused": reused,
+    }
+
+
+def _preempt(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise PreemptedError("The step was asked to stop.")
+
+
+def _die_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,148 @@
+"""The flow process's side of a worker: start its server, ask for steps, hear their events.
+
+`Host.run` blocks the calling thread until its step has ended, and may be called from many threads at once. The server
+and all it started end with this process, also when it is killed, because the server's stdin closes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vibethinker.errors import KINDS, ConfigurationError, InfrastructureError, VibeThinkerError
+
+Event = dict[str, Any]
+
+
+class Host:
+    """A running worker server.
+
+    Args:
+        python: interpreter of the training environment.
+        env: variables added to this process's environment.
+        fork: preload the trainers and fork a child a step; not with a GPU.
+        log: where the server's own output goes.
+
+    Raises:
+        ConfigurationError: the interpreter can't be started.
+    """
+
+    def __init__(
+        self, log: Path, *, python: str | None = None, env: Mapping[str, str] | None = None, fork: bool
+    ) -> None:
+        command = [python or sys.executable, "-m", "vibethinker.worker", "serve", *(["--fork"] if fork else [])]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=output,
+                    env={**os.environ, **(env or {})},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ConfigurationError(
+                f"worker.python {command[0]!r} can't be started ({error.strerror}): name an interpreter that has "
+                "vibethinker and its train extra."
+            ) from None
+        self._log = log
+        self._lock = threading.Lock()
+        self._waiting: dict[int, queue.SimpleQueue[Event]] = {}
+        self._next = 0
+        threading.Thread(target=self._listen, name="worker-events", daemon=True).start()
+
+    def run(
+        self, request: Mapping[str, Any], hear: Callable[[Event], None], stopped: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
+        """Run one step to its end and return its result (see `child.execute`).
+
+        Args:
+            hear: called in this thread with each event but the last.
+            stopped: asked twice a second; once true, the child is told to save and leave.
+
+        Raises:
+            VibeThinkerError: of the class that the child's end names.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        with self._lock:
+            self._next += 1
+            id = self._next
+            self._waiting[id] = events
+        self._send({"op": "run", "id": id, "request": dict(request)})
+        asked = False
+        try:
+            while True:
+                try:
+                    event = events.get(timeout=0.5)
+                except queue.Empty:
+                    if self._process.poll() is not None:
+                        raise self._lost() from None
+                    if stopped() and not asked:
+                        asked = True
+                        self._send({"op": "stop", "id": id})
+                    continue
+                if event["event"] != "end":
+                    hear(event)
+                elif event["kind"] == "done":
+                    return event["result"]
+                else:
+                    raise KINDS.get(event["kind"], VibeThinkerError)(event["message"])
+        except BaseException:
+            with contextlib.suppress(VibeThinkerError):
+                self._send({"op": "stop", "id": id})
+            raise
+        finally:
+            with self._lock:
+                del self._waiting[id]
+
+    def close(self) -> None:
+        """End the server and whatever it still runs."""
+        assert self._process.stdin
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin
+        try:
+            with self._lock:
+                self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                self._process.stdin.flush()
+        except (OSError, ValueError):
+            raise self._lost() from None
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            event = json.loads(line)
+            with self._lock:
+                events = self._waiting.get(event["id"])
+            if events is not None:
+                events.put(event)
+
+    def _lost(self) -> VibeThinkerError:
+        status = self._process.poll()
+        text = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
+        if text and "No module named" in text[-1]:
+            return ConfigurationError(f"The worker can't start ({text[-1]}): install vibethinker there.")
+        return InfrastructureError(f"The worker's server ended with status {status}; {self._log} has its last words.")

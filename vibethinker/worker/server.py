@@ -1,0 +1,266 @@
+"""The worker's server: starts a child a request, forwards its events, and outlives none of its masters.
+
+One thread, one selector: stdin (requests; its end means the flow process is gone), the children's event pipes, and
+in fork mode the socket to the zygote. A child that says nothing for `stall_seconds` gets its stack dumped into its log
+and is killed. Descriptors cross to the zygote by SCM_RIGHTS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from vibethinker.errors import CHILD_EXITS, InfrastructureError
+from vibethinker.worker import child
+
+# What a step needs first; loading it costs about 15 s once and is then shared by every forked child.
+PRELOAD = ("torch", "transformers", "peft", "datasets", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
+TICK_SECONDS = 0.5
+STOP_GRACE_SECONDS = 10.0
+NEWS = struct.Struct("<q?q")  # what the zygote tells: request id, whether a pid or else a status, its value
+
+
+@dataclass
+class _Child:
+    id: int
+    step: str
+    events: int
+    pid: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    stall_seconds: float = 600.0
+    heard: float = 0.0
+    end: bytes | None = None
+    status: int | None = None
+    pipe_open: bool = True
+    kill_at: float | None = None
+    killed_because: str | None = None
+    buffer: bytes = b""
+
+
+def serve(*, fork: bool) -> NoReturn:
+    """Serve requests until stdin ends; then kill everything and leave."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    zygote = _start_zygote() if fork else None
+    server = _Server(zygote)
+    try:
+        server.loop()
+    finally:
+        server.kill_all()
+        os._exit(0)
+
+
+class _Server:
+    def __init__(self, zygote: socket.socket | None) -> None:
+        self.zygote = zygote
+        self.children: dict[int, _Child] = {}
+        self.selector = selectors.DefaultSelector()
+        self.stdin_buffer = b""
+        self.selector.register(0, selectors.EVENT_READ, self._requests)
+        if zygote:
+            self.selector.register(zygote, selectors.EVENT_READ, self._zygote_news)
+
+    def loop(self) -> None:
+        while True:
+            for key, _ in self.selector.select(TICK_SECONDS):
+                handler: Callable[[], bool | None] = key.data
+                if handler() is False:
+                    return
+            for one in list(self.children.values()):
+                self._watch(one)
+
+    def kill_all(self) -> None:
+        for one in self.children.values():
+            _kill_group(one.pid, signal.SIGKILL)
+
+    def _requests(self) -> bool | None:
+        data = os.read(0, 1 << 16)
+        if not data:
+            return False
+        *lines, self.stdin_buffer = (self.stdin_buffer + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if message["op"] == "run":
+                self._start(message["id"], {**message["request"], "id": message["id"]})
+            elif message["op"] == "stop" and message["id"] in self.children:
+                one = self.children[message["id"]]
+                _kill_group(one.pid, signal.SIGTERM)
+                one.kill_at = time.monotonic() + STOP_GRACE_SECONDS
+        return None
+
+    def _start(self, id: int, request: Mapping[str, Any]) -> None:
+        receive, send = os.pipe()
+        one = _Child(id, request["step"], receive, stall_seconds=request["stall_seconds"], heard=time.monotonic())
+        self.children[id] = one
+        self.selector.register(receive, selectors.EVENT_READ, lambda: self._events(one))
+        try:
+            if self.zygote:
+                message = json.dumps(request).encode()
+                socket.send_fds(self.zygote, [len(message).to_bytes(8, "big")], [send])
+                self.zygote.sendall(message)
+            else:
+                one.process = subprocess.Popen(
+                    [sys.executable, "-m", "vibethinker.worker", "child"],
+                    stdin=subprocess.PIPE, stdout=send, start_new_session=True,
+                )  # fmt: skip
+                one.pid = one.process.pid
+                assert one.process.stdin
+                one.process.stdin.write(json.dumps(request).encode() + b"\n")
+                one.process.stdin.flush()
+        except OSError as error:
+            one.killed_because = f"no process could be started for it ({error})"
+            one.status = InfrastructureError.child_exit
+        finally:
+            os.close(send)
+
+    def _events(self, one: _Child) -> None:
+        data = os.read(one.events, 1 << 16)
+        if not data:
+            self.selector.unregister(one.events)
+            os.close(one.events)
+            one.pipe_open = False
+            self._watch(one)
+            return
+        one.heard = time.monotonic()
+        *lines, one.buffer = (one.buffer + data).split(b"\n")
+        for line in lines:
+            # An end is told when the process is gone, so that whoever hears it finds nothing alive.
+            if json.loads(line)["event"] == "end":
+                one.end = line
+            else:
+                _write(line)
+
+    def _zygote_news(self) -> bool | None:
+        assert self.zygote
+        data = _receive(self.zygote, NEWS.size)
+        if not data:
+            return False
+        id, is_pid, value = NEWS.unpack(data)
+        one = self.children.get(id)
+        if one and is_pid:
+            one.pid, one.heard = value, time.monotonic()
+        elif one:
+            one.status = value
+            self._watch(one)
+        return None
+
+    def _watch(self, one: _Child) -> None:
+        now = time.monotonic()
+        if one.process is not None and one.status is None:
+            one.status = one.process.poll()
+        if one.status is not None:
+            # The step is over; whatever it left in its group must not keep the pipe, a lock or a GPU.
+            _kill_group(one.pid, signal.SIGKILL)
+            if not one.pipe_open:
+                self._finish(one)
+            return
+        if one.kill_at is not None and now > one.kill_at:
+            _kill_group(one.pid, signal.SIGKILL)
+        elif one.kill_at is None and one.pid and now - one.heard > one.stall_seconds:
+            one.killed_because = (
+                f"it reported nothing for {one.stall_seconds:g} s; its stack is in its log, and "
+                "execution.stall_seconds sets the limit"
+            )
+            _kill_group(one.pid, signal.SIGUSR1, group=False)
+            one.kill_at = now + 1.0
+
+    def _finish(self, one: _Child) -> None:
+        del self.children[one.id]
+        if one.end is not None:
+            _write(one.end)
+            return
+        status = one.status or 0
+        kind = CHILD_EXITS[status].kind if status in CHILD_EXITS else InfrastructureError.kind
+        reason = one.killed_because
+        if reason is None and status < 0:
+            reason = f"its process was killed by {signal.Signals(-status).name}"
+            if status == -signal.SIGKILL:
+                reason += ", which is how the kernel ends what uses too much memory"
+        reason = reason or f"its process ended with status {status} and said nothing"
+        end = {"id": one.id, "sequence": 0, "time": time.time(), "event": "end", "kind": kind}
+        _write(json.dumps({**end, "message": f"The step {one.step} didn't finish: {reason}."}).encode())
+
+
+def _write(line: bytes) -> None:
+    data = line + b"\n"
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def _kill_group(pid: int | None, number: int, *, group: bool = True) -> None:
+    if pid:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, number) if group else os.kill(pid, number)
+
+
+# ---- zygote -----------------------------------------------------------------------------------------------------
+
+
+def _start_zygote() -> socket.socket:
+    ours, theirs = socket.socketpair()
+    if os.fork():
+        theirs.close()
+        return ours
+    ours.close()
+    child.die_with_parent()
+    _zygote(theirs)
+
+
+def _zygote(server: socket.socket) -> NoReturn:
+    """Import what steps need, then fork a child for each request and tell its pid and its status."""
+    os.environ.update(child.QUIET)
+    quiet = os.open(os.devnull, os.O_RDWR)
+    os.dup2(quiet, 0)
+    os.dup2(quiet, 1)
+    for name in PRELOAD:
+        with contextlib.suppress(ImportError):  # the step that needs it says so with its name
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # keep the collector from touching, and so copying, every shared page in each child
+    running: dict[int, int] = {}
+    server.settimeout(0.02)
+    while True:
+        with contextlib.suppress(TimeoutError):
+            head, descriptors, _, _ = socket.recv_fds(server, 8, 1)
+            if not head:
+                os._exit(0)
+            server.settimeout(None)
+            request = json.loads(_receive(server, int.from_bytes(head, "big")))
+            pid = os.fork()
+            if pid == 0:
+                server.close()
+                child.die_with_parent()
+                os.setsid()
+                child.run(request, descriptors[0])
+            os.close(descriptors[0])
+            running[pid] = request["id"]
+            server.sendall(NEWS.pack(request["id"], True, pid))
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            server.sendall(NEWS.pack(running.pop(pid), False, os.waitstatus_to_exitcode(status)))
+        server.settimeout(0.02 if running else None)
+
+
+def _receive(server: socket.socket, size: int) -> bytes:
+    """`size` bytes, or none when the other side is gone."""
+    data = b""
+    while len(data) < size:
+        more = server.recv(size - len(data))
+        if not more:
+            return b""
+        data += more
+    return data
