@@ -1,0 +1,275 @@
+"""Tracking against real MLflow stores: runs, metrics without doubles, outages, the registry."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from vibethinker.errors import ConfigurationError
+from vibethinker.tracking import RunTracker, deliver, store_uri
+
+pytest.importorskip("mlflow")
+pytestmark = pytest.mark.slow
+
+EXPERIMENT = "vibethinker tests"
+PARAMS = {
+    "seed": 1,
+    "signal": {"stages": [{"name": "math", "steps": 60}]},
+    "data": {"train": []},
+    "note": "x" * 7000,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose path has a space; its SQLite store is migrated once for all tests."""
+    return tmp_path_factory.mktemp("work space")
+
+
+@pytest.fixture
+def client(store: Path):
+    from vibethinker.tracking.delivery import load_client
+
+    return load_client(store_uri(None, store))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, in which MLflow must leave nothing, and no store from the environment."""
+    folder = tmp_path / "current"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+def open_tracker(store: Path, folder: Path, run_id: str, uri: str | None = None, **kw) -> RunTracker:
+    return RunTracker.open(
+        uri, store, EXPERIMENT, run_id, "tiny run", PARAMS, {"prefect.flow_run_id": "f-1"}, folder, **kw
+    )
+
+
+def runs(client, kind: str, **tags: str) -> list:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    tags["kind"] = kind
+    query = " and ".join(f"tags.`vibethinker.{key}` = '{value}'" for key, value in tags.items())
+    return client.search_runs([experiment.experiment_id], query)
+
+
+def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in sorted(client.get_metric_history(run_id, key), key=lambda m: m.step)]
+
+
+@pytest.fixture
+def dead_uri() -> str:
+    """The address of a loopback port on which nothing listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def test_a_run_has_a_parent_and_a_child_per_step(store, client, tmp_path, elsewhere):
+    tracker = open_tracker(store, tmp_path / "run", "run-a")
+    step = tracker.step("specialist-algebra", "abc123", {"prefect.task_run_id": "t-1"})
+    step.metrics(1, {"loss": 2.0, "p_histogram": [3, 1], "note": "text"}, 1000, 1)
+    step.metrics(2, {"loss": 1.5, "p_histogram": [2, 2]}, 2000, 2)
+    step.finish("FINISHED", {"selected": "step-000050", "pass_at": {"8": {"value": 0.5}}})
+    tracker.dataset("train", "d" * 64, "gsm8k_train.jsonl", "training")
+    assert tracker.finish("FINISHED", {"math avg@8": 0.25})
+
+    (parent,) = runs(client, "run", run_id="run-a")
+    assert tracker.run_id == parent.info.run_id
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "tiny run"
+    assert parent.data.tags["prefect.flow_run_id"] == "f-1"
+    assert parent.data.params["signal.stages.0.steps"] == "60"
+    assert parent.data.params["data.train"] == "[]"
+    assert len(parent.data.params["note"]) == 6000
+    assert parent.data.metrics == {"final/math avg_at_8": 0.25}
+    assert parent.inputs.dataset_inputs[0].dataset.digest == "d" * 36
+
+    (child,) = runs(client, "step", step="specialist-algebra", fingerprint="abc123")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.tags["prefect.task_run_id"] == "t-1"
+    assert child.data.tags["selected"] == "step-000050"
+    assert child.data.metrics["final/pass_at.8.value"] == 0.5
+    assert history(client, child.info.run_id, "loss") == [(1, 2.0), (2, 1.5)]
+    assert history(client, child.info.run_id, "p_histogram.0") == [(1, 3.0), (2, 2.0)]
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_retried_step_continues_its_run_and_repeats_no_metric(store, client, tmp_path):
+    for first, status in ((1, "FAILED"), (3, "FINISHED")):
+        tracker = open_tracker(store, tmp_path / "run", "run-b")
+        step = tracker.step("signal-1", "ffff")
+        for sequence, at in enumerate(range(first, first + 4)):
+            step.metrics(at, {"reward": at / 10}, 1000 * first + at, sequence)
+        step.finish(status)
+        assert tracker.finish(status, {"avg": 0.5})
+
+    (parent,) = runs(client, "run", run_id="run-b")
+    (child,) = runs(client, "step", parent=parent.info.run_id)
+    assert child.info.status == "FINISHED"
+    assert history(client, child.info.run_id, "reward") == [(at, at / 10) for at in range(1, 7)]
+    assert history(client, parent.info.run_id, "final/avg") == [(0, 0.5)]
+
+
+def test_delivering_the_whole_journal_again_doubles_nothing(store, client, tmp_path):
+    folder = tmp_path / "run"
+    tracker = open_tracker(store, folder, "run-c")
+    step = tracker.step("signal-1", "ffff")
+    for at in range(2500):
+        step.metrics(at, {"reward": 0.5, "entropy": 1.0}, at, at)
+    step.finish("FINISHED")
+    tracker.finish("FINISHED")
+    (folder / "tracking.json").unlink()  # as if killed after every sending and before every recording
+
+    assert deliver(folder, store_uri(None, store), store) == 2504
+    assert deliver(folder, store_uri(None, store), store) == 0
+    (parent,) = runs(client, "run", run_id="run-c")
+    (child,) = runs(client, "step", parent=parent.info.run_id)
+    assert [at for at, _ in history(client, child.info.run_id, "reward")] == list(range(2500))
+
+
+def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(
+    store, client, tmp_path, dead_uri
+):
+    folder, warnings = tmp_path / "run", []
+    tracker = open_tracker(store, folder, "run-d", dead_uri, warn=warnings.append)
+    step = tracker.step("signal-1", "ffff")
+    for at in range(50):
+        step.metrics(at, {"reward": at}, at, at)
+    step.finish("FINISHED")
+    assert tracker.finish("FINISHED") is False
+    assert tracker.run_id is None and tracker.url == dead_uri
+    assert len(warnings) == 1 and "tracking.jsonl" in warnings[0]
+    lines = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
+    assert [o["op"] for o in lines] == ["run", "step", *["metrics"] * 50, "finish", "finish"]
+    with pytest.raises(Exception, match=dead_uri.removeprefix("http://127.0.0.1:")):
+        deliver(folder, dead_uri, store)
+
+    assert deliver(folder, store_uri(None, store), store) == 54
+    (parent,) = runs(client, "run", run_id="run-d")
+    (child,) = runs(client, "step", parent=parent.info.run_id)
+    assert history(client, child.info.run_id, "reward") == [(at, float(at)) for at in range(50)]
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_store_that_comes_back_gets_what_it_missed_from_the_same_process(store, client, tmp_path):
+    uri = store_uri(None, store)
+    database, away = store / "mlflow.db", store / "away.db"
+    client.search_experiments()  # makes the store before it goes away
+    database.rename(away)
+    database.mkdir()  # SQLite can't open a folder
+    warnings: list[str] = []
+    warned = threading.Event()
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        warned.set()
+
+    # A spelling of the same address that MLflow has no open connection for.
+    tracker = open_tracker(store, tmp_path / "run", "run-e", uri + "?timeout=20", warn=warn)
+    tracker.step("base", "0").metrics(1, {"loss": 1.0}, 1, 1)
+    assert warned.wait(60)
+    database.rmdir()
+    away.rename(database)
+    assert tracker.finish("FINISHED")
+    (parent,) = runs(client, "run", run_id="run-e")
+    assert len(runs(client, "step", parent=parent.info.run_id)) == 1
+    assert len(warnings) == 1
+
+
+def test_parallel_steps_may_report_at_once(store, client, tmp_path):
+    tracker = open_tracker(store, tmp_path / "run", "run-f")
+
+    def work(index: int) -> None:
+        step = tracker.step(f"specialist-{index}", "0")
+        for at in range(200):
+            step.metrics(at, {"loss": index + at}, at, at)
+        step.finish("FINISHED")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tracker.finish("FINISHED")
+    (parent,) = runs(client, "run", run_id="run-f")
+    for index in range(4):
+        (child,) = runs(client, "step", parent=parent.info.run_id, step=f"specialist-{index}")
+        assert history(client, child.info.run_id, "loss") == [(at, float(index + at)) for at in range(200)]
+
+
+def test_the_final_model_is_an_artefact_and_registered_once(store, client, tmp_path, elsewhere):
+    model = tmp_path / "artifacts" / "signal-2" / "cafe"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    for run in ("run-g", "run-h"):
+        tracker = open_tracker(store, tmp_path / run, run)
+        tracker.log_model(model, "vibethinker-tiny")
+        (tmp_path / "report.html").write_text("<p>report</p>")
+        tracker.artifact(tmp_path / "report.html")
+        assert tracker.finish("FINISHED")
+
+    (version,) = client.search_model_versions("name = 'vibethinker-tiny'")
+    (parent,) = runs(client, "run", run_id="run-g")
+    assert version.run_id == parent.info.run_id
+    assert version.tags["vibethinker.artifact"] == "signal-2/cafe"
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"model", "report.html"}
+    assert [a.path for a in client.list_artifacts(parent.info.run_id, "model")] == ["model/config.json"]
+    assert (store / "mlartifacts").is_dir() and list(elsewhere.iterdir()) == []
+
+
+def test_what_mlflow_refuses_is_reported_and_the_rest_still_arrives(store, client, tmp_path):
+    warnings: list[str] = []
+    tracker = open_tracker(store, tmp_path / "run", "run-i", warn=warnings.append)
+    tracker.artifact(tmp_path / "gone.html")
+    with open(tmp_path / "run" / "tracking.jsonl", "a") as file:
+        file.write("half a li\n")
+    tracker.step("base", "0").metrics(1, {"loss": float("nan")}, 1, 1)
+    assert tracker.finish("FINISHED")
+    assert len(warnings) == 2 and "gone.html" in warnings[0] and "tracking.jsonl" in warnings[1]
+
+    again = RunTracker.open(
+        None, store, EXPERIMENT, "run-i", "r", {"seed": 2}, {}, tmp_path / "run", warn=warnings.append
+    )
+    assert again.finish("FAILED")
+    assert "seed changed" in warnings[2]
+    (parent,) = runs(client, "run", run_id="run-i")
+    assert parent.info.status == "FAILED" and parent.data.params["seed"] == "1"
+    assert len(runs(client, "step", parent=parent.info.run_id)) == 1
+
+
+def test_a_line_torn_by_a_crash_hides_no_later_operation(store, client, tmp_path, caplog):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "tracking.jsonl").write_text('{"op": "me')
+    with caplog.at_level(logging.WARNING):
+        tracker = open_tracker(store, folder, "run-j")
+        assert tracker.finish("FINISHED")
+    assert len(runs(client, "run", run_id="run-j")) == 1
+    assert "no operation" in caplog.text
+
+
+def test_the_store_is_the_setting_then_the_environment_then_the_workspace(tmp_path, monkeypatch):
+    assert store_uri(None, tmp_path) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://one")
+    assert store_uri(None, tmp_path) == "http://one"
+    assert store_uri("http://two", tmp_path) == "http://two"
+
+
+def test_telemetry_is_off_before_mlflow_is_loaded(client):
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
+
+
+def test_without_mlflow_the_mend_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match="service"):
+        open_tracker(tmp_path, tmp_path / "run", "run-k")

@@ -1,0 +1,234 @@
+"""What the flow process calls: an MLflow run a pipeline run, a child run a step, and a thread that delivers.
+
+Every call only appends to the run's journal, from any thread, and returns at once; the thread imports MLflow,
+opens the store (a new SQLite store costs seconds of migrations, which so overlap with training) and sends
+batches. While the store is away the journal grows and a warning is given once; delivery resumes by itself, in
+the next process too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from vibethinker.errors import ConfigurationError
+from vibethinker.tracking import values
+from vibethinker.tracking.delivery import Delivery
+from vibethinker.tracking.journal import Journal, read_all
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+LINGER = 1.0  # seconds in which further operations join a delivery
+RETRY = (2.0, 60.0)  # seconds before the first retry of an unreachable store, and the most
+CLOSE = 600.0  # seconds that `finish` waits for a delivery that goes on
+
+
+def store_uri(uri: str | None, workspace: Path) -> str:
+    """The store: `uri`, else MLFLOW_TRACKING_URI, else SQLite in the workspace."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve() / 'mlflow.db'}"
+
+
+class RunTracker:
+    """The MLflow run of one pipeline run; made by `open`, ended by `finish`."""
+
+    def __init__(self, folder: Path, uri: str, workspace: Path, warn: Callable[[str], None]) -> None:
+        self._uri, self._warn, self._folder = uri, warn, folder
+        self._marks = _high_water_marks(folder)
+        self._lock = threading.Lock()
+        self._journal = Journal(folder)
+        self._delivery = Delivery(folder, uri, workspace, warn)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._delivered = False
+        self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | None,
+        workspace: Path,
+        experiment: str,
+        run_id: str,
+        run_name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        folder: Path,
+        warn: Callable[[str], None] | None = None,
+    ) -> RunTracker:
+        """Start or continue the MLflow run of `run_id`, whose journal is in `folder`; returns at once.
+
+        `params` is the resolved configuration, nested; `warn` gets each sentence meant for the user.
+        Raises ConfigurationError where MLflow isn't installed.
+        """
+        if importlib.util.find_spec("mlflow") is None:
+            raise ConfigurationError(
+                "Tracking needs MLflow: install the extra `service` (vibethinker[service])."
+            )
+        warn = warn or logging.getLogger("vibethinker.tracking").warning
+        tracker = cls(folder, store_uri(uri, workspace), workspace, warn)
+        tracker._append(
+            {
+                "op": "run",
+                "experiment": experiment,
+                "run_id": run_id,
+                "name": run_name,
+                "params": values.params(params),
+                "tags": values.texts(tags),
+            }
+        )
+        tracker._thread.start()
+        return tracker
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow id of the parent run; None until the store has answered."""
+        return self._delivery.run_id
+
+    @property
+    def url(self) -> str:
+        """Where to look at the run: its page on a server, else the store's address."""
+        parts = urlsplit(self._uri)
+        if parts.scheme not in ("http", "https"):
+            return self._uri
+        host = parts.netloc.rpartition("@")[2]
+        page = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+        if self.run_id is None:
+            return page
+        return f"{page}/#/experiments/{self._delivery.experiment_id}/runs/{self.run_id}"
+
+    def step(self, step_id: str, fingerprint: str, tags: Mapping[str, str] | None = None) -> StepTracker:
+        """Start the child run of a step, or continue it when the step is retried."""
+        self._append(
+            {"op": "step", "step": step_id, "fingerprint": fingerprint, "tags": values.texts(tags or {})}
+        )
+        return StepTracker(self, step_id, fingerprint)
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """Note a data set that the run reads: its sha256, where it came from, and what for (`training`…)."""
+        self._append({"op": "dataset", "name": name, "digest": digest, "source": source, "context": context})
+
+    def artifact(self, path: Path, under: str = "") -> None:
+        """Attach a file, or a folder's contents, to the parent run."""
+        self._append({"op": "artifact", "path": str(path), "under": under})
+
+    def log_model(self, folder: Path, name: str) -> None:
+        """Attach a published model folder as `model` and register it, once a fingerprint, as a version of
+        `name`."""
+        self._append({"op": "model", "folder": str(folder), "name": name})
+
+    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> bool:
+        """End the parent run and wait for the delivery; False where the rest stays in the journal for
+        later."""
+        self._append(_finish(status, metrics or {}))
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(CLOSE)
+        self._journal.close()
+        return self._delivered
+
+    def _append(self, operation: dict[str, Any]) -> None:
+        self._journal.append({"time_ms": round(time.time() * 1000), **operation})
+        self._wake.set()
+
+    def _metrics(
+        self, child: tuple[str, str], at: int, found: Mapping[str, float], time_ms: int, seq: int
+    ) -> None:
+        with self._lock:
+            marks = self._marks.setdefault(child, {})
+            new = {key: value for key, value in found.items() if at > marks.get(key, -1)}
+            marks.update(dict.fromkeys(new, at))
+        if new:
+            self._append(
+                {
+                    "op": "metrics",
+                    "step": child[0],
+                    "fingerprint": child[1],
+                    "at": at,
+                    "values": new,
+                    "time_ms": time_ms,
+                    "sequence": seq,
+                }
+            )
+
+    def _deliver(self) -> None:
+        """The thread: deliver whenever something was appended, try again while the store is away."""
+        pause, warned = RETRY[0], False
+        while True:
+            closing = self._closing.is_set()
+            self._wake.clear()
+            try:
+                self._delivery.advance()
+            except Exception as error:
+                self._delivered = False
+                if not warned:
+                    self._warn(self._outage(error))
+                    warned = True
+                if closing:
+                    return
+                self._closing.wait(pause)
+                pause = min(pause * 2, RETRY[1])
+                continue
+            self._delivered = True
+            pause, warned = RETRY[0], False
+            if closing:
+                return
+            self._wake.wait()
+            self._closing.wait(LINGER)
+
+    def _outage(self, error: Exception) -> str:
+        lines = str(error).strip().splitlines() or [""]
+        return (
+            f"MLflow can't be written ({type(error).__name__}: {lines[0][:200]}); the run goes on, "
+            f"its measurements are kept in {self._folder / 'tracking.jsonl'} and sent when it answers."
+        )
+
+
+class StepTracker:
+    """The child run of one step; its methods may be called from any thread."""
+
+    def __init__(self, tracker: RunTracker, step_id: str, fingerprint: str) -> None:
+        self._tracker, self._child = tracker, (step_id, fingerprint)
+
+    def metrics(self, step: int, values_: Mapping[str, Any], time_ms: int, sequence: int) -> None:
+        """Measurements at optimizer step `step`, taken at `time_ms` (Unix time), the worker's event
+        `sequence`.
+
+        A key's steps only rise: what a resumed step measures again is dropped. Lists become `key.0`, `key.1`…
+        """
+        self._tracker._metrics(self._child, step, values.numbers(values_), time_ms, sequence)
+
+    def artifact(self, path: Path, under: str = "") -> None:
+        """Attach a file, or a folder's contents, to the step's run."""
+        self._tracker._append({"op": "artifact", **self._key(), "path": str(path), "under": under})
+
+    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
+        """End the step's run; numbers of `metrics` become `final/…` metrics, texts become tags."""
+        self._tracker._append({**_finish(status, metrics or {}), **self._key()})
+
+    def _key(self) -> dict[str, str]:
+        return {"step": self._child[0], "fingerprint": self._child[1]}
+
+
+def _finish(status: Status, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "op": "finish",
+        "status": status,
+        "metrics": values.numbers(metrics),
+        "tags": values.texts(metrics),
+    }
+
+
+def _high_water_marks(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
+    """For each step and key the last optimizer step in the journal, from which a resumed step goes on."""
+    marks: dict[tuple[str, str], dict[str, int]] = {}
+    for operation in read_all(folder):
+        if operation["op"] == "metrics":
+            child = marks.setdefault((operation["step"], operation["fingerprint"]), {})
+            child.update(dict.fromkeys(operation["values"], operation["at"]))
+    return marks
