@@ -1,15 +1,15 @@
 """Removal of training problems that share words with an evaluation problem (RECIPE.md, Phase 0).
 
-Texts are folded to their words: lower-case, every punctuation mark and symbol a space. A problem of at least n words
-is contaminated if one of its word n-grams occurs in an evaluation problem; a shorter one if the whole of it equals a
-whole evaluation problem. [1.5B: n = 10]
+Texts are folded to their words: lower-case, every punctuation mark and symbol a space. A problem of at least
+n words is contaminated if one of its word n-grams occurs in an evaluation problem; a shorter one if the whole
+of it equals a whole evaluation problem. [1.5B: n = 10]
 
-Only problem bodies are compared. A sentence that opens or closes at least half of a file's problems is that file's
-prompt template, and is taken off wherever a text begins or ends with it, on both sides. n-grams that lie within a stock
-phrase of the field don't count.
+Only problem bodies are compared. A sentence that opens or closes at least half of a file's problems is that
+file's prompt template, and is taken off wherever a text begins or ends with it, on both sides. n-grams that
+lie within a stock phrase of the field don't count.
 
-Left out: near copies that share no n-gram (reworded or translated problems), and drawings, which are compared like
-text, so that two problems about one diagram count as overlapping.
+Left out: near copies that share no n-gram (reworded or translated problems), and drawings, which are compared
+like text, so that two problems about one diagram count as overlapping.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 # Sentences that say how to answer, or set the usual scene, and that unrelated problems share word by word.
 STOCK_PHRASES: tuple[str, ...] = (
     r"can be expressed as \frac{m}{n} where m and n are relatively prime positive integers, find m+n",
-    r"can be written in the form \frac{m}{n} where m and n are relatively prime positive integers, what is m+n",
+    r"can be written as \frac{m}{n} where m and n are relatively prime positive integers, what is m+n",
     r"the probability is \frac{m}{n} where m and n are relatively prime positive integers, find m+n",
     r"is m/n, where m and n are relatively prime positive integers. Find m+n",
     r"is \tfrac{m}{n}, where m and n are relatively prime positive integers. Find m+n",
-    r"can be written in the form a\sqrt{b} where a and b are integers and b is not divisible by the square of any prime",
+    r"where a, b and c are positive integers and b is not divisible by the square of any prime",
     r"What is the number of square centimeters in the area of the",
     r"What is the number of square inches in the area of the",
     r"What is the number of square units in the area of the",
@@ -35,7 +35,8 @@ STOCK_PHRASES: tuple[str, ...] = (
     r"Enter your answer in the form Ax + By + Cz + D = 0, where A, B, C, D are integers such that A > 0 and "
     r"\gcd(|A|,|B|,|C|,|D|) = 1",
     r"Enter your answer in the form (r, \theta), where r > 0 and 0 \le \theta < 2 \pi",
-    r"Enter your answer in the form (\rho,\theta,\phi), where \rho > 0, 0 \le \theta < 2 \pi, and 0 \le \phi \le \pi",
+    r"Enter your answer in the form (\rho,\theta,\phi), where \rho > 0, 0 \le \theta < 2 \pi, and "
+    r"0 \le \phi \le \pi",
     r"(A) Line (B) Circle (C) Parabola (D) Ellipse (E) Hyperbola Enter the letter of the correct option",
     r"(A) Line (B) Circle (C) Plane (D) Sphere (E) Cylinder (F) Cone Enter the letter of the correct option",
     r"Let x, y, and z be positive real numbers such that",
@@ -97,7 +98,8 @@ def _sentences(text: str) -> list[str]:
 
 
 def _common(split: list[list[str]], at: int) -> str | None:
-    """The sentence at the start (0) or end (-1) of at least half of the texts, beside which something is left."""
+    """The sentence at the start (0) or end (-1) of at least half of the texts, beside which something is
+    left."""
     if len(split) < _TEMPLATE_ROWS:
         return None
     counts = Counter(parts[at] for parts in split if len(parts) > 1)

@@ -39,7 +39,7 @@ _FAMILIES: dict[str, tuple[Family, ...]] = {
 DOMAINS: tuple[str, ...] = tuple(_FAMILIES)
 DIFFICULTIES: tuple[int, ...] = (1, 2, 3)
 
-# A family is exhausted after this many draws without a new problem: below 1 in 100 of its space is left by then.
+# A family is exhausted after this many draws without a new problem: under 1 % of its space is left then.
 _PATIENCE = 400
 
 

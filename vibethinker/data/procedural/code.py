@@ -10,7 +10,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any, NamedTuple
 
-from vibethinker.data.procedural.common import Draft, Family
+from vibethinker.data.procedural.common import Draft, Family, Work
 
 
 class Operation(NamedTuple):
@@ -97,7 +97,7 @@ def chain(rng: Random, level: int) -> Draft:
 
 
 def _expand(operations: list[Operation]) -> tuple[str, str] | None:
-    """A shift followed by a scale, multiplied out: the step that computes the constant, and the expression."""
+    """A shift followed by a scale, multiplied out: the step computing the constant, and the expression."""
     if len(operations) < 2 or operations[0].verb not in ("plus", "minus") or operations[1].verb != "times":
         return None
     (sign, b), (_, a) = operations[:2]
@@ -107,38 +107,11 @@ def _expand(operations: list[Operation]) -> tuple[str, str] | None:
     return f"{b}*{a}={a * b}", expression
 
 
-def threshold(rng: Random, level: int) -> Draft:
-    """One operation above a limit and another otherwise: two returns, a conditional expression, or the else
-    first."""
-    limit = rng.randint(1, (9, 40, 150)[level - 1])
-    above, other = shift(rng, level), scale(rng, level)
-    if rng.random() < 0.5:
-        above, other = other, above
-    then, otherwise = above.on("x"), other.on("x")
-    solutions = (
-        completion(
-            f"x>{limit}:{above.short}", [f"if x>{limit}:", f"    return {then}", f"return {otherwise}"], "x"
-        ),
-        completion(
-            f"x>{limit}:{above.short} else {other.short}",
-            [f"return {then} if x>{limit} else {otherwise}"],
-            "x",
-        ),
-        completion(
-            f"x<={limit}:{other.short}", [f"if x<={limit}:", f"    return {otherwise}", f"return {then}"], "x"
-        ),
-    )
-    arguments = (limit - 2, limit - 1, limit, limit + 1, limit + 2, limit + 9)
-    cases = [(x, above(x) if x > limit else other(x)) for x in arguments]
-    text = f"Write f(x): above {limit} {above.words}, else {other.words}."
-    return Draft(text, solutions, tests=function_tests(cases))
-
-
-def pipeline(rng: Random, level: int) -> Draft:
+def pipeline(rng: Random, level: int) -> Draft | None:
     """Keep some items of a list, change each, and return them or their sum: a comprehension, or a loop."""
     size = (9, 40, 150)[level - 1]
     kind = rng.choice(("above", "below", "even", "odd"))
-    limit = rng.randint(1, size)
+    limit = rng.randint(1, size) if kind in ("above", "below") else 5
     keep = kind if kind in ("even", "odd") else f"{kind} {limit}"
     condition = {"above": f"x>{limit}", "below": f"x<{limit}", "even": "x%2==0", "odd": "x%2==1"}[kind]
     kept = {
@@ -150,6 +123,8 @@ def pipeline(rng: Random, level: int) -> Draft:
     each = rng.choice((scale(rng, level), shift(rng, level), Operation("squared")))
     summed = rng.random() < 0.5
     changed = each.on("x")
+    if summed and each.verb == "minus" and abs(each.amount - limit) <= 1:
+        return None  # an item at the limit adds 0 to the sum, so a wrong limit would be right
 
     def value(items: list[int]) -> Any:
         result = [each(x) for x in items if kept(x)]
@@ -167,9 +142,99 @@ def pipeline(rng: Random, level: int) -> Draft:
         lines = [f"return {each.amount}*sum(x for x in a if {condition})"]
         solutions.append(completion(f"sum then {each.short}", lines, "a"))
     text = f"Write f(a): keep {keep}, each {each.words}{', sum' if summed else ''}."
-    near = [limit + shift for shift in (-2, -1, 0, 1, 2)]
+    near = [limit + offset for offset in (-2, -1, 0, 1, 2)]
     lists = (near, [limit], [limit + 1, limit - 1], [3, 8, 5, 2], [limit + 7, limit - 7, 4, 1], [])
     return Draft(text, tuple(solutions), tests=function_tests([(items, value(items)) for items in lists]))
 
 
-FAMILIES: tuple[Family, ...] = (chain, threshold, pipeline)
+def within(rng: Random, level: int) -> Draft:
+    """Items of a list near a centre: by the distance, by the two bounds, or by a range."""
+    centre = rng.randint(15, (60, 150, 600)[level - 1])
+    reach = rng.randint(2, (14, 60, 250)[level - 1])
+    low, high = centre - reach, centre + reach
+    ending, expression = rng.choice(
+        (
+            ("", "[x for x in a if {}]"),
+            (", sum", "sum(x for x in a if {})"),
+            (", count", "sum({} for x in a)"),
+        )
+    )
+
+    def value(items: list[int]) -> Any:
+        kept = [x for x in items if abs(x - centre) <= reach]
+        return {"": kept, ", sum": sum(kept), ", count": len(kept)}[ending]
+
+    bounds, span = Work(), Work()
+    bounds.sub(centre, reach)
+    bounds.add(centre, reach)
+    span.sub(centre, reach)
+    span.add(span.add(centre, reach), 1)
+    solutions = (
+        completion("abs", [f"return {expression.format(f'abs(x-{centre})<={reach}')}"], "a"),
+        completion(bounds.reasoning, [f"return {expression.format(f'{low}<=x<={high}')}"], "a"),
+        completion(span.reasoning, [f"return {expression.format(f'x in range({low},{high + 1})')}"], "a"),
+    )
+    lists = ([low - 1, low, low + 1], [high + 1, high, high - 1], [centre, 2, -3], [low, 1, high], [])
+    text = f"Write f(a): keep within {reach} of {centre}{ending}."
+    return Draft(text, solutions, tests=function_tests([(items, value(items)) for items in lists]))
+
+
+def sequence(rng: Random, level: int) -> Draft:
+    """Term n of an arithmetic sequence: from the zeroth term, from the first, or by a loop."""
+    step = rng.randint(2, (12, 40, 150)[level - 1])
+    start = rng.randint(1, (70, 300, 900)[level - 1])
+    sign = rng.choice((1, -1)) if start > 2 * step else 1
+    first, second, third = (start + sign * step * k for k in range(3))
+
+    def difference(work: Work, left: int, right: int) -> None:
+        work.sub(*((right, left) if sign > 0 else (left, right)))
+
+    closed, anchored, loop = Work(), Work(), Work()
+    difference(closed, first, second)
+    zeroth = closed.sub(first, step) if sign > 0 else closed.add(first, step)
+    difference(anchored, first, second)
+    difference(loop, second, third)
+    plus = "+" if sign > 0 else "-"
+    solutions = (
+        completion(closed.reasoning, [f"return {zeroth}{plus}n*{step}"], "n"),
+        completion(anchored.reasoning, [f"return {first}{plus}(n-1)*{step}"], "n"),
+        completion(
+            loop.reasoning,
+            [f"s={first}", "for i in range(n-1):", f"    s{plus}={step}", "return s"],
+            "n",
+        ),
+    )
+    cases = [(n, first + sign * step * (n - 1)) for n in (1, 2, 3, 5, 8, 12)]
+    text = f"Write f(n): term n of {first}, {second}, {third}."
+    return Draft(text, solutions, tests=function_tests(cases))
+
+
+def line(rng: Random, level: int) -> Draft:
+    """The linear function through two points: slope and intercept, or from either point."""
+    slope = rng.randint(2, (9, 12, 20)[level - 1])
+    intercept = rng.randint(0, (20, 60, 200)[level - 1])
+    left = rng.randint(0, (3, 6, 9)[level - 1])
+    right = left + rng.randint(2, (6, 9, 12)[level - 1])
+    y, z = slope * left + intercept, slope * right + intercept
+
+    def sloped() -> Work:
+        work = Work()
+        rise = work.sub(z, y)
+        work.div(rise, work.sub(right, left) if left else right)
+        return work
+
+    by_intercept = sloped()
+    if left:
+        by_intercept.sub(y, by_intercept.mul(slope, left) if left > 1 else slope)
+    solutions = [
+        completion(by_intercept.reasoning, [f"return x*{slope}+{intercept}"], "x"),
+        completion(sloped().reasoning, [f"return (x-{right})*{slope}+{z}"], "x"),
+    ]
+    if left:
+        solutions.append(completion(sloped().reasoning, [f"return (x-{left})*{slope}+{y}"], "x"))
+    cases = [(x, slope * x + intercept) for x in (-2, 0, 1, 3, 6, 10)]
+    text = f"Write f(x): linear, f({left})={y}, f({right})={z}."
+    return Draft(text, tuple(solutions), tests=function_tests(cases))
+
+
+FAMILIES: tuple[Family, ...] = (chain, pipeline, within, sequence, line)

@@ -48,9 +48,14 @@ class Work:
         """Write a step that is no operation, such as the sorted numbers."""
         self.steps.append(text)
 
+    @property
+    def reasoning(self) -> str:
+        """The steps so far, a space between them."""
+        return " ".join(self.steps)
+
     def boxed(self, answer: int | str) -> str:
         """The finished solution: the steps as reasoning, then the boxed answer."""
-        return f"<think>{' '.join(self.steps)}</think>\\boxed{{{answer}}}"
+        return f"<think>{self.reasoning}</think>\\boxed{{{answer}}}"
 
     def _write(self, a: int, sign: str, b: int, result: int) -> int:
         self.steps.append(f"{a}{sign}{b}={result}")
