@@ -83,9 +83,9 @@ class Plan:
         """The step whose model the recipe ends with."""
         return (self.ids("signal") or self.ids("fusion"))[-1]
 
-    def until(self, kinds: tuple[str, ...]) -> Plan:
-        """The part of the plan that steps of these kinds need, themselves included."""
-        wanted = {s.id for s in self.steps if role_of(s) in kinds}
+    def until(self, kind: str) -> Plan:
+        """The part of the plan that steps of this kind need, themselves included."""
+        wanted = {s.id for s in self.steps if role_of(s) == kind}
         for step in reversed(self.steps):
             if step.id in wanted:
                 wanted.update(step.inputs.values())

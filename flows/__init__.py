@@ -1,0 +1,1 @@
+"""The recipe as Prefect flows, and the commands that need Prefect."""

@@ -1,0 +1,125 @@
+"""`vibethinker run`: the pipeline as a Prefect flow, on the server that PREFECT_API_URL names or on one of its own.
+
+Order matters for speed: the server and the worker's imports take 10 to 15 s each, so both are started before Prefect
+is imported here. When everything is published already, neither starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tomllib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vibethinker import preflight, runs
+from vibethinker.artifacts import Store, check_workspace
+from vibethinker.commands.inspect import show_plan
+from vibethinker.commands.options import Planned, plan_options, planned
+from vibethinker.errors import ConfigurationError, VibeThinkerError
+from vibethinker.plan import StepState, states
+
+
+@click.command()
+@plan_options
+@click.option("--dry-run", is_flag=True, help="Show the plan and execute nothing.")
+def run(dry_run: bool, **options: Any) -> None:
+    """Run the whole recipe; run again, it resumes.
+
+    Example: vibethinker run --profile tiny --set signal.stages.0.steps=100
+    """
+    asked = planned(**options)
+    if dry_run:
+        show_plan(asked)
+        return
+    preflight.check(asked.plan)
+    check_workspace(asked.plan.workspace)
+    found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
+    resume = resume_command(options, asked)
+    if all(s.state == "cached" for s in found.values()):
+        summary = _reuse(asked, found, resume)
+    else:
+        summary = _execute(asked, resume)
+    from vibethinker.reporting import text
+
+    click.echo(text.summarise(summary, asked.plan.workspace))
+
+
+def resume_command(options: dict[str, Any], asked: Planned) -> str:
+    """The command that goes on where this run stops; a refreshed step needs no second refresh."""
+    words = ["vibethinker", "run", "--profile", asked.config.profile]
+    if options["file"]:
+        words += ["--config", str(Path(options["file"]).absolute())]
+    for text in options["overrides"]:
+        words += ["--set", text]
+    for text in options["replaced"]:
+        words += ["--from", text]
+    return shlex.join([*words, "--workspace", str(asked.plan.workspace)])
+
+
+def _reuse(asked: Planned, found: dict[str, StepState], resume: str) -> dict[str, Any]:
+    """Everything is published: tell it from the manifests, in the folder of the run that made it if it is there."""
+    fingerprints = {s.id: s.fingerprint for s in asked.plan.steps}
+    try:
+        summary = runs.read_summary(runs.latest(asked.plan.workspace, fingerprints))
+        if summary["status"] == "completed":
+            return summary
+    except ConfigurationError:
+        pass
+    from vibethinker.reporting import html
+
+    made = runs.Run(asked.plan)
+    made.create(found, resume)
+    for step_id, state in found.items():
+        made.update(step_id, "cached", state.artifact)
+    summary = made.finish("completed")
+    values = asked.config.model_dump(mode="json", by_alias=True)
+    (made.folder / "report.html").write_text(html.render(made.report(), summary, values))
+    return summary
+
+
+def _execute(asked: Planned, resume: str) -> dict[str, Any]:
+    from flows.display import display
+    from flows.server import Server, environment
+    from tasks import session
+
+    workspace = asked.plan.workspace
+    with ExitStack() as stack:
+        server = None
+        if not _configured_api():
+            home = workspace / "prefect"
+            server = Server(home, home / "server.log")
+            stack.callback(server.close)
+            os.environ.update(environment(home) | {"PREFECT_API_URL": server.url})
+        shown = stack.enter_context(display(asked.plan))
+        current = stack.enter_context(session.opened(asked.plan, shown, resume, asked.refresh))
+        try:
+            from flows.pipeline import pipeline
+
+            if server:
+                server.wait()
+            summary = pipeline(profile=asked.config.profile, workspace=str(workspace))
+        except VibeThinkerError as error:
+            click.echo(f"The run {current.run.id} failed. When the cause is mended, go on by:\n  {resume}", err=True)
+            raise error
+        except KeyboardInterrupt:
+            click.echo(f"The run {current.run.id} was interrupted. Go on by:\n  {resume}", err=True)
+            raise
+        return summary
+
+
+def _configured_api() -> str | None:
+    """The API address that the environment or Prefect's active profile names, without importing Prefect."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    try:
+        profiles = tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    name = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
+    return profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")

@@ -1,0 +1,120 @@
+"""The whole recipe, and each of its phases, as Prefect flows.
+
+A phase's flow runs what its steps need and nothing after them. What is published already is reused, so running the
+phases one by one does the same work as running the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.running import Running, running
+from tasks.recipe import (
+    evaluate_model,
+    fuse_specialists,
+    prepare_base,
+    prepare_data,
+    probe_diversity,
+    run_signal_stage,
+    train_specialist,
+    write_report,
+)
+
+# Tasks wait in threads for what they need; how many of them compute at once is up to the session's slots.
+THREADS = ThreadPoolTaskRunner(max_workers=64)
+
+
+def spectrum(run: Running) -> None:
+    """Phases 0 and 1: widen the set of correct solutions that the model can produce."""
+    run.start(prepare_data)
+    run.start(prepare_base)
+    run.start(train_specialist)  # in parallel, one a domain
+    run.start(probe_diversity)  # chooses each domain's checkpoint by Pass@K
+    run.start(fuse_specialists)
+
+
+def signal(run: Running) -> None:
+    """Phase 2: make the correct solutions likely, stage after stage."""
+    run.start(run_signal_stage)
+
+
+def measurement(run: Running) -> None:
+    """Measure base, specialists, fused model and every stage's model alike, and report."""
+    run.start(evaluate_model)
+    run.start(write_report)
+
+
+def whole_recipe(run: Running) -> None:
+    """From a spectrum of solutions to a signal."""
+    spectrum(run)
+    signal(run)
+    measurement(run)
+
+
+@flow(name="vibethinker", task_runner=THREADS, validate_parameters=True)
+def pipeline(
+    profile: str = "tiny",
+    config: dict[str, Any] | None = None,
+    workspace: str | None = None,
+    refresh: list[str] | None = None,
+    replaced: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Train a small reasoning model by the whole recipe and report what it achieved.
+
+    Args:
+        profile: the profile to start from, for example tiny, micro or qwen3-0.6b.
+        config: a partial configuration laid over the profile.
+        workspace: folder of artifacts and runs; VIBETHINKER_WORKSPACE, else ./workspace, if empty.
+        refresh: steps to run again although their output is published.
+        replaced: step id → a model folder that takes the place of this step's output.
+    """
+    with running("report", profile, config, workspace, refresh, replaced) as run:
+        whole_recipe(run)
+    return run.summary
+
+
+@flow(name="vibethinker-data", task_runner=THREADS)
+def data_phase(
+    profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
+) -> dict[str, Any]:
+    """Phase 0 alone: problems and verified traces."""
+    with running("data", profile, config, workspace) as run:
+        run.start(prepare_data)
+    return run.summary
+
+
+@flow(name="vibethinker-spectrum", task_runner=THREADS)
+def spectrum_phase(
+    profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
+) -> dict[str, Any]:
+    """Phase 1: specialists, diversity probing and fusion, with the data they need."""
+    with running("fusion", profile, config, workspace) as run:
+        spectrum(run)
+    return run.summary
+
+
+@flow(name="vibethinker-signal", task_runner=THREADS)
+def signal_phase(
+    profile: str = "tiny",
+    config: dict[str, Any] | None = None,
+    workspace: str | None = None,
+    replaced: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Phase 2: the signal stages, from the fused model or from `replaced: {fusion: PATH}`."""
+    with running("signal", profile, config, workspace, replaced=replaced) as run:
+        spectrum(run)
+        signal(run)
+    return run.summary
+
+
+@flow(name="vibethinker-evaluation", task_runner=THREADS)
+def evaluation_phase(
+    profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
+) -> dict[str, Any]:
+    """The evaluations of every model of the recipe, with whatever they still need."""
+    with running("evaluation", profile, config, workspace) as run:
+        whole_recipe(run)
+    return run.summary

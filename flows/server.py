@@ -1,0 +1,102 @@
+"""A Prefect server of the run's own, for when no PREFECT_API_URL is set.
+
+It is started at once as its own process, so that its 10 to 15 s overlap with the worker's imports, keeps its database
+in the workspace, listens on loopback only, and ends when the process that started it does: it watches its stdin.
+Prefect's own ephemeral server would outlive a SIGKILL of the flow process and keeps its database in the home folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from vibethinker.errors import InfrastructureError
+
+START_SECONDS = 120.0
+
+
+class Server:
+    """The server process; `url` is its API."""
+
+    def __init__(self, home: Path, log: Path) -> None:
+        self._port = _free_port()
+        self.url = f"http://127.0.0.1:{self._port}/api"
+        self._log = log
+        home.mkdir(parents=True, exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "flows.server", str(self._port)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment(home), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"},
+                start_new_session=True,
+            )
+
+    def wait(self) -> None:
+        """Return once it answers.
+
+        Raises:
+            InfrastructureError: it ended, or took longer than START_SECONDS.
+        """
+        limit = time.monotonic() + START_SECONDS
+        while time.monotonic() < limit and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        raise InfrastructureError(f"Prefect's server didn't start; {self._log} has its last words.")
+
+    def close(self) -> None:
+        """Stop it."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Prefect's settings for a run on its own server; nothing calls home."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+        "PREFECT_CLI_COLORS": "false",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _serve(port: int) -> None:
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    uvicorn.run(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="error")
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""Prefect artifacts: a progress bar a training step, tables for probing and evaluation, a summary a run.
+
+Keys are stable, so that the UI shows an artifact's history over runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from vibethinker.artifacts import Artifact
+from vibethinker.plan import Step, role_of
+
+UPDATE_SECONDS = 2.0  # an update is a call to the server
+
+
+class Progress:
+    """The progress artifact of one step, made at its first report."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._id, self._at = step, None, 0.0
+
+    def update(self, done: int, total: int) -> None:
+        """`done` of `total` are finished; sent at most every UPDATE_SECONDS, the end always."""
+        now = time.monotonic()
+        if done < total and now - self._at < UPDATE_SECONDS:
+            return
+        self._at, percent = now, 100.0 * done / max(1, total)
+        if self._id is None:
+            made: Any = create_progress_artifact(percent, key=key(self._step.id), description=self._step.id)
+            self._id: UUID | None = made
+        else:
+            update_progress_artifact(self._id, percent)
+
+
+def results(step: Step, artifact: Artifact) -> None:
+    """The table that a step's result is best read as, if it has one."""
+    if role_of(step) == "probe" and (artifact.folder / "probe.json").exists():
+        probe = json.loads((artifact.folder / "probe.json").read_text())
+        rows = [
+            {"checkpoint": c["checkpoint"], **{f"Pass@{k}": _interval(v) for k, v in c["pass_at"].items()}}
+            for c in probe["candidates"]
+        ]
+        text = f"Chosen by Pass@{probe['k']}: {probe['selected']}"
+        create_table_artifact(rows, key=key(f"{step.id}-table"), description=text)
+    elif role_of(step) == "evaluation":
+        scores = json.loads((artifact.folder / "scores.json").read_text())
+        rows = [{"set": name, **{m: _interval(v) for m, v in metrics.items()}} for name, metrics in scores.items()]
+        create_table_artifact(rows, key=key(f"{step.id}-table"), description=step.id)
+
+
+def summary(profile: str, text: str) -> None:
+    """The markdown summary of a run."""
+    create_markdown_artifact(text, key=key(f"summary-{profile}"), description="What the run achieved")
+
+
+def key(text: str) -> str:
+    """A name that Prefect accepts as an artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"

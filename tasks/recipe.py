@@ -1,0 +1,124 @@
+"""The Prefect tasks, one a kind of step, all of one shape: look the fingerprint up, else run the step in a child.
+
+Prefect's own result cache is off: manifests are the only cache, and a hit is returned as `Completed(name="Cached")`,
+which the UI shows. Retries are for infrastructure failures alone; out of memory and preemption are handled beneath,
+and a wrong configuration, bad data or divergence would only fail again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
+from prefect.runtime import task_run
+from prefect.states import Completed
+from prefect.tasks import Task, exponential_backoff
+
+from tasks import artifacts
+from tasks.session import Session, find
+from vibethinker.artifacts import Artifact
+from vibethinker.errors import InfrastructureError, VibeThinkerError
+from vibethinker.plan import Step
+from vibethinker.worker.host import Event
+
+
+
+class StepTask(NamedTuple):
+    """A task and the kind of step that it runs."""
+
+    kind: str
+    task: Task[[str, str], Any]
+
+
+def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    return isinstance(state.result(raise_on_failure=False), InfrastructureError)
+
+
+def step_task(title: str, kind: str) -> StepTask:
+    """The task for one kind of step; each of its runs is named after its step."""
+
+    @task(
+        name=title,
+        task_run_name="{step_id}",
+        tags=[kind],
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retry_delay_seconds=exponential_backoff(backoff_factor=2),
+        retry_jitter_factor=0.5,
+        retry_condition_fn=_worth_retrying,
+    )
+    def run_step(run_id: str, step_id: str) -> Any:
+        session = find(run_id)
+        return _run(session, session.plan[step_id])
+
+    return StepTask(kind, run_step)
+
+
+prepare_data = step_task("Prepare data", "data")
+prepare_base = step_task("Prepare base model", "base")
+train_specialist = step_task("Train specialist", "specialist")
+probe_diversity = step_task("Probe diversity", "probe")
+fuse_specialists = step_task("Fuse specialists", "fusion")
+run_signal_stage = step_task("Run signal stage", "signal")
+evaluate_model = step_task("Evaluate model", "evaluation")
+write_report = step_task("Write report", "report")
+
+
+def _run(session: Session, step: Step) -> Any:
+    artifact = session.published(step)
+    if artifact is not None:
+        session.run.update(step.id, "cached", artifact)
+        session.display.state(step, "cached")
+        return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=_outcome(step, artifact))
+    get_run_logger().info("Running %s, fingerprint %s", step.id, step.fingerprint[:12])
+    session.run.update(step.id, "running")
+    session.display.state(step, "running")
+    tracked = None
+    if session.tracker:
+        tags = {"prefect.task_run_id": str(task_run.get_id() or "")}
+        tracked = session.tracker.step(step.id, step.fingerprint, tags)
+    progress = artifacts.Progress(step)
+
+    def hear(event: Event) -> None:
+        session.display.event(step, event)
+        if event["event"] == "progress":
+            progress.update(event["done"], event["total"])
+        elif event["event"] == "metrics" and tracked:
+            tracked.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
+        elif event["event"] == "warning":
+            session.run.warn(f"{step.id}: {event['text']}")
+            get_run_logger().warning(event["text"])
+
+    try:
+        session.execute(step, hear)
+    except VibeThinkerError as error:
+        status = "KILLED" if session.stopping.is_set() else "FAILED"
+        if tracked:
+            tracked.finish(status, {})
+        session.failures[step.id] = error
+        session.run.update(step.id, "failed", error=str(error))
+        session.display.state(step, "failed", str(error))
+        if session.stopping.is_set():  # its process was told to leave: nothing to retry
+            raise VibeThinkerError(str(error)) from error
+        raise
+    artifact = session.run.store.read(step.id, step.fingerprint)
+    assert artifact is not None, f"{step.id} said it was done but published nothing"
+    if tracked:
+        tracked.finish("FINISHED", artifact.metrics)
+    artifacts.results(step, artifact)
+    session.run.update(step.id, "done", artifact)
+    session.display.state(step, "done", f"{artifact.manifest['seconds']:.0f} s")
+    return _outcome(step, artifact)
+
+
+def _outcome(step: Step, artifact: Artifact) -> dict[str, str]:
+    """What passes between tasks: names and digests, never data."""
+    return {
+        "step": step.id,
+        "fingerprint": step.fingerprint,
+        "folder": str(artifact.folder),
+        "digest": artifact.digest,
+    }

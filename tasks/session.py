@@ -1,0 +1,221 @@
+"""What the tasks of one run share in this process: plan, run folder, worker host, slots, tracker, display.
+
+A task gets only the run's id and its step's id through Prefect; everything else it finds here. A flow that Prefect
+starts on a worker opens a session itself; the command line opens one first, so that the worker's imports overlap with
+the start of the Prefect server, and the flow then uses that one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Protocol
+
+from vibethinker import hardware
+from vibethinker.artifacts import Artifact
+from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
+from vibethinker.plan import Plan, Step, StepState, states, version_warnings
+from vibethinker.runs import Run
+from vibethinker.tracking import RunTracker
+from vibethinker.worker.host import Event, Host
+
+from .slots import Slots
+
+ALONE = ("base", "signal")  # nothing else can run beside them, so they get all cores
+MICRO_BATCH = {"specialist": "sft_micro_batch", "signal": "signal_micro_batch"}
+
+
+class Display(Protocol):
+    """Where a person watches: a terminal or plain lines."""
+
+    def event(self, step: Step, event: Event) -> None:
+        """Progress or a warning of a running step."""
+
+    def state(self, step: Step, state: str, detail: str = "") -> None:
+        """A step is running, done, cached or failed."""
+
+
+class Session:
+    """One run in this process; see the module."""
+
+    def __init__(self, run: Run, found: Mapping[str, StepState], display: Display, resume: str) -> None:
+        self.run, self.plan, self.display = run, run.plan, display
+        self.found = found
+        self.config = run.plan.config
+        self.slots = Slots(hardware.slots(self.config))
+        self.stopping = threading.Event()
+        self.failures: dict[str, VibeThinkerError] = {}
+        self.resume_command = resume
+        self.tracker: RunTracker | None = None
+        self._micro_batches: dict[str, int] = {}
+        self._revision = revision()
+        self.host: Host | None = None
+
+    def begin(self) -> None:
+        """Create the run's folder and start the worker host."""
+        self.run.create(self.found, self.resume_command, version_warnings(self.found))
+        worker = self.config.worker
+        self.host = Host(
+            self.run.folder / "logs" / "worker.log",
+            python=worker.python,
+            env=worker.env,
+            fork=hardware.can_fork(self.config),
+        )
+
+    def track(self, tags: Mapping[str, str]) -> None:
+        """Open the MLflow run; tags carry Prefect's ids."""
+        tracking = self.config.tracking
+        self.tracker = RunTracker.open(
+            tracking.uri,
+            self.plan.workspace,
+            tracking.experiment,
+            self.run.id,
+            self.run.id,
+            self.config.model_dump(mode="json", by_alias=True),
+            {"vibethinker.profile": self.config.profile, **tags},
+            self.run.folder,
+            self.run.warn,
+        )
+
+    def retire(self, refresh: frozenset[str]) -> None:
+        """Move the outputs of steps that are to be made again out of the way."""
+        for step_id in refresh:
+            step = self.plan[step_id]
+            with self.run.store.lock(step.id, step.fingerprint):
+                if self.run.store.folder(step.id, step.fingerprint).exists():
+                    self.run.store.retire(step.id, step.fingerprint)
+
+    def published(self, step: Step) -> Artifact | None:
+        """The step's valid output made from the inputs published now; an invalid one moves to the attic."""
+        inputs = {}
+        for role, step_id in step.inputs.items():
+            artifact = self.run.store.read(step_id, self.plan[step_id].fingerprint)
+            if artifact is None:
+                return None
+            inputs[role] = artifact.digest
+        artifact, reason = self.run.store.find(step.id, step.fingerprint, inputs)
+        if reason:
+            self.run.warn(f"The published output of {step.id} can't be reused and is made anew: {reason}.")
+        return artifact
+
+    def execute(self, step: Step, hear: Callable[[Event], None]) -> dict[str, Any]:
+        """Run a step in a child process, with the policies that don't count as retries.
+
+        An out-of-memory child is run again with half the micro-batch, a preempted one as it is.
+
+        Raises:
+            VibeThinkerError: of the child's class.
+        """
+        if self.host is None:
+            raise InfrastructureError("The worker isn't running any more.")
+        width = self.slots.total if step.kind in ALONE else 1
+        with self.slots.take(width):
+            while True:
+                try:
+                    return self.host.run(self._request(step, width), hear, self.stopping.is_set)
+                except OutOfMemoryError as error:
+                    if not self._halve(step):
+                        raise
+                    hear({"event": "warning", "text": f"{error}; running again with half the micro-batch."})
+                except PreemptedError:
+                    if self.stopping.is_set():
+                        raise
+                    hear({"event": "warning", "text": "The step was preempted; running it again."})
+
+    def close(self) -> None:
+        """End the worker host and every child."""
+        self.stopping.set()
+        if self.host is not None:
+            self.host.close()
+
+    def _halve(self, step: Step) -> bool:
+        batch = self._micro_batches.get(step.id) or self._execution(step, 1)[_batch_setting(step)]
+        self._micro_batches[step.id] = batch // 2
+        return batch >= 2
+
+    def _request(self, step: Step, width: int) -> dict[str, Any]:
+        return {
+            "workspace": str(self.plan.workspace),
+            "run_id": self.run.id,
+            "revision": self._revision,
+            "step": step.id,
+            "kind": step.kind,
+            "fingerprint": step.fingerprint,
+            "settings": step.settings,
+            "inputs": {role: [i, self.plan[i].fingerprint] for role, i in step.inputs.items()},
+            "execution": self._execution(step, width),
+            "log": str(self.run.log(step.id)),
+            "stall_seconds": self.config.execution.stall_seconds,
+        }
+
+    def _execution(self, step: Step, width: int) -> dict[str, Any]:
+        execution, verification = self.config.execution, self.config.verification
+        threads = execution.threads or max(1, hardware.cores() * width // self.slots.total)
+        values = {
+            "device": hardware.device(self.config),
+            "threads": threads,
+            "sft_micro_batch": self.config.spectrum.sft.micro_batch,
+            "signal_micro_batch": self.config.signal.micro_batch,
+            "generation_batch": execution.generation_batch,
+            "allow_unsafe_code": verification.allow_unsafe_code,
+            "verifier_workers": min(verification.workers, threads),
+            "backend": self.config.base_model.backend,
+            "paths": dict(step.outside),
+            "source": step.outside.get("source"),
+        }
+        if step.id in self._micro_batches:
+            values[_batch_setting(step)] = self._micro_batches[step.id]
+        return values
+
+
+def _batch_setting(step: Step) -> str:
+    return MICRO_BATCH.get(step.kind, "generation_batch")
+
+
+_sessions: dict[str, Session] = {}
+_current: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+def find(run_id: str) -> Session:
+    """The session of a run in this process."""
+    return _sessions[run_id]
+
+
+def current() -> Session | None:
+    """The session that the surrounding code has opened."""
+    return _current.get()
+
+
+@contextmanager
+def opened(
+    plan: Plan, display: Display, resume: str, refresh: frozenset[str] = frozenset()
+) -> Iterator[Session]:
+    """A begun session for the `with` block; closing it ends all its processes."""
+    session = Session(Run(plan), states(plan, Run(plan).store, refresh), display, resume)
+    session.begin()
+    _sessions[session.run.id] = session
+    token = _current.set(session)
+    try:
+        session.retire(refresh)
+        yield session
+    finally:
+        _current.reset(token)
+        session.close()
+        del _sessions[session.run.id]
+
+
+def revision() -> str | None:
+    """The commit of the code that runs, `+` appended if files differ from it; None outside a clone."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,161 @@
+"""Commands that look and change nothing: plan, status, logs, report, validate."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from vibethinker import config as configuration
+from vibethinker import runs, validation
+from vibethinker.artifacts import Store
+from vibethinker.commands.options import plan_options, planned, workspace_option
+from vibethinker.errors import ConfigurationError
+from vibethinker.plan import states, version_warnings
+
+
+@click.command()
+@plan_options
+@click.option("--json", "as_json", is_flag=True, help="Print plan.json instead of a table.")
+def plan(as_json: bool, **options: Any) -> None:
+    """Show the steps of a run: what is cached, what is to run, and what it will cost.
+
+    Executes nothing and needs neither a GPU nor torch.
+
+    Example: vibethinker plan --profile vibethinker-1.5b --set execution.gpu=H100
+    """
+    asked = planned(**options)
+    show_plan(asked, as_json=as_json)
+
+
+def show_plan(asked: Any, *, as_json: bool = False) -> None:
+    """Print a plan with its states and estimates."""
+    found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
+    document = runs.plan_document(asked.plan, found)
+    if as_json:
+        click.echo(json.dumps(document, indent=1, sort_keys=True))
+        return
+    table = Table("step", "fingerprint", "state", "tokens", "time", box=None)
+    gpu = any(s["estimate"]["gpu_memory_bytes"] for s in document["steps"])
+    for title in ("GPU memory", "USD") if gpu else ():
+        table.add_column(title)
+    for step in document["steps"]:
+        e = step["estimate"]
+        tokens = e["trained_tokens"] + e["generated_tokens"]
+        row = [step["id"], step["fingerprint"][:12], step["state"].replace("_", " "), _count(tokens)]
+        row.append(_time(e["seconds"]) if tokens else "")
+        if gpu:
+            memory, usd = e["gpu_memory_bytes"], e["usd"]
+            row += [f"{memory / 1e9:.1f} GB" if tokens and memory else "", f"{usd:.2f}" if tokens and usd else ""]
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    waiting = [s for s in document["steps"] if s["state"] != "cached"]
+    seconds = [s["estimate"]["seconds"] for s in waiting]
+    known = f"about {_time(sum(seconds))} one after the other" if None not in seconds else "time unknown"
+    click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run, {known} (estimated).")
+    for reason in [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + version_warnings(found):
+        click.echo(f"Note: {reason}")
+
+
+@click.command()
+@workspace_option
+@click.option("--run", "run_id", help="A run's id [the latest].")
+def status(workspace: str | None, run_id: str | None) -> None:
+    """Show how far a run is, step by step.
+
+    Example: vibethinker status --workspace workspace
+    """
+    folder = _run_folder(workspace, run_id)
+    summary = runs.read_summary(folder)
+    click.echo(f"Run {summary['run_id']}: {summary['status']}")
+    table = Table("step", "state", "seconds", box=None)
+    for step in summary["steps"]:
+        seconds = "" if step["seconds"] is None else f"{step['seconds']:.1f}"
+        table.add_row(step["id"], step["state"], seconds)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    for step in summary["steps"]:
+        if step.get("error"):
+            click.echo(f"{step['id']}: {step['error']}")
+    for warning in summary["warnings"]:
+        click.echo(f"Warning: {warning}")
+
+
+@click.command()
+@workspace_option
+@click.option("--run", "run_id", help="A run's id [the latest].")
+@click.option("--lines", default=50, show_default=True, help="Last lines of each log.")
+@click.argument("step", required=False)
+def logs(workspace: str | None, run_id: str | None, lines: int, step: str | None) -> None:
+    """Print what a step's libraries wrote, or the last lines of every step's log.
+
+    Example: vibethinker logs signal-1
+    """
+    folder = _run_folder(workspace, run_id) / "logs"
+    paths = [folder / f"{step}.log"] if step else sorted(folder.glob("*.log"))
+    for path in paths:
+        if not path.is_file():
+            names = ", ".join(p.stem for p in sorted(folder.glob("*.log")))
+            raise ConfigurationError(f"There is no log of {step!r} in this run; there are {names or 'none'}.")
+        text = path.read_text(errors="replace").splitlines()[-lines:]
+        if not step:
+            click.echo(f"==> {path.stem} <==")
+        click.echo("\n".join(text))
+
+
+@click.command()
+@workspace_option
+@click.option("--run", "run_id", help="A run's id [the latest].")
+def report(workspace: str | None, run_id: str | None) -> None:
+    """Print what a run achieved and where its report is.
+
+    Example: vibethinker report --workspace workspace
+    """
+    from vibethinker.reporting import text
+
+    folder = _run_folder(workspace, run_id)
+    click.echo(text.summarise(runs.read_summary(folder), configuration.workspace(workspace)))
+
+
+@click.command()
+@click.argument("path")
+@click.option("--level", default="digest", show_default=True, help=f"One of {', '.join(validation.LEVELS)}.")
+def validate(path: str, level: str) -> None:
+    """Check a published output or a model folder; exit 1 with the reason if it is not whole.
+
+    Example: vibethinker validate workspace/artifacts/fusion/<fingerprint> --level generates
+    """
+    if not Path(path).is_dir():
+        raise ConfigurationError(f"There is no folder {path}: name a published output or a model folder.")
+    if reason := validation.check(Path(path), level):
+        click.echo(f"Invalid at level {level}: {reason}.")
+        raise click.exceptions.Exit(1)
+    click.echo(f"Valid at level {level}: {path}")
+
+
+def _run_folder(workspace: str | None, run_id: str | None) -> Path:
+    folder = configuration.workspace(workspace)
+    if run_id is None:
+        return runs.latest(folder)
+    if not (folder / "runs" / run_id / "summary.json").is_file():
+        raise ConfigurationError(f"The workspace {folder} has no run {run_id!r}: `ls {folder / 'runs'}` lists them.")
+    return folder / "runs" / run_id
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number) if number else ""
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

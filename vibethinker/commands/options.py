@@ -1,0 +1,73 @@
+"""The options that `run`, `plan` and others share: which configuration, which workspace, what takes whose place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from vibethinker import config as configuration
+from vibethinker.config import Config
+from vibethinker.errors import ConfigurationError
+from vibethinker.plan import Plan, build
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+workspace_option = click.option(
+    "--workspace", metavar="DIR", help="Folder of artifacts and runs [VIBETHINKER_WORKSPACE, else ./workspace]."
+)
+
+
+def configuration_options(function: Function) -> Function:
+    """--profile, --config and --set."""
+    for option in (
+        click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Override one setting; repeatable."),
+        click.option("--config", "file", metavar="FILE", help="YAML file laid over the profile."),
+        click.option("--profile", metavar="NAME", help="Profile to start from [tiny]."),
+    ):
+        function = option(function)
+    return function
+
+
+def plan_options(function: Function) -> Function:
+    """All that determines a plan."""
+    for option in (
+        click.option("--from", "replaced", multiple=True, metavar="STEP=PATH",
+                     help="A model folder that takes the place of a step's output; repeatable."),
+        click.option("--refresh", multiple=True, metavar="STEP", help="Run a step again; repeatable."),
+        workspace_option,
+    ):  # fmt: skip
+        function = option(function)
+    return configuration_options(function)
+
+
+class Planned(NamedTuple):
+    """What the options of `plan_options` amount to."""
+
+    config: Config
+    plan: Plan
+    refresh: frozenset[str]
+
+
+def planned(
+    profile: str | None, file: str | None, overrides: tuple[str, ...], workspace: str | None,
+    refresh: tuple[str, ...], replaced: tuple[str, ...],
+) -> Planned:  # fmt: skip
+    """The plan that the options describe.
+
+    Raises:
+        ConfigurationError, DataError: one sentence on what is wrong.
+    """
+    config = configuration.load(profile, file, overrides)
+    folders = {}
+    for text in replaced:
+        step, equals, path = text.partition("=")
+        if not equals or not path:
+            raise ConfigurationError(f"--from takes STEP=PATH such as fusion=my-model, not {text!r}.")
+        folders[step] = str(Path(path).expanduser().absolute())
+    plan = build(config, configuration.workspace(workspace), folders)
+    for step_id in refresh:
+        plan[step_id]
+    return Planned(config, plan, frozenset(refresh))
