@@ -1,0 +1,58 @@
+"""Generation: token ids in, completions out, by any engine that keeps this interface.
+
+`TransformersEngine` is the engine that always works; a vLLM engine keeps the same protocol. Importing this
+module loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation of a prompt.
+
+    Attributes:
+        text: the decoded completion without special tokens.
+        tokens: number of generated tokens, the end-of-sequence token included.
+        truncated: whether it ended at the length limit instead of an end-of-sequence token.
+        ids: the generated token ids, the end-of-sequence token included.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    ids: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """Samples completions of prompts that are already token ids."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        """For each prompt, `samples` completions.
+
+        Args:
+            prompts: token ids of each prompt, chat template included.
+            samples: completions a prompt.
+            max_tokens: longest completion; the model's positions limit it too.
+            temperature: divides the logits; 0 takes the most probable token.
+            top_p: the nucleus, the smallest set of most probable tokens with at least this probability; 1 is
+                off.
+            seed: the same seed and arguments give the same completions on one machine.
+            progress: called with finished and all completions, at least every 64 decoding steps.
+        """

@@ -1,0 +1,210 @@
+"""The engine that needs transformers alone: a lean decoding loop for any causal model with a key-value cache.
+
+Sequences, each a (prompt, sample) pair, are sorted by prompt length, the longest first, and decoded in
+batches, padded on the left. A prompt is prefilled once a batch and its cache row copied for its samples;
+finished rows leave the batch. Next tokens come from `sampling`, attention over the cache from `attention`.
+For a model of 0.4 M parameters on a CPU this takes about half the time of `generate` on the same tokens, and
+less where completions end early.
+
+Reproducible: the random numbers of a sequence depend on the seed, its prompt's index and its sample's index
+only. The logits don't: another batch size or other neighbours change the order of additions, so a result can
+differ where two tokens are all but equally likely. The same arguments and batch size on the same machine give
+the same result.
+
+Left out: refilling a batch while it runs, speculative decoding, CUDA graphs; use vLLM where it is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from vibethinker.errors import ConfigurationError
+from vibethinker.generation import Completion, Progress
+from vibethinker.generation.attention import grouped_attention
+from vibethinker.generation.sampling import UniformStreams, draw
+
+Row = tuple[int, int]  # prompt index, sample index
+
+_REPORT_STEPS = 64
+_KEPT_SHARE = 0.875  # copying the cache costs about as much as a decoding step
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class TransformersEngine:
+    """Decodes with a loaded model on whatever device it is; see the module for how.
+
+    Args:
+        model: a causal language model; a PEFT model works too.
+        tokenizer: decodes completions and names the end-of-sequence token, beside the model's generation
+            config.
+        batch: sequences decoded at once.
+
+    Raises:
+        ConfigurationError: neither the tokenizer nor the generation config names an end-of-sequence token.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 256) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch = batch
+        stops = model.generation_config.eos_token_id
+        named = [tokenizer.eos_token_id, *(stops if isinstance(stops, (list, tuple)) else [stops])]
+        self._stops = sorted({int(token) for token in named if token is not None})
+        if not self._stops:
+            raise ConfigurationError("The model has no end-of-sequence token: set the tokenizer's eos_token.")
+        self._positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`. A prompt that fills the model's positions gives empty, truncated
+        completions.
+
+        Raises:
+            ValueError: a prompt is empty, samples or max_tokens < 1, temperature < 0 or top_p outside (0, 1].
+        """
+        if (
+            samples < 1
+            or max_tokens < 1
+            or temperature < 0
+            or not 0 < top_p <= 1
+            or not all(map(len, prompts))
+        ):
+            raise ValueError(
+                "generation needs prompts of at least one token, samples and max_tokens >= 1, temperature >= 0 "
+                "and 0 < top_p <= 1"
+            )
+        report = progress or (lambda done, total: None)
+        generated: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        fits = [index for index in order if self._positions is None or len(prompts[index]) < self._positions]
+        sequences: list[Row] = [(index, sample) for index in fits for sample in range(samples)]
+        total = len(prompts) * samples
+        done = total - len(sequences)
+        sampling = _Sampling(max_tokens, temperature, top_p, seed)
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with torch.inference_mode(), grouped_attention(self._model):
+                for start in range(0, len(sequences), self._batch):
+                    rows = sequences[start : start + self._batch]
+                    finished = self._decode(
+                        prompts, rows, sampling, lambda n, done=done: report(done + n, total)
+                    )
+                    for (index, sample), ids in zip(rows, finished, strict=True):
+                        generated[index][sample] = ids
+                    done += len(rows)
+                    report(done, total)
+        finally:
+            self._model.train(was_training)
+        return [[self._completion(ids) for ids in of_prompt] for of_prompt in generated]
+
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[Row],
+        sampling: _Sampling,
+        report: Callable[[int], None],
+    ) -> list[list[int]]:
+        """The generated ids of each row, decoded together; `report` is told how many have ended."""
+        steps = sampling.max_tokens
+        if self._positions is not None:
+            steps = min(steps, self._positions - min(len(prompts[index]) for index, _ in rows))
+        cache = DynamicCache(config=self._model.config)
+        logits, mask = self._prefill([prompts[index] for index, _ in rows], cache)
+        padded = not bool(mask.all())
+        lengths = mask.sum(-1)
+        streams = UniformStreams(sampling.seed, rows)
+        device = logits.device
+        stops = torch.tensor(self._stops, device=device)
+        written = torch.full((len(rows), steps), -1, device=device)
+        in_batch = torch.arange(len(rows), device=device)
+        open_ = torch.ones(len(rows), dtype=torch.bool, device=device)
+        for step in range(steps):
+            if sampling.temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                tokens = draw(logits, streams.next().to(device), sampling.temperature, sampling.top_p)
+            written[in_batch, step] = torch.where(open_, tokens, -1)
+            open_ &= ~torch.isin(tokens, stops)
+            if self._positions is not None:
+                open_ &= lengths + step + 1 < self._positions
+            left = int(open_.sum())
+            if left == 0 or step == steps - 1:
+                break
+            if step % _REPORT_STEPS == _REPORT_STEPS - 1:
+                report(len(rows) - left)
+            if left <= _KEPT_SHARE * len(open_):
+                kept = open_.nonzero().squeeze(-1)
+                cache.batch_select_indices(kept)
+                streams.keep(kept.tolist())
+                tokens, mask, lengths, in_batch, open_ = (
+                    x[kept] for x in (tokens, mask, lengths, in_batch, open_)
+                )
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+            positions = (lengths + step).unsqueeze(-1)
+            logits = self._forward(tokens.unsqueeze(-1), mask if padded else None, positions, cache)
+        return [[token for token in row if token >= 0] for row in written.tolist()]
+
+    def _prefill(
+        self, prompts: list[Sequence[int]], cache: DynamicCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fill the cache with a row for each prompt, equal ones computed once.
+
+        Returns:
+            The next token's logits, (rows, vocabulary), and the mask of the left-padded prompts, (rows,
+            length).
+        """
+        unique = {tuple(prompt): None for prompt in prompts}
+        for row, prompt in enumerate(unique):
+            unique[prompt] = row
+        longest = max(map(len, unique))
+        ids = torch.full((len(unique), longest), self._tokenizer.pad_token_id or 0)
+        mask = torch.zeros(len(unique), longest, dtype=torch.int64)
+        for prompt, row in unique.items():
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        padded = not bool(mask.all())
+        device = self._model.device
+        ids, mask = ids.to(device), mask.to(device)
+        logits = self._forward(ids, mask if padded else None, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        copies = torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=device)
+        cache.batch_select_indices(copies)
+        return logits[copies], mask[copies]
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
+    ) -> torch.Tensor:
+        """Logits of the last position, shape (rows, vocabulary)."""
+        output = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        text = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(text, len(ids), not ids or ids[-1] not in self._stops, tuple(ids))
