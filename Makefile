@@ -1,0 +1,61 @@
+# Two commands need nothing but Python 3.11 to 3.13: `make run` and `make test`.
+PYTHON ?= python3
+PROFILE ?= tiny
+WORKSPACE ?= workspace
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' constraints.txt)
+# A machine with an NVIDIA GPU gets the CUDA build, a Mac its own; any other Linux must not download CUDA.
+CPU_ONLY := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,yes))
+
+.PHONY: run test lint constraints check-constraints clean
+
+run: $(VENV)/installed-dev
+	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
+
+test: $(VENV)/installed-dev lint check-constraints
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed: set PYTHON")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+# The CPU build of torch comes from the package sources this machine is set up with, or else from PyTorch's own,
+# which uv knows; where neither has one, the ordinary build is installed.
+$(VENV)/torch: constraints.txt | $(BIN)/uv
+ifeq ($(CPU_ONLY),yes)
+	@$(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || UV_HTTP_TIMEOUT=20 $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)" 2>/dev/null \
+	  || $(BIN)/python -m pip install --quiet "torch==$(TORCH)"
+else
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python "torch==$(TORCH)"
+endif
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/torch
+	@echo "Installing into $(VENV) ..."
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# Write the constraints anew from pyproject.toml; the pins keep to the set that was proven together.
+constraints: | $(BIN)/uv
+	echo "torch==$(TORCH)" | $(BIN)/uv pip compile pyproject.toml --extra dev --universal --upgrade --quiet \
+	  --no-annotate --no-header --constraint - --output-file constraints.txt
+	echo "vllm==0.26.0" | $(BIN)/uv pip compile pyproject.toml --extra train --extra unsloth --extra vllm --upgrade \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_31 --quiet --no-annotate --no-header --constraint - \
+	  --output-file constraints-gpu.txt
+
+# Both committed sets still resolve, each alone.
+check-constraints: | $(BIN)/uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --constraint constraints.txt --quiet --output-file /dev/null
+	$(BIN)/uv pip compile pyproject.toml --extra train --extra unsloth --extra vllm --constraint constraints-gpu.txt \
+	  --python-version 3.12 --python-platform x86_64-manylinux_2_31 --quiet --output-file /dev/null
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
