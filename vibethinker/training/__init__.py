@@ -1,0 +1,2 @@
+"""Training: supervised (`sft`), and by reinforcement (`signal`, with `mgpo`'s formulae and the trainer in
+`trainer`)."""

@@ -1,0 +1,83 @@
+"""What a trainer tells its surroundings, and when it must stop: progress, metrics, kept checkpoints,
+divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from vibethinker.errors import DivergedError
+from vibethinker.models import save_model
+from vibethinker.steps import Emitter
+
+# What trainers log and this project doesn't keep: it depends on the clock, or says what the step number says.
+_CLOCK = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "step_time")
+
+
+class Reporter(TrainerCallback):
+    """Writes each logged step to metrics.jsonl and to the emitter, and halts on a loss or gradient that is no
+    number.
+
+    `names` maps the trainer's names of metrics to those kept, in the file's order; all others are dropped.
+    The file holds what a repeated run would hold too; the emitter also gets tokens per second and memory.
+    """
+
+    def __init__(self, emit: Emitter, file: Path, steps: int, names: Mapping[str, str], tokens: str) -> None:
+        self._emit, self._file, self._steps, self._names, self._tokens = emit, file, steps, names, tokens
+        self._last_tokens, self._last_time = 0.0, time.monotonic()
+        self.last: dict[str, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._file.write_text("")
+        self._emit.progress(0, self._steps, "training")
+        self._last_time = time.monotonic()
+
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
+        if not logs or "loss" not in logs or any(key in logs for key in _CLOCK[:1]):
+            return
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(float(logs.get(name, 0.0))):
+                raise DivergedError(
+                    f"The {name.replace('_', ' ')} became {logs[name]} at step {state.global_step}: lower the "
+                    "learning rate or raise the warm-up, and look at the metrics before this step."
+                )
+        row = {"step": state.global_step}
+        row |= {kept: plain(logs[name]) for name, kept in self._names.items() if logs.get(name) is not None}
+        with self._file.open("a") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+        self.last = row
+        scalars = {name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}
+        self._emit.metrics(state.global_step, scalars | self._speed(float(logs.get(self._tokens, 0.0))))
+        self._emit.progress(state.global_step, self._steps, f"loss {row['loss']:.4f}")
+
+    def _speed(self, tokens: float) -> dict[str, float]:
+        now = time.monotonic()
+        values = {"tokens_per_second": (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)}
+        self._last_tokens, self._last_time = tokens, now
+        if torch.cuda.is_available():
+            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return values
+
+
+class Checkpoints(TrainerCallback):
+    """Saves complete model (or adapter) folders `step-%06d` at the given steps, for probing to choose
+    from."""
+
+    def __init__(self, folder: Path, steps: Collection[int], tokenizer: Any, dtype: torch.dtype) -> None:
+        self._folder, self._steps, self._tokenizer, self._dtype = folder, frozenset(steps), tokenizer, dtype
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step in self._steps:
+            save_model(model, self._tokenizer, self._folder / f"step-{state.global_step:06d}", self._dtype)
+
+
+def plain(value: Any) -> Any:
+    """A logged value as JSON has it: tensors become numbers."""
+    return value.item() if isinstance(value, torch.Tensor) else value
