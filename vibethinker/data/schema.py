@@ -8,11 +8,12 @@ called, and whether ids repeat, is the business of those who use the records.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Self, TypeVar
 
 from vibethinker.errors import DataError
@@ -20,39 +21,45 @@ from vibethinker.errors import DataError
 _JSON_NAMES = {str: "a string", int: "an integer", dict: "an object", NoneType: "null"}
 
 
+@functools.cache
+def _json_types(record: type[_Record]) -> dict[str, tuple[type, ...]]:
+    """The Python types that each key of a record may have once JSON is parsed."""
+    hints = typing.get_type_hints(record)
+    members = {name: typing.get_args(h) if isinstance(h, UnionType) else (h,) for name, h in hints.items()}
+    return {name: tuple(typing.get_origin(one) or one for one in some) for name, some in members.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Record:
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object, keys sorted."""
-        return {
-            name: getattr(self, name) for name in sorted(field.name for field in dataclasses.fields(self))
-        }
+        return {name: getattr(self, name) for name in sorted(_json_types(type(self)))}
 
     @classmethod
     def from_dict(cls, row: Any) -> Self:
-        """The record of a JSON object; raises DataError naming the key that is missing, unknown or of
-        another type."""
+        """The record of a JSON object.
+
+        Raises DataError naming the key that is missing, unknown or of another type.
+        """
         kind = cls.__name__.lower()
         if not isinstance(row, dict):
-            raise DataError(f"a {kind} is a JSON object, not {type(row).__name__}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := sorted(str(key) for key in row.keys() - fields.keys()):
-            raise DataError(f"a {kind} has no key {unknown[0]!r}; its keys are {', '.join(fields)}")
-        hints = typing.get_type_hints(cls)
-        for name, field in fields.items():
-            if name not in row:
-                if field.default is dataclasses.MISSING:
-                    raise DataError(f"the {kind} lacks the key {name!r}")
-                continue
-            allowed = tuple(
-                typing.get_origin(hint) or hint for hint in typing.get_args(hints[name]) or (hints[name],)
-            )
-            if typing.get_origin(hints[name]) is dict:
-                allowed = (dict,)
-            if not isinstance(row[name], allowed) or isinstance(row[name], bool):
-                wanted = " or ".join(_JSON_NAMES[one] for one in allowed)
-                raise DataError(f"the {kind}'s {name!r} must be {wanted}, not {json.dumps(row[name])[:40]}")
+            raise DataError(f"a {kind} is a JSON object, not {json.dumps(row)[:40]}")
+        types = _json_types(cls)
+        if unknown := sorted(row.keys() - types.keys()):
+            raise DataError(f"a {kind} has no key {unknown[0]!r}; its keys are {', '.join(types)}")
+        for name, value in row.items():
+            # bool is an int in Python, but not in JSON.
+            if not isinstance(value, types[name]) or isinstance(value, bool):
+                wanted = " or ".join(_JSON_NAMES[one] for one in types[name])
+                raise DataError(f"the {kind}'s {name!r} must be {wanted}, not {json.dumps(value)[:40]}")
+        required = (f.name for f in dataclasses.fields(cls) if _required(f))
+        if missing := [name for name in required if name not in row]:
+            raise DataError(f"the {kind} lacks the key {missing[0]!r}")
         return cls(**row)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,7 +111,7 @@ def pipeline(rng: Random, level: int) -> Draft | None:
     """Keep some items of a list, change each, and return them or their sum: a comprehension, or a loop."""
     size = (9, 40, 150)[level - 1]
     kind = rng.choice(("above", "below", "even", "odd"))
-    limit = rng.randint(1, size) if kind in ("above", "below") else 5
+    limit = rng.randint(1, size) if kind in ("above", "below") else 0
     keep = kind if kind in ("even", "odd") else f"{kind} {limit}"
     condition = {"above": f"x>{limit}", "below": f"x<{limit}", "even": "x%2==0", "odd": "x%2==1"}[kind]
     kept = {
@@ -123,7 +123,7 @@ def pipeline(rng: Random, level: int) -> Draft | None:
     each = rng.choice((scale(rng, level), shift(rng, level), Operation("squared")))
     summed = rng.random() < 0.5
     changed = each.on("x")
-    if summed and each.verb == "minus" and abs(each.amount - limit) <= 1:
+    if summed and limit and any(each(item) == 0 for item in (limit - 1, limit, limit + 1)):
         return None  # an item at the limit adds 0 to the sum, so a wrong limit would be right
 
     def value(items: list[int]) -> Any:
@@ -134,9 +134,7 @@ def pipeline(rng: Random, level: int) -> Draft | None:
     start, collect = ("s=0", f"s+={changed}") if summed else ("s=[]", f"s.append({changed})")
     solutions = [
         completion(condition, [f"return sum({generator})" if summed else f"return [{generator}]"], "a"),
-        completion(
-            "loop", [start, "for x in a:", f"    if {condition}:", f"        {collect}", "return s"], "a"
-        ),
+        completion("loop", [start, "for x in a:", f"    if {condition}:", f"        {collect}", "return s"], "a"),
     ]
     if summed and each.verb == "times":
         lines = [f"return {each.amount}*sum(x for x in a if {condition})"]

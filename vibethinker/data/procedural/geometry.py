@@ -70,9 +70,7 @@ def trapezoid(rng: Random, level: int) -> Draft | None:
     if h % 2 == 0:
         half = Work()
         by_half = half.boxed(half.mul(half.div(h, 2), half.add(a, b)))
-    return maths(
-        f"Trapezoid with sides {a} and {b}, height {h}: find the area.", area, by_mean, by_half, by_product
-    )
+    return maths(f"Trapezoid with sides {a} and {b}, height {h}: find the area.", area, by_mean, by_half, by_product)
 
 
 def third_angle(rng: Random, level: int) -> Draft | None:

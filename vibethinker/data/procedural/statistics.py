@@ -115,9 +115,7 @@ def chance(rng: Random, level: int) -> Draft:
     if common > 1:
         rest.note(f"{part}/{whole}={answer}")
     text = f"{red} red, {blue} blue balls. Chance of {asked}?"
-    return maths(
-        text, str(answer), total.boxed(str(answer)), ratio.boxed(str(answer)), rest.boxed(str(answer))
-    )
+    return maths(text, str(answer), total.boxed(str(answer)), ratio.boxed(str(answer)), rest.boxed(str(answer)))
 
 
 FAMILIES: tuple[Family, ...] = (mean, median, spread, missing_value, chance)
