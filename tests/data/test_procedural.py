@@ -175,7 +175,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     r"A rectangle has perimeter (\d+) and width (\d+)\. Find the length\.": lambda p, w: only(
         sympy.solve(2 * (x + int(w)) - int(p), x)
     ),
-    r"Trapezoid with sides (\d+) and (\d+), height (\d+): find the area\.": lambda *abh: trapezoid_area(*map(int, abh)),
+    r"Trapezoid with bases (\d+) and (\d+), height (\d+): find the area\.": lambda *abh: trapezoid_area(*map(int, abh)),
     r"Two angles of a triangle are (\d+) and (\d+)\. Find the third\.": lambda a, b: only(
         sympy.solve(x + int(a) + int(b) - 180, x)
     ),

@@ -100,8 +100,8 @@ def larger_root(rng: Random, level: int) -> Draft | None:
     roots."""
     if level == 1:
         return None
-    p = rng.randint(1, (0, 20, 40)[level - 1])
-    q = rng.randint(1, (0, 20, 40)[level - 1])
+    top = (20, 40)[level - 2]
+    p, q = rng.randint(1, top), rng.randint(1, top)
     if p == q:
         return None
     low, high = sorted((p, q))
@@ -109,11 +109,10 @@ def larger_root(rng: Random, level: int) -> Draft | None:
     asked, value = rng.choice((("larger", high), ("smaller", low)))
 
     formula = Work()
-    square = formula.sub(formula.mul(s, s), formula.mul(4, product))
+    formula.sub(formula.mul(s, s), formula.mul(4, product))
     root = high - low
     formula.mul(root, root)
     total = formula.add(s, root) if asked == "larger" else formula.sub(s, root)
-    assert square == root * root
     by_formula = formula.boxed(formula.div(total, 2))
 
     split = Work()

@@ -17,7 +17,7 @@ def term(coefficient: int, power: int) -> str:
 def differentiate(rng: Random, level: int) -> Draft:
     """Of a polynomial, as an expression: the power rule, or the product rule's sum for x*x; or term by
     term."""
-    power = (2, 3, 4)[level - 1] if level == 1 else rng.randint(2, (0, 3, 5)[level - 1])
+    power = rng.randint(2, (2, 3, 5)[level - 1])
     a = rng.randint(2, (9, 12, 20)[level - 1])
     b = rng.randint(2, (9, 20, 40)[level - 1]) * rng.choice((1, -1))
     c = rng.randint(1, 9)

@@ -26,13 +26,8 @@ def perimeter(rng: Random, level: int) -> Draft:
 
     running = Work()
     half = running.add(a, b)
-    return maths(
-        f"Find the perimeter of a {a} by {b} rectangle.",
-        2 * (a + b),
-        doubled,
-        by_sides,
-        running.boxed(running.add(half, half)),
-    )
+    added = running.boxed(running.add(half, half))
+    return maths(f"Find the perimeter of a {a} by {b} rectangle.", 2 * (a + b), doubled, by_sides, added)
 
 
 def missing_side(rng: Random, level: int) -> Draft:
@@ -53,7 +48,7 @@ def missing_side(rng: Random, level: int) -> Draft:
 
 
 def trapezoid(rng: Random, level: int) -> Draft | None:
-    """Its area: mean of the parallel sides times height, their product halved, or half the height first."""
+    """Its area: mean of the bases times height, their product halved, or half the height first."""
     top = (12, 30, 60)[level - 1]
     a, b = rng.randint(2, top), rng.randint(2, top)
     h = rng.randint(2, (12, 12, 20)[level - 1])
@@ -70,7 +65,7 @@ def trapezoid(rng: Random, level: int) -> Draft | None:
     if h % 2 == 0:
         half = Work()
         by_half = half.boxed(half.mul(half.div(h, 2), half.add(a, b)))
-    return maths(f"Trapezoid with sides {a} and {b}, height {h}: find the area.", area, by_mean, by_half, by_product)
+    return maths(f"Trapezoid with bases {a} and {b}, height {h}: find the area.", area, by_mean, by_half, by_product)
 
 
 def third_angle(rng: Random, level: int) -> Draft | None:
