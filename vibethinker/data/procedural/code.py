@@ -98,7 +98,7 @@ def chain(rng: Random, level: int) -> Draft:
 
 def _expand(operations: list[Operation]) -> tuple[str, str] | None:
     """A shift followed by a scale, multiplied out: the step computing the constant, and the expression."""
-    if len(operations) < 2 or operations[0].verb not in ("plus", "minus") or operations[1].verb != "times":
+    if operations[0].verb not in ("plus", "minus") or operations[1].verb != "times":
         return None
     (sign, b), (_, a) = operations[:2]
     expression = f"x*{a}{'+' if sign == 'plus' else '-'}{a * b}"
