@@ -76,6 +76,7 @@ def run(context: StepContext) -> Metrics:
             _write(context.output / folder / f"{domain}.jsonl", (c.problem for c in splits[domain][name]))
             gathered.counts[domain][name] = len(splits[domain][name])
         _write(context.output / "sft" / f"{domain}.jsonl", traces[domain])
+    (context.output / "evaluation").mkdir()
     for name, candidates in gathered.evaluation.items():
         _write(context.output / "evaluation" / f"{name}.jsonl", (c.problem for c in candidates))
     card = {

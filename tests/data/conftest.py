@@ -1,0 +1,114 @@
+"""Fixtures of the data tests: where the shared files are, writing JSONL, and running the data step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vibethinker.config import CODE_DOMAIN
+from vibethinker.data.prepare import run
+from vibethinker.data.schema import Problem, Trace, read_jsonl
+from vibethinker.settings import DataSettings, Prompts, Verification
+from vibethinker.steps import StepContext
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    default = Path(__file__).parents[2] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("VIBETHINKER_SHARED_DATA", default))
+    if not (folder / "gsm8k_train.jsonl").is_file():
+        pytest.skip(f"the shared problem sets aren't in {folder}: set VIBETHINKER_SHARED_DATA to their folder")
+    return folder
+
+
+@pytest.fixture
+def jsonl(tmp_path) -> Callable[..., Path]:
+    """Write rows to a new JSONL file of this name."""
+
+    def write(name: str, *rows: Any) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    return write
+
+
+@dataclass
+class Recorder:
+    """An emitter that keeps what it is told."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        assert 0 <= done <= total
+
+    def metrics(self, step: int, values: Any) -> None:
+        raise AssertionError("the data step has no optimizer steps")
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@dataclass
+class Prepared:
+    """The output of a data step."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    warnings: list[str]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return json.loads((self.folder / "card.json").read_text())
+
+    def problems(self, part: str) -> list[Problem]:
+        """All problems of `rl`, `probe`, `validation` or `evaluation`."""
+        return [p for file in sorted((self.folder / part).iterdir()) for p in read_jsonl(file, Problem)]
+
+    def traces(self) -> list[Trace]:
+        return [t for file in sorted((self.folder / "sft").iterdir()) for t in read_jsonl(file, Trace)]
+
+
+@pytest.fixture
+def prepare(tmp_path) -> Callable[..., Prepared]:
+    """Run the data step with settings of `data` as plain values; files are named by their paths."""
+
+    def prepared(domains: tuple[str, ...], seed: int = 1, **data: Any) -> Prepared:
+        settings = DataSettings.model_validate({"probe": 4, "validation": 4, **data})
+        count = sum(path.name.startswith("prepared-") for path in tmp_path.iterdir())
+        output = tmp_path / f"prepared-{count}"
+        output.mkdir()
+        named = [f.path for f in (*settings.train, *settings.evaluation)]
+        named += [*settings.decontamination.against, *filter(None, [settings.teacher.model])]
+        emit = Recorder()
+        context = StepContext(
+            step_id="data",
+            settings={
+                "seed": seed,
+                "domains": list(domains),
+                "math_domains": [d for d in domains if d != CODE_DOMAIN],
+                "data": settings.semantic(),
+                "verification": Verification().semantic(),
+                "prompts": Prompts().semantic(),
+            },
+            execution={
+                "device": "cpu",
+                "generation_batch": 8,
+                "allow_unsafe_code": True,
+                "verifier_workers": 1,
+                "paths": {name: name for name in named},
+            },
+            inputs={},
+            output=output,
+            checkpoints=tmp_path / f"checkpoints-{count}",
+            emit=emit,
+        )
+        return Prepared(output, run(context), emit.warnings)
+
+    return prepared

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vibethinker.data.decontamination import Decontaminator, Templates, find_templates, words
+
+EVALUATION = [
+    "A train leaves at noon and travels 60 miles an hour for three hours. How far does it go?",
+    "Compute 17 times 23.",
+]
+
+
+def test_words_fold_case_punctuation_and_symbols():
+    assert words(r"Let $X_1 + \frac{1}{2}$, OK?") == ["let", "x", "1", "frac", "1", "2", "ok"]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        EVALUATION[0].upper(),
+        EVALUATION[0].replace(" ", " - "),
+        "Please think. " + EVALUATION[0] + " Give one number.",
+        "One day, a train leaves at noon, and travels 60 miles an hour!",
+        "COMPUTE:  $17$ times $23$",
+    ],
+)
+def test_copies_are_found_whatever_their_case_punctuation_and_surroundings(copy):
+    assert Decontaminator(EVALUATION).overlap(copy)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "A train leaves at noon and travels 60 miles in an hour for three hours.",  # never ten words in a row
+        "Compute 17 times 23 and add 4.",  # a short problem overlaps only as a whole
+        "Compute 17 times 24.",
+        "",
+        "?!",
+    ],
+)
+def test_less_than_an_ngram_in_common_is_no_overlap(other):
+    assert Decontaminator([*EVALUATION, "!"]).overlap(other) is None
+
+
+def test_an_overlap_says_how_much_is_shared_and_with_what():
+    overlap = Decontaminator(EVALUATION, n=5).overlap("A train leaves at noon and comes back soon after that.")
+    assert (overlap.shared, overlap.count, overlap.total) == ("a train leaves at noon", 2, 7)
+    assert overlap.evaluation == 0
+
+
+def test_stock_phrases_do_not_count_unless_asked_to():
+    tail = "where m and n are relatively prime positive integers. Find m+n."
+    index = [f"The area is m/n, {tail}"]
+    assert Decontaminator(index).overlap(f"The probability is m/n, {tail}") is None
+    assert Decontaminator(index, stock_phrases=()).overlap(f"The probability is m/n, {tail}")
+
+
+def test_a_stock_phrase_hides_no_copy_of_a_problem_that_holds_it():
+    text = "Ann draws three of ten cards. The chance is m/n, where m and n are relatively prime positive integers."
+    assert Decontaminator([text]).overlap(text)
+
+
+def test_sentences_around_most_problems_are_templates():
+    suffix = "Let's think step by step and put the final answer within \\boxed{}, as a single whole number."
+    prompts = [f"Answer briefly. Question: What is {i} plus {i}?\n{suffix}" for i in range(10)]
+    templates = find_templates([prompts, ["What is 1?"] * 3])
+    assert templates.body(prompts[3]) == "What is 3 plus 3?"
+    assert templates.body("What is 3 plus 3?") == "What is 3 plus 3?"
+
+
+def test_a_template_shared_by_both_sides_is_no_overlap_and_hides_none():
+    suffix = "Let us think step by step and output the final answer within boxed braces, please do."
+    train = [f"What is {i} times 3?\n{suffix}" for i in range(10)]
+    evaluation = [f"What is {i} times 3?\n{suffix}" for i in range(9, 20)]
+    index = Decontaminator(evaluation, templates=find_templates([train, evaluation]))
+    assert [i for i, text in enumerate(train) if index.overlap(text)] == [9]
+
+
+def test_a_text_that_is_all_template_stays_whole():
+    assert Templates(frozenset({"Go."}), frozenset({"Go."})).body("Go.") == "Go."
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).open()]
+
+
+def brute_force(train: list[str], evaluation: list[str]) -> set[int]:
+    """Contaminated indices, by comparing sets of ten-word tuples."""
+
+    def folded(text: str) -> tuple[str, ...]:
+        return tuple("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+    def tens(folded: tuple[str, ...]) -> set[tuple[str, ...]]:
+        return {folded} if len(folded) < 10 else set(zip(*(folded[i:] for i in range(10)), strict=False))
+
+    everything = set().union(*(tens(folded(text)) for text in evaluation))
+    return {index for index, text in enumerate(train) if tens(folded(text)) & everything}
+
+
+def test_gsm8k_hits_are_those_of_a_brute_force_search(shared_data):
+    train = [row["question"] for row in rows(shared_data, "gsm8k_train.jsonl")]
+    evaluation = [row["question"] for row in rows(shared_data, "gsm8k_test.jsonl")]
+    index = Decontaminator(evaluation, stock_phrases=())
+    hits = {i for i, text in enumerate(train) if index.overlap(text)}
+    assert hits == brute_force(train, evaluation)
+    assert len(hits) == 11
+
+
+def test_math500_hits_without_whitelist_are_those_of_a_brute_force_search(shared_data):
+    prefix = r"Return your final response within \boxed{}."
+    train = [row["problem"] for row in rows(shared_data, "math_train.jsonl")]
+    prompts = [row["problem"] for row in rows(shared_data, "math500_test.jsonl")]
+    templates = find_templates([train, prompts])
+    assert templates == Templates(opening=frozenset({prefix}))
+    off = Decontaminator(prompts, templates=templates, stock_phrases=())
+    hits = {i for i, text in enumerate(train) if off.overlap(text)}
+    assert hits == brute_force(train, [text.removeprefix(prefix) for text in prompts])
+    on = Decontaminator(prompts, templates=templates)
+    assert {i for i, text in enumerate(train) if on.overlap(text)} < hits
