@@ -102,5 +102,3 @@ class Bars:
 def display(plan: Plan) -> Lines | Bars:
     """Bars if a person looks at a terminal, else lines."""
     return Bars(plan) if sys.stderr.isatty() else Lines(plan)
-
-

@@ -72,9 +72,7 @@ def running(
             preflight.check(plan)
             check_workspace(folder)
             resume = f"vibethinker run --profile {profile} --workspace {folder}"
-            current = stack.enter_context(
-                session.opened(plan, Lines(plan), resume, frozenset(refresh or ()))
-            )
+            current = stack.enter_context(session.opened(plan, Lines(plan), resume, frozenset(refresh or ())))
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
         run = Running(current)
         try:
@@ -105,5 +103,3 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     if status != "interrupted":
         artifacts.summary(current.config.profile, text.markdown(summary))
     return summary
-
-

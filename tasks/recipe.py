@@ -25,7 +25,6 @@ from vibethinker.plan import Step
 from vibethinker.worker.host import Event
 
 
-
 class StepTask(NamedTuple):
     """A task and the kind of step that it runs."""
 

@@ -191,9 +191,7 @@ def current() -> Session | None:
 
 
 @contextmanager
-def opened(
-    plan: Plan, display: Display, resume: str, refresh: frozenset[str] = frozenset()
-) -> Iterator[Session]:
+def opened(plan: Plan, display: Display, resume: str, refresh: frozenset[str] = frozenset()) -> Iterator[Session]:
     """A begun session for the `with` block; closing it ends all its processes."""
     session = Session(Run(plan), states(plan, Run(plan).store, refresh), display, resume)
     session.begin()

@@ -215,14 +215,9 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
         for domain in domains:
             if domain not in config.domains:
                 yield f"{at}.domains has {domain!r}, which isn't in domains ({', '.join(config.domains)})"
-    if stage.reward == "code" and not config.verification.allow_unsafe_code:
-        yield (
-            f"{at} rewards code, which means running what the model writes: set verification.allow_unsafe_code to "
-            "true on a machine where that is acceptable, or remove the stage"
-        )
 
 
-# ---- loading ----------------------------------------------------------------------------------------------------
+# ---- loading ----
 
 
 def profiles() -> list[str]:
@@ -307,7 +302,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"The configuration file {path} can't be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"The configuration file {path} isn't valid YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigurationError(
+            f"The configuration file {path} isn't valid YAML: {' '.join(str(error).split())}."
+        ) from None
     if values is not None and not isinstance(values, dict):
         raise ConfigurationError(f"The configuration file {path} must hold keys and values, as the profiles do.")
     return values or {}
@@ -365,7 +362,7 @@ def _item(items: list[Any], part: str, said: str) -> Any:
     return items[int(part)]
 
 
-# ---- messages ---------------------------------------------------------------------------------------------------
+# ---- messages ----
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

@@ -66,7 +66,7 @@ def estimate(plan: Plan) -> dict[str, dict[str, Any]]:
         result[step.id] = {
             "trained_tokens": trained,
             "generated_tokens": generated,
-            "seconds": None if seconds is None else round(seconds, 1),
+            "seconds": None if seconds is None else float(f"{seconds:.3g}"),
             "gpu_memory_bytes": memory,
             "usd": usd,
         }
@@ -106,9 +106,7 @@ def _context(plan: Plan, step: Step) -> float:
     return plan.config.evaluation.max_tokens * FILL
 
 
-def _seconds(
-    shape: Mapping[str, Any], device: Device | None, trained: int, generated: int, context: float
-) -> float:
+def _seconds(shape: Mapping[str, Any], device: Device | None, trained: int, generated: int, context: float) -> float:
     weights = parameters(shape)
     if device is None:
         return (CPU_SECONDS_PER_TOKEN + 6 * weights / CPU_FLOPS) * (trained + generated)

@@ -204,9 +204,7 @@ class _Builder:
             "outside": {said: _digest_outside(path) for said, path in sorted(outside.items())},
         }
         fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        self.steps[id] = Step(
-            id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, **shown
-        )
+        self.steps[id] = Step(id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, **shown)
         return id
 
     def _data(self) -> None:
@@ -288,9 +286,7 @@ class _Builder:
                 "domains": list(self.config.stage_domains(stage)),
             }
             inputs = {"model": models[-1], "data": "data"}
-            models.append(
-                self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name)
-            )
+            models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))
         return models
 
     def _evaluations(self, models: list[str]) -> None:
@@ -343,4 +339,6 @@ def _digest_outside(path: Path) -> str:
     try:
         return file_digest(path)
     except OSError as error:
-        raise DataError(f"The file {path} can't be read ({error.strerror}): check the path in the configuration.") from None
+        raise DataError(
+            f"The file {path} can't be read ({error.strerror}): check the path in the configuration."
+        ) from None

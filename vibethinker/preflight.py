@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from vibethinker import validation
-from vibethinker.config import Config
+from vibethinker.config import CODE_DOMAIN, Config
 from vibethinker.data import sources
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.plan import Plan, role_of
@@ -29,6 +29,13 @@ def check(plan: Plan) -> None:
         raise ConfigurationError(
             "The training libraries aren't installed here: install vibethinker[train], or name an interpreter that "
             "has them by worker.python."
+        )
+    runs_code = CODE_DOMAIN in config.domains or any(s.reward == "code" for s in config.signal.stages)
+    if runs_code and not config.verification.allow_unsafe_code:
+        raise ConfigurationError(
+            "The run would execute programs that a model wrote, under resource limits but in no sandbox: set "
+            "verification.allow_unsafe_code=true on a machine where that is acceptable, or leave out the domain code "
+            "and the stages that reward it."
         )
     for step in plan.steps:
         source = step.outside.get("source")

@@ -172,7 +172,9 @@ class Sft(Settings):
     lora: Lora = setting(Lora, "adapter settings, used by `method: lora`")
     steps: int = setting(1000, "optimizer steps a specialist", unit="steps", source="seed: SPECTRUM_STEPS", ge=1)
     batch_size: int = setting(128, "sequences an optimizer step", unit="sequences", source="3B", ge=1)
-    max_length: int = setting(4096, "longest trace with its prompt; longer ones are left out and counted", unit="tokens")
+    max_length: int = setting(
+        4096, "longest trace with its prompt; longer ones are left out and counted", unit="tokens"
+    )
     learning_rate: float = setting(5e-5, "peak learning rate", source="3B", gt=0)
     final_learning_rate: float = setting(8e-8, "learning rate at the end of the cosine", source="3B", ge=0)
     warmup: float = setting(0.05, "share of the steps that warm up", source="3B", ge=0, lt=1)
@@ -302,6 +304,8 @@ class Execution(Settings):
 class Tracking(Settings):
     """MLflow."""
 
-    uri: str | None = setting(None, "tracking server; None: MLFLOW_TRACKING_URI, else SQLite in the workspace", execution=True)
+    uri: str | None = setting(
+        None, "tracking server; None: MLFLOW_TRACKING_URI, else SQLite in the workspace", execution=True
+    )
     experiment: str = setting("vibethinker", "name of the experiment", execution=True)
     registered_model: str | None = setting(None, "registry name of the final model; None: vibethinker-<profile>")

@@ -139,9 +139,7 @@ def execute(request: Mapping[str, Any], emitter: steps.Emitter) -> dict[str, Any
         folders = {role: a.folder for role, a in inputs.items()}
         started = time.monotonic()
         metrics = steps.resolve(request["kind"])(
-            steps.StepContext(
-                step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
-            )
+            steps.StepContext(step, request["settings"], request["execution"], folders, staging, checkpoints, emitter)
         )
         record = {
             "kind": request["kind"],

@@ -26,7 +26,8 @@ from typing import Any, NoReturn
 from vibethinker.errors import CHILD_EXITS, InfrastructureError
 from vibethinker.worker import child
 
-# What a step needs first; loading it costs about 15 s once and is then shared by every forked child.
+# What a step needs first; loading it costs about 15 s once and is then shared by every forked child. The environment
+# variable VIBETHINKER_PRELOAD names other modules.
 PRELOAD = ("torch", "transformers", "peft", "datasets", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
 TICK_SECONDS = 0.5
 STOP_GRACE_SECONDS = 10.0
@@ -205,7 +206,7 @@ def _kill_group(pid: int | None, number: int, *, group: bool = True) -> None:
             os.killpg(pid, number) if group else os.kill(pid, number)
 
 
-# ---- zygote -----------------------------------------------------------------------------------------------------
+# ---- zygote ----
 
 
 def _start_zygote() -> socket.socket:
@@ -224,7 +225,7 @@ def _zygote(server: socket.socket) -> NoReturn:
     quiet = os.open(os.devnull, os.O_RDWR)
     os.dup2(quiet, 0)
     os.dup2(quiet, 1)
-    for name in PRELOAD:
+    for name in os.environ.get("VIBETHINKER_PRELOAD", ",".join(PRELOAD)).split(","):
         with contextlib.suppress(ImportError):  # the step that needs it says so with its name
             importlib.import_module(name)
     gc.collect()

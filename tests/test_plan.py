@@ -1,0 +1,128 @@
+"""Fingerprints: known beforehand, stable, and changed by exactly what a step depends on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vibethinker.artifacts import Store
+from vibethinker.config import load
+from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.plan import Plan, build, states
+from vibethinker.runs import plan_document
+
+
+def plan_of(workspace: Path, *overrides: str, profile: str = "micro", replaced: dict[str, str] | None = None) -> Plan:
+    return build(load(profile, overrides=overrides, environ={}), workspace, replaced)
+
+
+def changed(workspace: Path, *overrides: str) -> set[str]:
+    before, after = plan_of(workspace), plan_of(workspace, *overrides)
+    return {s.id for s in before.steps if s.fingerprint != after[s.id].fingerprint}
+
+
+def test_steps_are_named_as_the_contracts_say(tmp_path: Path) -> None:
+    assert [s.id for s in plan_of(tmp_path).steps] == [
+        "data", "base",
+        "specialist-algebra", "specialist-statistics", "specialist-code",
+        "probe-algebra", "probe-statistics", "probe-code",
+        "fusion", "signal-1", "signal-2",
+        "evaluation-base",
+        "evaluation-specialist-algebra", "evaluation-specialist-statistics", "evaluation-specialist-code",
+        "evaluation-fusion", "evaluation-signal-1", "evaluation-signal-2", "report",
+    ]  # fmt: skip
+
+
+def test_a_step_comes_after_what_it_reads(tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for step in plan_of(tmp_path, "spectrum.mode=trajectory").steps:
+        assert set(step.depends_on) <= seen
+        seen.add(step.id)
+
+
+def test_fingerprints_depend_neither_on_the_workspace_nor_on_execution(tmp_path: Path) -> None:
+    assert changed(tmp_path, "spectrum.sft.micro_batch=8", "execution.slots=1", "signal.micro_batch=8") == set()
+    here, there = plan_of(tmp_path), plan_of(tmp_path / "other")
+    assert [s.fingerprint for s in here.steps] == [s.fingerprint for s in there.steps]
+
+
+def test_a_changed_second_stage_changes_it_and_what_follows(tmp_path: Path) -> None:
+    assert changed(tmp_path, "signal.stages.1.overrides={learning_rate: 1.0e-5}") == {
+        "signal-2",
+        "evaluation-signal-2",
+        "report",
+    }
+
+
+def test_a_changed_probe_leaves_data_base_and_specialists(tmp_path: Path) -> None:
+    found = changed(tmp_path, "spectrum.probing.k=1")
+    assert {"probe-algebra", "fusion", "signal-1", "evaluation-specialist-algebra"} <= found
+    assert not found & {"data", "base", "specialist-algebra", "evaluation-base"}
+
+
+def test_the_seed_changes_everything(tmp_path: Path) -> None:
+    assert changed(tmp_path, "seed=2") == {s.id for s in plan_of(tmp_path).steps}
+
+
+def test_one_trajectory_serves_every_domain(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "spectrum.mode=trajectory")
+    assert plan.ids("specialist") == ["specialist-mixture"]
+    assert {plan[f"probe-{d}"].inputs["specialist"] for d in plan.config.domains} == {"specialist-mixture"}
+
+
+def test_a_replaced_step_needs_nothing_that_led_to_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    plan = plan_of(tmp_path, replaced={"fusion": str(tmp_path / "mine")})
+    assert [s.id for s in plan.steps] == [
+        "data", "fusion", "signal-1", "signal-2",
+        "evaluation-fusion", "evaluation-signal-1", "evaluation-signal-2", "report",
+    ]  # fmt: skip
+    first = plan["fusion"].fingerprint
+    (tmp_path / "mine" / "config.json").write_text("{ }")
+    assert plan_of(tmp_path, replaced={"fusion": str(tmp_path / "mine")})["fusion"].fingerprint != first
+
+
+def test_a_step_that_is_not_there_can_not_be_replaced(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no such step"):
+        plan_of(tmp_path, replaced={"fushion": str(tmp_path)})
+
+
+def test_an_outside_file_counts_by_its_content_not_its_place(tmp_path: Path) -> None:
+    def fingerprint(folder: str, text: str) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "train.jsonl").write_text(text)
+        files = "data.train=[{path: train.jsonl, domain: algebra}]"
+        return plan_of(tmp_path, "data.source=files", files, f"data.directory={tmp_path / folder}")["data"].fingerprint
+
+    assert fingerprint("a", "{}\n") == fingerprint("b", "{}\n") != fingerprint("a", "{} \n")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.jsonl"):
+        plan_of(tmp_path, "data.source=files", "data.train=[{path: absent.jsonl, domain: algebra}]")
+
+
+@pytest.mark.parametrize("profile", ["tiny", "qwen3-0.6b", "vibethinker-1.5b", "vibethinker-3b"])
+def test_every_profile_has_a_plan_with_estimates(tmp_path: Path, profile: str) -> None:
+    plan = plan_of(tmp_path, "execution.gpu=H100", "execution.price=2", profile=profile)
+    document = plan_document(plan, states(plan, Store(tmp_path)))
+    assert json.loads(json.dumps(document)) == document
+    for step in document["steps"]:
+        assert step["state"] == "to_run"
+        estimate = step["estimate"]
+        if step["kind"] in ("specialist", "signal"):
+            assert estimate["trained_tokens"] > 0
+            assert estimate["seconds"] > 0
+            assert estimate["gpu_memory_bytes"] > 0
+
+
+def test_the_paper_s_cost_is_met_within_a_factor_of_two(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "execution.gpu=H100", profile="vibethinker-1.5b")
+    steps = plan_document(plan, states(plan, Store(tmp_path)))["steps"]
+    hours = (
+        sum(s["estimate"]["seconds"] for s in steps if s["kind"] in ("base", "specialist", "probe", "signal")) / 3600
+    )
+    assert 3900 / 2 < hours < 3900 * 2  # [1.5B] names about 3,900 H800-hours

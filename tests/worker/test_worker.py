@@ -1,0 +1,147 @@
+"""The worker with real processes: events, classes of failure, stalls, and nothing left alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.worker import failing_steps
+from vibethinker.artifacts import Store
+from vibethinker.errors import KINDS, InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.worker.host import Event, Host
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=[False, True], ids=["fresh", "fork"])
+def host(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    if request.param and sys.platform != "linux":
+        pytest.skip("children are forked on Linux only")
+    # What the zygote preloads is beside the point here, and slow.
+    monkeypatch.setenv("VIBETHINKER_PRELOAD", "json")
+    with Host(tmp_path / "worker.log", env={"PYTHONPATH": str(ROOT)}, fork=request.param) as host:
+        yield host
+
+
+def request(workspace: Path, function: Callable[..., Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "workspace": str(workspace),
+        "step": "step",
+        "kind": f"tests.worker.failing_steps:{function.__name__}",
+        "fingerprint": "f" * 64,
+        "settings": {"value": "abc"},
+        "inputs": {},
+        "execution": {},
+        "log": str(workspace / "step.log"),
+        "stall_seconds": 60.0,
+        **changes,
+    }
+
+
+def test_a_step_streams_its_events_and_publishes_its_output(host: Host, tmp_path: Path) -> None:
+    events: list[Event] = []
+    result = host.run(request(tmp_path, failing_steps.succeed), events.append)
+    assert [e["event"] for e in events] == ["progress", "metrics"]
+    assert [e["sequence"] for e in events] == [1, 2]
+    assert events[1]["values"] == {"loss": 0.5}
+    assert result["metrics"] == {"length": 3}
+    assert (Path(result["folder"]) / "value.txt").read_text() == "abc"
+    assert "a library's noise" in (tmp_path / "step.log").read_text()
+
+
+def test_a_published_step_is_not_run_again(host: Host, tmp_path: Path) -> None:
+    first = host.run(request(tmp_path, failing_steps.succeed), lambda e: None)
+    second = host.run(request(tmp_path, failing_steps.succeed), lambda e: None)
+    assert (first["reused"], second["reused"]) == (False, True)
+
+
+@pytest.mark.parametrize("kind", sorted(failing_steps.ERRORS))
+def test_a_failure_arrives_as_the_error_of_its_class(host: Host, tmp_path: Path, kind: str) -> None:
+    with pytest.raises(VibeThinkerError, match="this is why") as caught:
+        host.run(request(tmp_path, failing_steps.fail, settings={"error": kind}), lambda e: None)
+    assert type(caught.value) is KINDS[kind]
+    assert Store(tmp_path).read("step", "f" * 64) is None
+
+
+def test_a_child_that_is_killed_is_an_infrastructure_failure(host: Host, tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="killed by SIGKILL"):
+        host.run(request(tmp_path, failing_steps.die), lambda e: None)
+
+
+def test_a_silent_child_is_killed_with_its_group_and_its_stack_is_kept(host: Host, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with pytest.raises(InfrastructureError, match="reported nothing for 4 s"):
+        host.run(request(tmp_path, failing_steps.wait, stall_seconds=4.0), events.append)
+    assert "in wait" in (tmp_path / "step.log").read_text()
+    assert_gone(events[0]["values"])
+
+
+def test_a_stopped_step_ends_as_preempted(host: Host, tmp_path: Path) -> None:
+    started = threading.Event()
+    with pytest.raises(PreemptedError):
+        host.run(request(tmp_path, failing_steps.wait), lambda e: started.set(), started.is_set)
+
+
+def test_steps_run_side_by_side(host: Host, tmp_path: Path) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def run(name: str) -> None:
+        with pytest.raises(InfrastructureError, match="reported nothing"):
+            asked = request(tmp_path, failing_steps.wait, step=name, stall_seconds=4.0)
+            host.run(asked, lambda e: together.wait())
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not together.broken
+
+
+@pytest.mark.parametrize("fork", [False, True], ids=["fresh", "fork"])
+def test_nothing_is_alive_3_s_after_the_flow_process_is_killed(tmp_path: Path, fork: bool) -> None:
+    script = f"""
+import json, sys
+from pathlib import Path
+from tests.worker import failing_steps
+from tests.worker.test_worker import request
+from vibethinker.worker.host import Host
+tmp = Path({str(tmp_path)!r})
+host = Host(tmp / "worker.log", fork={fork})
+def hear(event):
+    print(json.dumps(dict(event["values"], server=host._process.pid)), flush=True)
+host.run(request(tmp, failing_steps.wait), hear)
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "VIBETHINKER_PRELOAD": "json"}
+    flow = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=env)
+    assert flow.stdout
+    alive = json.loads(flow.stdout.readline())
+    children = psutil.Process(int(alive["server"])).children(recursive=True)
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
+    assert_gone({**alive, **{str(c.pid): c.pid for c in children}})
+
+
+def assert_gone(pids: dict[str, float], seconds: float = 3.0) -> None:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit and any(map(alive, pids.values())):
+        time.sleep(0.05)
+    assert not [name for name, pid in pids.items() if alive(pid)]
+
+
+def alive(pid: float) -> bool:
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
