@@ -29,6 +29,7 @@ def parrot(tmp_path, new_tiny_model, tiny_tokenizer):
     return tmp_path / "parrot"
 
 
+@pytest.mark.slow
 def test_a_teacher_writes_traces_only_where_its_answer_is_the_gold(prepare, jsonl, parrot):
     answers = {f"w{i} x{i} y{i}?": "7" if i % 2 else "8" for i in range(12)}
     path = jsonl("train.jsonl", *({"problem": text, "answer": answer} for text, answer in answers.items()))
@@ -52,5 +53,5 @@ def test_a_teacher_that_is_no_model_is_refused(prepare, jsonl, tmp_path):
     path = jsonl("train.jsonl", *({"problem": f"w{i}?", "answer": "1"} for i in range(9)))
     settings = {"source": "files", "train": [{"path": str(path), "domain": "algebra"}], "probe": 1, "validation": 1}
     for name in (str(tmp_path / "none"), "embedded"):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(ConfigurationError, match=r"data\.teacher\.model"):
             prepare(("algebra",), **settings, teacher={"model": name})

@@ -63,5 +63,8 @@ def _model_folder(name: str, context: StepContext) -> Path:
     folder = context.checkpoints / "teacher"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    run_base(replace(context, settings={"base_model": {"source": name}}, inputs={}, output=folder))
+    try:
+        run_base(replace(context, settings={"base_model": {"source": name}}, inputs={}, output=folder))
+    except ConfigurationError as error:  # it speaks of base_model.source
+        raise ConfigurationError(f"The teacher, data.teacher.model, can't be used: {error}") from None
     return folder
