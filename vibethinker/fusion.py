@@ -2,11 +2,10 @@
 
     theta = sum of w_i theta_i,   w_i >= 0, sum of w_i = 1
 
-Tensors are read, averaged and written one after the other in slices of a million numbers, so memory stays at
-a few slices whatever the models' size. Sums are kept in a wider type than the stored one (float32 for 16-bit
-weights, float64 for float32 ones) and cast once, to the base's type. So for float32 models the result is the
-exact mean rounded once, but for float64's own last digit: fusing a model with itself gives its bytes back,
-and for two models of equal weight the order does not matter. Sixteen-bit models keep both properties.
+Tensors are read, averaged and written one after the other in slices of a million numbers, so memory stays at a few
+slices whatever the models' size. Sums are kept in float64, wider than the recipe's float32, and cast once, to the
+base's type: the result is the float64 mean rounded, bit for bit. So fusing a model with itself, any number of times,
+gives its bytes back, and for two models of equal weight their order does not matter.
 
 Adapters are merged into the unquantised base in float32 first. Config, tokenizer and generation config are
 the base's.
@@ -51,6 +50,8 @@ COMPANIONS = (
 )
 # Models that differ in one of these have no common meaning of a weight, even if all shapes agree.
 SAME_IN_CONFIG = ("model_type", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "vocab_size")
+
+TYPE_NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # as safetensors has them
 
 State = Mapping[str, "torch.Tensor"]
 
@@ -176,7 +177,7 @@ def _check_configs(folders: Sequence[Path]) -> None:
                 )
         if _vocabulary(folder) != _vocabulary(first):
             raise ConfigurationError(
-                f"{folder} can't be fused with {first}: their tokenizers differ, so fuse models that come from one base."
+                f"{folder} can't be fused with {first}: their tokenizers differ, so fuse models of one base."
             )
 
 
@@ -196,10 +197,18 @@ def _check_states(states: Sequence[State], models: Sequence[Path], original: Sta
         raise ConfigurationError(_differ(models[0], base, f"only the first has the tensor {lost[0]}"))
     for name in sorted(names):
         expected = tuple(original[name].shape)
+        if not all(_type_name(state[name]) for state in (original, *states)):
+            raise ConfigurationError(
+                f"The tensor {name} isn't stored as floating-point numbers: fuse unquantised models."
+            )
         for state, folder in zip(states, models, strict=True):
             if (shape := tuple(state[name].shape)) != expected:
                 text = f"the tensor {name} has shape {list(shape)} in the first and {list(expected)} in the second"
                 raise ConfigurationError(_differ(folder, base, text))
+
+
+def _type_name(tensor: torch.Tensor) -> str | None:
+    return TYPE_NAMES.get(str(tensor.dtype).removeprefix("torch."))
 
 
 def _differ(first: Path, second: Path, how: str) -> str:
@@ -213,8 +222,7 @@ def _write(
     original: State,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write the means as a safetensors file, the wider types first and names in order, as that format wants
-    it."""
+    """Write the means as a safetensors file: wider types first, names in order, as that format wants it."""
     import torch
 
     names = sorted(states[0], key=lambda name: (-original[name].element_size(), name))
@@ -224,7 +232,7 @@ def _write(
         tensor = original[name]
         size = tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _TYPE_NAMES[str(tensor.dtype).removeprefix("torch.")],
+            "dtype": _type_name(tensor),
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -238,20 +246,16 @@ def _write(
             progress(done, len(names))
 
 
-_TYPE_NAMES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
 def _write_mean(
     file: BinaryIO, name: str, tensors: Sequence[torch.Tensor], shares: Sequence[float], dtype: torch.dtype
 ) -> None:
     import torch
 
-    wide = torch.float32 if dtype.itemsize == 2 else torch.float64
     flat = [tensor.reshape(-1) for tensor in tensors]
     for start in range(0, flat[0].numel(), SLICE):
-        total = flat[0][start : start + SLICE].to(wide) * shares[0]
+        total = flat[0][start : start + SLICE].double() * shares[0]
         for tensor, share in zip(flat[1:], shares[1:], strict=True):
-            total += tensor[start : start + SLICE].to(wide) * share  # `alpha` would fuse both on some CPUs only
+            total += tensor[start : start + SLICE].double() * share  # add_(…, alpha) rounds once or twice, by CPU
         mean = total.to(dtype)
         if not bool(torch.isfinite(mean).all()):
             raise DivergedError(

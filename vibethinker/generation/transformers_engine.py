@@ -90,8 +90,8 @@ class TransformersEngine:
             or not all(map(len, prompts))
         ):
             raise ValueError(
-                "generation needs prompts of at least one token, samples and max_tokens >= 1, temperature >= 0 "
-                "and 0 < top_p <= 1"
+                "generation needs prompts of at least one token, samples and max_tokens >= 1, temperature "
+                ">= 0 and 0 < top_p <= 1"
             )
         report = progress or (lambda done, total: None)
         generated: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.evaluation.estimators import bootstrap, cons_at_k, paired_bootstrap, pass_at_k
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_sample(n):
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        samples = [True] * c + [False] * (n - c)
+        subsets = list(itertools.combinations(samples, k))
+        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
+
+
+def test_pass_at_k_has_its_closed_forms():
+    for n, c in ((5, 2), (32, 7), (1000, 999)):
+        assert pass_at_k(n, c, 1) == c / n
+        assert pass_at_k(n, c, n) == 1.0
+        assert pass_at_k(n, 0, n) == 0.0
+    assert pass_at_k(1000, 1, 500) == 0.5
+
+
+def test_pass_at_k_is_unbiased():
+    p, n, k = 0.3, 10, 4
+    binomial = [math.comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
+    expected = sum(share * pass_at_k(n, c, k) for c, share in enumerate(binomial))
+    assert expected == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
+
+
+def test_more_draws_than_samples_are_refused():
+    with pytest.raises(ConfigurationError, match="Pass@9 can't be estimated from 8 samples"):
+        pass_at_k(8, 3, 9)
+    with pytest.raises(ConfigurationError):
+        pass_at_k(8, 3, 0)
+    with pytest.raises(ValueError):
+        pass_at_k(8, 9, 1)
+
+
+def test_a_majority_vote_needs_the_largest_group_and_shares_ties():
+    assert cons_at_k(3, [2, 2, 1]) == 1.0
+    assert cons_at_k(2, [3]) == 0.0
+    assert cons_at_k(2, [2, 1]) == 0.5
+    assert cons_at_k(1, [1, 1, 1]) == 0.25
+    assert cons_at_k(0, []) == 0.0
+    assert cons_at_k(1, []) == 1.0
+
+
+def test_a_bootstrap_interval_holds_the_mean_and_repeats_for_a_seed():
+    values = np.random.default_rng(3).random(50)
+    first = bootstrap(values, seed=1)
+    assert first.mean == pytest.approx(values.mean()) and first.low < first.mean < first.high
+    assert bootstrap(values, seed=1) == first != bootstrap(values, seed=2)
+
+
+def test_a_bootstrap_interval_agrees_with_the_normal_one_for_many_problems():
+    values = np.random.default_rng(4).random(4000)
+    found, error = bootstrap(values), values.std() / math.sqrt(len(values))
+    assert found.low == pytest.approx(found.mean - 1.96 * error, abs=0.1 * error)
+    assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.1 * error)
+
+
+def test_bootstrap_intervals_cover_the_true_mean_about_nineteen_times_in_twenty():
+    generator = np.random.default_rng(5)
+    covered = 0
+    for trial in range(300):
+        found = bootstrap(generator.binomial(8, 0.3, size=60) / 8, seed=trial)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.91 <= covered / 300 <= 0.98
+
+
+def test_equal_values_have_an_interval_of_no_width():
+    assert bootstrap([0.25] * 7) == (0.25, 0.25, 0.25)
+
+
+def test_a_paired_interval_is_narrower_than_the_unpaired_one_and_signed_towards_the_second():
+    generator = np.random.default_rng(6)
+    first = generator.random(200)
+    second = np.clip(first + 0.05 + 0.02 * generator.standard_normal(200), 0, None)
+    found = paired_bootstrap(first, second)
+    assert found.mean == pytest.approx((second - first).mean()) and found.low > 0
+    unpaired = bootstrap(second)
+    assert found.high - found.low < 0.3 * (unpaired.high - unpaired.low)
+    backwards = paired_bootstrap(second, first)
+    assert backwards.mean == -found.mean and backwards.high < 0
+
+
+def test_nothing_to_average_and_unequal_pairs_are_refused():
+    with pytest.raises(DataError, match="no graded problems"):
+        bootstrap([])
+    with pytest.raises(ValueError, match="paired"):
+        paired_bootstrap([1.0], [1.0, 2.0])

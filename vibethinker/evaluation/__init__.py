@@ -1,0 +1,1 @@
+"""Evaluation: sampling and grading of problem sets, estimators with intervals, paired comparison."""
