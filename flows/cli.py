@@ -83,7 +83,7 @@ def _reuse(asked: Planned, found: dict[str, StepState], resume: str) -> dict[str
 
 def _execute(asked: Planned, resume: str) -> dict[str, Any]:
     from flows.display import display
-    from flows.server import Server, environment
+    from flows.server import Server, deliver, environment
     from tasks import session
 
     workspace = asked.plan.workspace
@@ -101,7 +101,11 @@ def _execute(asked: Planned, resume: str) -> dict[str, Any]:
 
             if server:
                 server.wait()
-            summary = pipeline(profile=asked.config.profile, workspace=str(workspace))
+            try:
+                summary = pipeline(profile=asked.config.profile, workspace=str(workspace))
+            finally:
+                if server:
+                    deliver()
         except VibeThinkerError as error:
             click.echo(f"The run {current.run.id} failed. When the cause is mended, go on by:\n  {resume}", err=True)
             raise error

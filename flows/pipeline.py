@@ -6,12 +6,15 @@ phases one by one does the same work as running the whole.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.running import Running, running
+from tasks import session
 from tasks.recipe import (
     evaluate_model,
     fuse_specialists,
@@ -22,6 +25,13 @@ from tasks.recipe import (
     train_specialist,
     write_report,
 )
+
+
+def run_name() -> str:
+    """The run's id, or profile and date where the run isn't open yet."""
+    current = session.current()
+    return current.run.id if current else f"{flow_run.get_parameters()['profile']}-{time.strftime('%Y-%m-%d %H:%M')}"
+
 
 # Tasks wait in threads for what they need; how many of them compute at once is up to the session's slots.
 THREADS = ThreadPoolTaskRunner(max_workers=64)
@@ -54,7 +64,7 @@ def whole_recipe(run: Running) -> None:
     measurement(run)
 
 
-@flow(name="vibethinker", task_runner=THREADS, validate_parameters=True)
+@flow(name="vibethinker", flow_run_name=run_name, task_runner=THREADS)
 def pipeline(
     profile: str = "tiny",
     config: dict[str, Any] | None = None,
@@ -76,7 +86,7 @@ def pipeline(
     return run.summary
 
 
-@flow(name="vibethinker-data", task_runner=THREADS)
+@flow(name="vibethinker-data", flow_run_name=run_name, task_runner=THREADS)
 def data_phase(
     profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
 ) -> dict[str, Any]:
@@ -86,7 +96,7 @@ def data_phase(
     return run.summary
 
 
-@flow(name="vibethinker-spectrum", task_runner=THREADS)
+@flow(name="vibethinker-spectrum", flow_run_name=run_name, task_runner=THREADS)
 def spectrum_phase(
     profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
 ) -> dict[str, Any]:
@@ -96,7 +106,7 @@ def spectrum_phase(
     return run.summary
 
 
-@flow(name="vibethinker-signal", task_runner=THREADS)
+@flow(name="vibethinker-signal", flow_run_name=run_name, task_runner=THREADS)
 def signal_phase(
     profile: str = "tiny",
     config: dict[str, Any] | None = None,
@@ -110,7 +120,7 @@ def signal_phase(
     return run.summary
 
 
-@flow(name="vibethinker-evaluation", task_runner=THREADS)
+@flow(name="vibethinker-evaluation", flow_run_name=run_name, task_runner=THREADS)
 def evaluation_phase(
     profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
 ) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from vibethinker.errors import InfrastructureError
 
 START_SECONDS = 120.0
+DELIVERY_SECONDS = 10.0
 
 
 class Server:
@@ -65,6 +66,15 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def deliver() -> None:
+    """Send this process's states and logs that Prefect still holds back, before the server is closed."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    EventsWorker.drain_all(timeout=DELIVERY_SECONDS, at_exit=False)
+    APILogWorker.drain_all(timeout=DELIVERY_SECONDS, at_exit=False)
 
 
 def environment(home: Path) -> dict[str, str]:

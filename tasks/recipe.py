@@ -72,9 +72,7 @@ def _run(session: Session, step: Step) -> Any:
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
         return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=_outcome(step, artifact))
-    get_run_logger().info("Running %s, fingerprint %s", step.id, step.fingerprint[:12])
-    session.run.update(step.id, "running")
-    session.display.state(step, "running")
+    get_run_logger().info("%s, fingerprint %s, waits for a free slot", step.id, step.fingerprint[:12])
     tracked = None
     if session.tracker:
         tags = {"prefect.task_run_id": str(task_run.get_id() or "")}
@@ -82,6 +80,11 @@ def _run(session: Session, step: Step) -> Any:
     progress = artifacts.Progress(step)
 
     def hear(event: Event) -> None:
+        if event["event"] == "started":
+            get_run_logger().info("%s runs", step.id)
+            session.run.update(step.id, "running")
+            session.display.state(step, "running")
+            return
         session.display.event(step, event)
         if event["event"] == "progress":
             progress.update(event["done"], event["total"])

@@ -105,7 +105,8 @@ class Session:
     def execute(self, step: Step, hear: Callable[[Event], None]) -> dict[str, Any]:
         """Run a step in a child process, with the policies that don't count as retries.
 
-        An out-of-memory child is run again with half the micro-batch, a preempted one as it is.
+        Waits for a slot first; once it has one, the first event is `started`. An out-of-memory child is run again
+        with half the micro-batch, a preempted one as it is.
 
         Raises:
             VibeThinkerError: of the child's class.
@@ -114,6 +115,7 @@ class Session:
             raise InfrastructureError("The worker isn't running any more.")
         width = self.slots.total if step.kind in ALONE else 1
         with self.slots.take(width):
+            hear({"event": "started"})
             while True:
                 try:
                     return self.host.run(self._request(step, width), hear, self.stopping.is_set)

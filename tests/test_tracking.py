@@ -137,9 +137,7 @@ def test_delivering_the_whole_journal_again_doubles_nothing(store, client, tmp_p
     assert [at for at, _ in history(client, child.info.run_id, "reward")] == list(range(2500))
 
 
-def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(
-    store, client, tmp_path, dead_uri
-):
+def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(store, client, tmp_path, dead_uri):
     folder, warnings = tmp_path / "run", []
     tracker = open_tracker(store, folder, "run-d", dead_uri, warn=warnings.append)
     step = tracker.step("signal-1", "ffff")
@@ -159,6 +157,27 @@ def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(
     (child,) = runs(client, "step", parent=parent.info.run_id)
     assert history(client, child.info.run_id, "reward") == [(at, float(at)) for at in range(50)]
     assert parent.info.status == "FINISHED"
+
+
+def test_the_next_run_delivers_what_a_killed_one_left(store, client, tmp_path):
+    killed = open_tracker(store, tmp_path / "runs" / "one", "run-l")
+    killed.step("base", "0").metrics(1, {"loss": 1.0}, 1, 1)
+    killed.finish("FINISHED")
+    with open(tmp_path / "runs" / "one" / "tracking.jsonl", "a") as file:
+        file.write(json.dumps({"op": "metrics", "step": "base", "fingerprint": "0", "at": 2, "values": {"loss": 0.5},
+                               "time_ms": 2, "sequence": 2}) + "\n")  # fmt: skip
+    other = open_tracker(store, tmp_path / "runs" / "two", "run-m")
+    assert other.finish("FINISHED")
+    (parent,) = runs(client, "run", run_id="run-l")
+    (child,) = runs(client, "step", parent=parent.info.run_id)
+    assert history(client, child.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+
+
+def test_what_was_meant_for_another_store_stays_for_that_store(store, client, tmp_path, dead_uri):
+    away = open_tracker(store, tmp_path / "runs" / "one", "run-n", dead_uri)
+    assert not away.finish("FINISHED")
+    assert open_tracker(store, tmp_path / "runs" / "two", "run-o").finish("FINISHED")
+    assert runs(client, "run", run_id="run-n") == []
 
 
 def test_a_store_that_comes_back_gets_what_it_missed_from_the_same_process(store, client, tmp_path):

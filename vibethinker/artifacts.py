@@ -209,7 +209,8 @@ def check_workspace(workspace: Path, needed: int = 64 << 20) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigurationError(
-            f"The workspace {workspace} can't be written ({error.strerror}): choose another by --workspace, or make room."
+            f"The workspace {workspace} can't be written ({error.strerror}): choose another by --workspace, or make "
+            "room."
         ) from None
     if (free := shutil.disk_usage(existing).free) < needed:
         raise ConfigurationError(

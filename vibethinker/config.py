@@ -302,9 +302,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"The configuration file {path} can't be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"The configuration file {path} isn't valid YAML: {' '.join(str(error).split())}."
-        ) from None
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"The configuration file {path} isn't valid YAML: {reason}.") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigurationError(f"The configuration file {path} must hold keys and values, as the profiles do.")
     return values or {}

@@ -39,9 +39,10 @@ def check(plan: Plan) -> None:
         )
     for step in plan.steps:
         source = step.outside.get("source")
-        if source and Path(source).is_dir() and role_of(step) in MODEL_ROLES:
-            if reason := validation.check(Path(source), "exists"):
-                raise ConfigurationError(f"{source} can't be {step.id}: {reason}; name a complete model folder.")
+        if not source or not Path(source).is_dir() or role_of(step) not in MODEL_ROLES:
+            continue
+        if reason := validation.check(Path(source), "exists"):
+            raise ConfigurationError(f"{source} can't be {step.id}: {reason}; name a complete model folder.")
     if config.data.source == "files":
         _check_files(config)
 
