@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vibethinker.tracking.journal import Progress, delivering, read
+from vibethinker.tracking.journal import STATE, Progress, delivering, read
 
 # MLflow's own limits on one call of log_batch.
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
@@ -33,12 +33,14 @@ Child = tuple[str, str]
 def load_client(uri: str) -> Any:
     """An MlflowClient of `uri`: telemetry off, and short waits, since the journal itself tries again."""
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
+    # MLflow sets its own loggers' levels when it is imported.
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -140,14 +142,10 @@ class Delivery:
             unsent = [(p, o) for p, o in operations if p > self._sent.get(child, 0)]
             for part in _parts(unsent):
                 batch = [
-                    Metric(key, value, o["time_ms"], o["at"])
-                    for _, o in part
-                    for key, value in o["values"].items()
+                    Metric(key, value, o["time_ms"], o["at"]) for _, o in part for key, value in o["values"].items()
                 ]
                 run = self._child(part[0][1])
-                self._guard(
-                    lambda run=run, batch=batch: self._client.log_batch(run, metrics=batch), "metrics"
-                )
+                self._guard(lambda run=run, batch=batch: self._client.log_batch(run, metrics=batch), "metrics")
                 # A later part of this window may fail: the retry must not send this one again.
                 self._sent[child] = part[-1][0]
         self._gathered.clear()
@@ -155,9 +153,7 @@ class Delivery:
     def _apply(self, operation: Operation) -> None:
         action = getattr(self, f"_on_{operation['op']}", None)
         if action is None:
-            self._warn(
-                f"{self._folder}/tracking.jsonl has a line that is no operation; it is left out of MLflow."
-            )
+            self._warn(f"{self._folder}/tracking.jsonl has a line that is no operation; it is left out of MLflow.")
         else:
             self._guard(lambda: action(operation), operation["op"])
 
@@ -280,6 +276,13 @@ def _check_sqlite(uri: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("pragma user_version")
+
+
+def deliver_left_over(runs: Path, uri: str, workspace: Path, warn: Callable[[str], None]) -> None:
+    """Send what other runs under `runs`, which were killed or never reached this store, have left."""
+    for state in sorted(runs.glob(f"*/{STATE}")):
+        if Progress(state.parent, uri).pending():
+            Delivery(state.parent, uri, workspace, warn).advance()
 
 
 def deliver(folder: Path, uri: str, workspace: Path) -> int:

@@ -82,15 +82,21 @@ class Progress:
         # An address may carry a password, so only its digest is written down.
         self._store = hashlib.sha256(uri.encode()).hexdigest()[:16]
 
+    def begin(self) -> None:
+        """Note the store that the journal is meant for, before anything has arrived."""
+        if self._read() is None:
+            self.record("", 0)
+
+    def pending(self) -> bool:
+        """Whether the journal was meant for this store and has operations that never arrived."""
+        state, journal = self._read(), self._path.with_name(JOURNAL)
+        return state is not None and journal.exists() and state["delivered"] < journal.stat().st_size
+
     def position(self, run: str) -> int:
         """The position delivered to the MLflow run `run`; 0 where it isn't the run that was being delivered
         to."""
-        try:
-            state = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return 0
-        same = state.get("store") == self._store and state.get("run") == run
-        return int(state["delivered"]) if same else 0
+        state = self._read()
+        return state["delivered"] if state is not None and state["run"] == run else 0
 
     def record(self, run: str, position: int) -> None:
         """Remember that everything before `position` has arrived."""
@@ -98,6 +104,13 @@ class Progress:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(state, sort_keys=True) + "\n")
         temporary.replace(self._path)
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return None
+        return state if state.get("store") == self._store else None
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.tracking import values
-from vibethinker.tracking.delivery import Delivery
-from vibethinker.tracking.journal import Journal, read_all
+from vibethinker.tracking.delivery import Delivery, deliver_left_over
+from vibethinker.tracking.journal import Journal, Progress, read_all
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -39,13 +39,14 @@ class RunTracker:
     """The MLflow run of one pipeline run; made by `open`, ended by `finish`."""
 
     def __init__(self, folder: Path, uri: str, workspace: Path, warn: Callable[[str], None]) -> None:
-        self._uri, self._warn, self._folder = uri, warn, folder
+        self._uri, self._warn, self._folder, self._workspace = uri, warn, folder, workspace
         self._marks = _high_water_marks(folder)
         self._lock = threading.Lock()
         self._journal = Journal(folder)
         self._delivery = Delivery(folder, uri, workspace, warn)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._delivered = False
+        Progress(folder, uri).begin()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
 
     @classmethod
@@ -67,9 +68,7 @@ class RunTracker:
         Raises ConfigurationError where MLflow isn't installed.
         """
         if importlib.util.find_spec("mlflow") is None:
-            raise ConfigurationError(
-                "Tracking needs MLflow: install the extra `service` (vibethinker[service])."
-            )
+            raise ConfigurationError("Tracking needs MLflow: install the extra `service` (vibethinker[service]).")
         warn = warn or logging.getLogger("vibethinker.tracking").warning
         tracker = cls(folder, store_uri(uri, workspace), workspace, warn)
         tracker._append(
@@ -104,9 +103,7 @@ class RunTracker:
 
     def step(self, step_id: str, fingerprint: str, tags: Mapping[str, str] | None = None) -> StepTracker:
         """Start the child run of a step, or continue it when the step is retried."""
-        self._append(
-            {"op": "step", "step": step_id, "fingerprint": fingerprint, "tags": values.texts(tags or {})}
-        )
+        self._append({"op": "step", "step": step_id, "fingerprint": fingerprint, "tags": values.texts(tags or {})})
         return StepTracker(self, step_id, fingerprint)
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
@@ -136,9 +133,7 @@ class RunTracker:
         self._journal.append({"time_ms": round(time.time() * 1000), **operation})
         self._wake.set()
 
-    def _metrics(
-        self, child: tuple[str, str], at: int, found: Mapping[str, float], time_ms: int, seq: int
-    ) -> None:
+    def _metrics(self, child: tuple[str, str], at: int, found: Mapping[str, float], time_ms: int, seq: int) -> None:
         with self._lock:
             marks = self._marks.setdefault(child, {})
             new = {key: value for key, value in found.items() if at > marks.get(key, -1)}
@@ -158,12 +153,15 @@ class RunTracker:
 
     def _deliver(self) -> None:
         """The thread: deliver whenever something was appended, try again while the store is away."""
-        pause, warned = RETRY[0], False
+        pause, warned, others = RETRY[0], False, True
         while True:
             closing = self._closing.is_set()
             self._wake.clear()
             try:
                 self._delivery.advance()
+                if others:
+                    deliver_left_over(self._folder.parent, self._uri, self._workspace, self._warn)
+                    others = False
             except Exception as error:
                 self._delivered = False
                 if not warned:

@@ -40,9 +40,5 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 def params(values: Mapping[str, Any]) -> dict[str, str]:
     """All leaves as text, for parameters; other than strings they are written as JSON."""
-    leaves = (
-        (name(k), v if isinstance(v, str) else json.dumps(v, sort_keys=True)) for k, v in flatten(values) if k
-    )
-    return {
-        key: text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…" for key, text in leaves
-    }
+    leaves = ((name(k), v if isinstance(v, str) else json.dumps(v, sort_keys=True)) for k, v in flatten(values) if k)
+    return {key: text if len(text) <= PARAM_LENGTH else text[: PARAM_LENGTH - 1] + "…" for key, text in leaves}
