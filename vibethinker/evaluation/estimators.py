@@ -1,8 +1,9 @@
 """What n graded samples a problem say about a model, and how sure that is.
 
-Pass@K is the unbiased estimator of Chen et al., arXiv 2107.03374, equation 1. Intervals are percentile bootstrap
-intervals over problems: problems are drawn with replacement, the samples of a problem stay together. Two models are
-compared on the differences of the same problems, which takes the problems' difficulty out of the variance.
+Pass@K is the unbiased estimator of Chen et al., arXiv 2107.03374, equation 1. Intervals are percentile
+bootstrap intervals over problems: problems are drawn with replacement, the samples of a problem stay
+together. Two models are compared on the differences of the same problems, which takes the problems'
+difficulty out of the variance.
 
 Left out: bias-corrected intervals. Where all problems score the same, the interval has no width.
 """
@@ -31,7 +32,8 @@ class Interval(NamedTuple):
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased probability that one of k samples is right, from n samples of which c are: 1 − C(n−c, k) / C(n, k).
+    """The unbiased probability that one of k samples is right, from n samples of which c are: 1 − C(n−c, k) /
+    C(n, k).
 
     Raises:
         ConfigurationError: not 1 <= k <= n.
@@ -53,7 +55,8 @@ def cons_at_k(right: int, wrong: Sequence[int]) -> float:
         wrong: size of each group of equivalent wrong answers; samples without an answer don't vote.
 
     Returns:
-        1 if the right group is the largest, 0 if another is; a tie of m largest groups is decided by lot: 1 / m.
+        1 if the right group is the largest, 0 if another is; a tie of m largest groups is decided by lot: 1 /
+        m.
     """
     largest = max(wrong, default=0)
     if right == 0 or right < largest:

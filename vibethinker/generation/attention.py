@@ -39,9 +39,7 @@ def _grouped_attention(
             module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **kwargs
         )
     groups = key.shape[1]
-    query = query.reshape(batch, groups, heads // groups, width) * (
-        width**-0.5 if scaling is None else scaling
-    )
+    query = query.reshape(batch, groups, heads // groups, width) * (width**-0.5 if scaling is None else scaling)
     scores = torch.matmul(query, key.transpose(-1, -2))
     if attention_mask is not None:  # (batch, 1, 1, length)
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)

@@ -30,9 +30,7 @@ class UniformStreams:
     """
 
     def __init__(self, seed: int, sequences: Sequence[tuple[int, int]]) -> None:
-        keys = (
-            np.array([seed % 2**64, (prompt << 32) + sample], dtype=np.uint64) for prompt, sample in sequences
-        )
+        keys = (np.array([seed % 2**64, (prompt << 32) + sample], dtype=np.uint64) for prompt, sample in sequences)
         self._generators = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
         self._block = np.empty((len(sequences), 0))
         self._used = 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +27,7 @@ from vibethinker.errors import ConfigurationError
 from vibethinker.generation import Completion, Progress
 from vibethinker.generation.attention import grouped_attention
 from vibethinker.generation.sampling import UniformStreams, draw
+from vibethinker.models import is_adapter, load_model, load_tokenizer
 
 Row = tuple[int, int]  # prompt index, sample index
 
@@ -82,13 +84,7 @@ class TransformersEngine:
         Raises:
             ValueError: a prompt is empty, samples or max_tokens < 1, temperature < 0 or top_p outside (0, 1].
         """
-        if (
-            samples < 1
-            or max_tokens < 1
-            or temperature < 0
-            or not 0 < top_p <= 1
-            or not all(map(len, prompts))
-        ):
+        if samples < 1 or max_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or not all(map(len, prompts)):
             raise ValueError(
                 "generation needs prompts of at least one token, samples and max_tokens >= 1, temperature "
                 ">= 0 and 0 < top_p <= 1"
@@ -107,9 +103,7 @@ class TransformersEngine:
             with torch.inference_mode(), grouped_attention(self._model):
                 for start in range(0, len(sequences), self._batch):
                     rows = sequences[start : start + self._batch]
-                    finished = self._decode(
-                        prompts, rows, sampling, lambda n, done=done: report(done + n, total)
-                    )
+                    finished = self._decode(prompts, rows, sampling, lambda n, done=done: report(done + n, total))
                     for (index, sample), ids in zip(rows, finished, strict=True):
                         generated[index][sample] = ids
                     done += len(rows)
@@ -157,17 +151,13 @@ class TransformersEngine:
                 kept = open_.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
                 streams.keep(kept.tolist())
-                tokens, mask, lengths, in_batch, open_ = (
-                    x[kept] for x in (tokens, mask, lengths, in_batch, open_)
-                )
+                tokens, mask, lengths, in_batch, open_ = (x[kept] for x in (tokens, mask, lengths, in_batch, open_))
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             positions = (lengths + step).unsqueeze(-1)
             logits = self._forward(tokens.unsqueeze(-1), mask if padded else None, positions, cache)
         return [[token for token in row if token >= 0] for row in written.tolist()]
 
-    def _prefill(
-        self, prompts: list[Sequence[int]], cache: DynamicCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prefill(self, prompts: list[Sequence[int]], cache: DynamicCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Fill the cache with a row for each prompt, equal ones computed once.
 
         Returns:
@@ -208,3 +198,16 @@ class TransformersEngine:
     def _completion(self, ids: list[int]) -> Completion:
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return Completion(text, len(ids), not ids or ids[-1] not in self._stops, tuple(ids))
+
+
+def load_engine(
+    folder: Path, *, base: Path | None, device: str, batch: int
+) -> tuple[TransformersEngine, PreTrainedTokenizerBase]:
+    """An engine for a model folder, or for an adapter folder merged into its base, and its tokenizer.
+
+    Raises:
+        ConfigurationError: a folder is incomplete, or an adapter lacks its base.
+    """
+    model = load_model(folder, base=base, device=device)
+    tokenizer = load_tokenizer(base if base is not None and is_adapter(folder) else folder)
+    return TransformersEngine(model, tokenizer, batch), tokenizer

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vibethinker.data.schema import write_jsonl
+from vibethinker.errors import DataError
+from vibethinker.evaluation import step
+from vibethinker.steps import StepContext
+
+SETTINGS = {
+    "seed": 3,
+    "evaluation": {"samples": 4, "k": [2, 4], "temperature": 1.0, "top_p": 0.95, "max_tokens": 6},
+    "sets": None,
+    "prompts": {},
+    "verification": {},
+}
+EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "allow_unsafe_code": False, "verifier_workers": 1}
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.positions: list[tuple[int, int]] = []
+        self.warnings: list[str] = []
+
+    def progress(self, done, total, text=""):
+        self.positions.append((done, total))
+
+    def metrics(self, step, values): ...
+
+    def warning(self, text):
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def data(tmp_path, problem) -> Path:
+    folder = tmp_path / "data"
+    (folder / "evaluation").mkdir(parents=True)
+    write_jsonl(folder / "evaluation" / "hard.jsonl", [problem(f"hard-{i}") for i in range(25)])
+    write_jsonl(folder / "evaluation" / "easy.jsonl", [problem("easy-1"), problem("easy-2")])
+    return folder
+
+
+@pytest.fixture
+def evaluate(tmp_path, data, tiny_model_folder):
+    """A function (name of the output, settings, inputs) → what the step returned, its folder, its emitter."""
+
+    def run(name: str, inputs=None, **settings):
+        output = tmp_path / name
+        output.mkdir()
+        emitter = Recorder()
+        context = StepContext(
+            "evaluation-x",
+            {**SETTINGS, **settings},
+            EXECUTION,
+            {"model": tiny_model_folder, "data": data, **(inputs or {})},
+            output,
+            tmp_path / "state",
+            emitter,
+        )
+        return step.run(context), output, emitter
+
+    return run
+
+
+def test_every_set_is_measured_and_files_are_complete(evaluate):
+    metrics, output, emitter = evaluate("out")
+    found = json.loads((output / "scores.json").read_text())
+    assert list(found) == ["easy", "hard"]
+    assert {n: v["problems"] for n, v in found["hard"].items()} == dict.fromkeys(found["hard"], 25)
+    assert metrics == {f"{s}/{m}": v["value"] for s, of_set in found.items() for m, v in of_set.items()}
+    rows = [json.loads(line) for line in (output / "outcomes.jsonl").read_text().splitlines()]
+    assert [row["set"] for row in rows] == ["easy"] * 2 + ["hard"] * 25
+    assert all(len(row["verdicts"]) == len(row["tokens"]) == 4 for row in rows)
+    readable = [json.loads(line) for line in (output / "generations.jsonl").read_text().splitlines()]
+    assert [row["set"] for row in readable] == ["easy"] * 2 + ["hard"] * 20
+    assert emitter.positions == sorted(emitter.positions) and emitter.positions[-1] == (108, 108)
+
+
+def test_a_repetition_gives_the_same_bytes_and_another_seed_others(evaluate):
+    folders = [evaluate("first")[1], evaluate("again")[1], evaluate("other", seed=4)[1]]
+    texts = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders]
+    assert texts[0] == texts[1]
+    assert texts[0]["generations.jsonl"] != texts[2]["generations.jsonl"]
+
+
+def test_a_set_gives_the_same_numbers_alone(evaluate):
+    both, _, _ = evaluate("both")
+    alone, output, _ = evaluate("alone", sets=["hard"])
+    assert list(json.loads((output / "scores.json").read_text())) == ["hard"]
+    assert alone == {name: value for name, value in both.items() if name.startswith("hard/")}
+
+
+def test_a_specialist_is_measured_at_its_chosen_checkpoint(evaluate, tmp_path, tiny_model_folder):
+    shutil.copytree(tiny_model_folder, tmp_path / "specialist" / "checkpoints" / "step-000002")
+    (tmp_path / "specialist" / "checkpoints" / "step-000001").mkdir()
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "probe.json").write_text('{"selected": "step-000002"}')
+    inputs = {"model": tmp_path / "specialist", "probe": tmp_path / "probe", "base": tiny_model_folder}
+    assert evaluate("chosen", inputs)[0] == evaluate("itself")[0]
+
+
+def test_an_absent_or_empty_set_is_refused(evaluate, data):
+    with pytest.raises(DataError, match="no evaluation set 'harder'; the sets are easy, hard"):
+        evaluate("absent", sets=["harder"])
+    (data / "evaluation" / "easy.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"easy\.jsonl is empty"):
+        evaluate("empty")

@@ -1,0 +1,51 @@
+r"""The majority vote over a problem's samples, cons@n, with answers grouped by meaning instead of spelling.
+
+The verifier has already gathered the right answers: all are equivalent to the gold one. Wrong answers are
+compared with each other, by the same verifier, only where they could outvote the right ones. So most problems
+cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Protocol
+
+from vibethinker.evaluation.estimators import cons_at_k
+from vibethinker.verification import Item, Verdict, Verifier
+
+
+class Graded(Protocol):
+    """What has verdicts."""
+
+    verdicts: tuple[Verdict, ...]
+
+
+def consensus(outcomes: Sequence[Graded], verifier: Verifier) -> list[float]:
+    """For each mathematical problem the vote's score; see `cons_at_k`."""
+    right = [sum(v.counts is True for v in o.verdicts) for o in outcomes]
+    wrong = [Counter(v.extracted for v in o.verdicts if v.counts is False and v.extracted) for o in outcomes]
+    contested = [i for i, votes in enumerate(wrong) if 0 < right[i] <= votes.total()]
+    pairs = [(i, pair) for i in contested for pair in combinations(sorted(wrong[i]), 2)]
+    verdicts = verifier.grade([Item("math", f"\\boxed{{{answer}}}", other) for _, (answer, other) in pairs])
+    equal: dict[int, list[tuple[str, str]]] = {i: [] for i in contested}
+    for (i, pair), verdict in zip(pairs, verdicts, strict=True):
+        if verdict.counts:
+            equal[i].append(pair)
+    return [
+        cons_at_k(count, _group_sizes(votes, equal.get(i, [])))
+        for i, (count, votes) in enumerate(zip(right, wrong, strict=True))
+    ]
+
+
+def _group_sizes(votes: Counter[str], equal: Sequence[tuple[str, str]]) -> list[int]:
+    """Votes of each group of answers that `equal` connects."""
+    group = {answer: answer for answer in votes}
+    for first, second in equal:
+        old, new = group[second], group[first]
+        group = {answer: new if label == old else label for answer, label in group.items()}
+    sizes: Counter[str] = Counter()
+    for answer, count in votes.items():
+        sizes[group[answer]] += count
+    return sorted(sizes.values(), reverse=True)

@@ -1,0 +1,189 @@
+"""Draw n samples a problem, grade them, and keep what the estimators and the reader need.
+
+Probing, the evaluation step and the commands `probe` and `evaluate` all measure through `measure`, so equal
+settings mean equal numbers. A sample whose verifier failed counts neither for nor against: it is left out of
+the problem's n.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vibethinker.data.prompts import all_prompt_ids
+from vibethinker.data.schema import Problem
+from vibethinker.evaluation.consensus import consensus
+from vibethinker.evaluation.estimators import bootstrap, pass_at_k
+from vibethinker.generation import Completion, Engine
+from vibethinker.settings import Evaluation, Probing, Prompts
+from vibethinker.verification import Item, Verdict, Verifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Score = dict[str, float | int]
+Progress = Callable[[int, int, str], None]
+
+_GRADED_AT_ONCE = 512  # so that a slow verifier still shows signs of life
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One problem with its graded samples, completion by completion."""
+
+    problem: Problem
+    completions: tuple[Completion, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def samples(self) -> int:
+        """Samples that count, n: those whose verifier did not fail."""
+        return sum(verdict.counts is not None for verdict in self.verdicts)
+
+    @property
+    def correct(self) -> int:
+        """Samples that are right, c."""
+        return sum(verdict.counts is True for verdict in self.verdicts)
+
+    @property
+    def left_out(self) -> int:
+        """Samples whose verifier failed."""
+        return len(self.verdicts) - self.samples
+
+    @property
+    def truncated(self) -> float:
+        """Share of the completions that ended at the length limit."""
+        return sum(completion.truncated for completion in self.completions) / len(self.completions)
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean length of the completions, in tokens."""
+        return sum(completion.tokens for completion in self.completions) / len(self.completions)
+
+    def row(self) -> dict[str, Any]:
+        """What outcomes.jsonl keeps."""
+        return {
+            "id": self.problem.id,
+            "correct": self.correct,
+            "samples": self.samples,
+            "verdicts": [verdict.verdict for verdict in self.verdicts],
+            "tokens": [completion.tokens for completion in self.completions],
+            "truncated": [completion.truncated for completion in self.completions],
+        }
+
+    def generations(self) -> dict[str, Any]:
+        """What generations.jsonl keeps, for people to read."""
+        return {
+            "id": self.problem.id,
+            "problem": self.problem.problem,
+            "gold": self.problem.answer,
+            "samples": [
+                {
+                    "text": completion.text,
+                    "extracted": verdict.extracted,
+                    "verdict": verdict.verdict,
+                    "tokens": completion.tokens,
+                    "truncated": completion.truncated,
+                }
+                for completion, verdict in zip(self.completions, self.verdicts, strict=True)
+            ],
+        }
+
+
+def measure(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    verifier: Verifier,
+    problems: Sequence[Problem],
+    settings: Probing | Evaluation,
+    prompts: Prompts,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Sample and grade `settings.samples` completions of each problem, in the problems' order.
+
+    Args:
+        seed: of the samples; see `derived_seed`.
+        progress: called with sampled and all completions, and whether it is `sampling` or `grading`.
+    """
+    report = progress or (lambda done, total, text: None)
+    sampled = engine.generate(
+        all_prompt_ids(tokenizer, problems, prompts),
+        samples=settings.samples,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=seed,
+        progress=lambda done, total: report(done, total, "sampling"),
+    )
+    items = [
+        grading_item(problem, completion.text)
+        for problem, completions in zip(problems, sampled, strict=True)
+        for completion in completions
+    ]
+    verdicts: list[Verdict] = []
+    for start in range(0, len(items), _GRADED_AT_ONCE):
+        verdicts += verifier.grade(items[start : start + _GRADED_AT_ONCE])
+        report(len(items), len(items), "grading")
+    n = settings.samples
+    return [
+        Outcome(problem, tuple(completions), tuple(verdicts[i * n : (i + 1) * n]))
+        for i, (problem, completions) in enumerate(zip(problems, sampled, strict=True))
+    ]
+
+
+def grading_item(problem: Problem, text: str) -> Item:
+    """The verifier's item for one response: code where the problem has tests, else mathematics."""
+    if problem.tests is not None:
+        return Item("code", text, problem.tests)
+    return Item("math", text, problem.answer)
+
+
+def pass_scores(outcomes: Sequence[Outcome], ks: Iterable[int]) -> dict[int, Score]:
+    """K → the mean unbiased Pass@K over the problems with at least K samples that count, with its interval.
+
+    Raises:
+        DataError: no problem has that many.
+    """
+    return {
+        k: score([pass_at_k(o.samples, o.correct, k) for o in outcomes if o.samples >= k], len(outcomes[0].verdicts))
+        for k in ks
+    }
+
+
+def scores(outcomes: Sequence[Outcome], settings: Evaluation, verifier: Verifier) -> dict[str, Score]:
+    """metric → value, interval, problems and samples, as scores.json has them.
+
+    `avg@n`, `pass@k` for each k, `cons@n` where there are mathematical problems, `truncated`, `mean_tokens`.
+    """
+    n = settings.samples
+    graded = [o for o in outcomes if o.samples]
+    result = {f"avg@{n}": score([o.correct / o.samples for o in graded], n)}
+    result |= {f"pass@{k}": value for k, value in pass_scores(outcomes, settings.k).items()}
+    if votes := consensus([o for o in graded if o.problem.tests is None], verifier):
+        result[f"cons@{n}"] = score(votes, n)
+    result["truncated"] = score([o.truncated for o in outcomes], n)
+    result["mean_tokens"] = score([o.mean_tokens for o in outcomes], n)
+    return result
+
+
+def score(values: Sequence[float], samples: int) -> Score:
+    """One entry of scores.json from one value a problem."""
+    mean, low, high = bootstrap(values)
+    return {"value": mean, "low": low, "high": high, "problems": len(values), "samples": samples}
+
+
+def derived_seed(seed: int, *purpose: str) -> int:
+    """A seed of its own for each purpose, so that no two sets of problems share random numbers."""
+    return int.from_bytes(hashlib.sha256("/".join([str(seed), *purpose]).encode()).digest()[:8], "big")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSONL file with sorted keys: equal rows give equal bytes."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,93 @@
+"""The step `evaluation`: one model measured on the evaluation sets.
+
+Output: scores.json, outcomes.jsonl (one row a problem, for paired comparison), and generations.jsonl (the
+first problems of each set with all their samples, for reading). A specialist is measured at the checkpoint
+that its probe chose.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vibethinker.artifacts import write_json
+from vibethinker.data.schema import Problem, read_jsonl
+from vibethinker.data.traces import verifier
+from vibethinker.errors import DataError
+from vibethinker.evaluation.measuring import Outcome, Score, derived_seed, measure, scores, write_rows
+from vibethinker.settings import Evaluation, Prompts
+from vibethinker.steps import Metrics, StepContext
+
+READABLE_PROBLEMS = 20
+
+
+def run(context: StepContext) -> Metrics:
+    """Measure `context.inputs["model"]` on `settings["sets"]`, or on every set there is.
+
+    Raises:
+        ConfigurationError: the model folder is incomplete.
+        DataError: a set is missing or malformed.
+    """
+    from vibethinker.generation.transformers_engine import load_engine
+    from vibethinker.models import set_threads
+
+    settings = Evaluation.model_validate(context.settings["evaluation"])
+    prompts = Prompts.model_validate(context.settings["prompts"])
+    sets = read_sets(context.inputs["data"] / "evaluation", context.settings["sets"])
+    set_threads(context.execution["threads"])
+    engine, tokenizer = load_engine(
+        model_folder(context),
+        base=context.inputs.get("base"),
+        device=context.execution["device"],
+        batch=context.execution["generation_batch"],
+    )
+    total = settings.samples * sum(map(len, sets.values()))
+    done = 0
+    outcomes: dict[str, list[Outcome]] = {}
+    found: dict[str, dict[str, Score]] = {}
+    with verifier(context) as grader:
+        for name, problems in sets.items():
+
+            def report(finished: int, _: int, doing: str, name: str = name, done: int = done) -> None:
+                context.emit.progress(done + finished, total, f"{name}: {doing}")
+
+            seed = derived_seed(context.settings["seed"], "evaluation", name)
+            outcomes[name] = measure(engine, tokenizer, grader, problems, settings, prompts, seed, report)
+            done += settings.samples * len(problems)
+            found[name] = scores(outcomes[name], settings, grader)
+            if left_out := sum(o.left_out for o in outcomes[name]):
+                context.emit.warning(f"{name}: the verifier failed on {left_out} samples, which are left out.")
+    write_json(context.output / "scores.json", found)
+    write_rows(context.output / "outcomes.jsonl", ({"set": s, **o.row()} for s, some in outcomes.items() for o in some))
+    write_rows(
+        context.output / "generations.jsonl",
+        ({"set": s, **o.generations()} for s, some in outcomes.items() for o in some[:READABLE_PROBLEMS]),
+    )
+    return {f"{name}/{metric}": value["value"] for name, of_set in found.items() for metric, value in of_set.items()}
+
+
+def read_sets(folder: Path, names: Sequence[str] | None) -> dict[str, list[Problem]]:
+    """set → problems, in the names' order.
+
+    Raises:
+        DataError: there is no such set, or it has no problems.
+    """
+    present = sorted(file.stem for file in folder.glob("*.jsonl"))
+    sets = {}
+    for name in present if names is None else names:
+        if name not in present:
+            raise DataError(f"There is no evaluation set {name!r}; the sets are {', '.join(present)}.")
+        sets[name] = read_jsonl(folder / f"{name}.jsonl", Problem)
+        if not sets[name]:
+            raise DataError(f"The evaluation set {folder / name}.jsonl is empty: remove it or fill it.")
+    return sets
+
+
+def model_folder(context: StepContext) -> Path:
+    """The folder of the model to measure: of a specialist, the checkpoint that its probe chose."""
+    folder = context.inputs["model"]
+    if "probe" not in context.inputs:
+        return folder
+    selected = json.loads((context.inputs["probe"] / "probe.json").read_text())["selected"]
+    return folder / "checkpoints" / selected

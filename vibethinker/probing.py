@@ -1,0 +1,148 @@
+"""Diversity probing: of a specialist's checkpoints, the one with the widest spectrum of solutions. [1.5B]
+
+Every kept checkpoint draws n samples of each probe problem of its domain; the highest mean unbiased Pass@K
+wins, whatever its loss or Pass@1. A tie goes to the earlier checkpoint, which has moved less from the base
+and so fuses better. The winner is then measured on the validation split, since the maximum of several
+measurements flatters. Neither split has a training problem; which is which, the data step decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vibethinker.artifacts import write_json
+from vibethinker.data.schema import Problem, read_jsonl
+from vibethinker.data.traces import verifier
+from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, pass_scores, write_rows
+from vibethinker.settings import Probing, Prompts
+from vibethinker.steps import Metrics, StepContext
+
+Candidate = dict[str, Any]
+
+
+def run(context: StepContext) -> Metrics:
+    """The step `probe`: choose one checkpoint of `context.inputs["specialist"]` for one domain.
+
+    Raises:
+        ConfigurationError: there are no checkpoints, or one is incomplete.
+        DataError: a split is missing, malformed or empty.
+    """
+    from vibethinker.generation.transformers_engine import load_engine
+    from vibethinker.models import set_threads
+
+    settings = Probing.model_validate(context.settings["probing"])
+    check_k(settings)
+    domain, seed = context.settings["domain"], context.settings["seed"]
+    prompts = Prompts.model_validate(context.settings["prompts"])
+    splits = {s: _read(context.inputs["data"] / s / f"{domain}.jsonl") for s in ("probe", "validation")}
+    folders = checkpoints(context.inputs["specialist"])
+    set_threads(context.execution["threads"])
+    total = settings.samples * (len(folders) * len(splits["probe"]) + len(splits["validation"]))
+    rows: list[dict[str, Any]] = []
+    done = 0
+
+    def assess(folder: Path, split: str) -> Candidate:
+        nonlocal done
+
+        def report(finished: int, _: int, doing: str) -> None:
+            context.emit.progress(done + finished, total, f"{folder.name}: {doing}")
+
+        engine, tokenizer = load_engine(
+            folder,
+            base=context.inputs["base"],
+            device=context.execution["device"],
+            batch=context.execution["generation_batch"],
+        )
+        purpose = derived_seed(seed, split, domain)
+        outcomes = measure(engine, tokenizer, grader, splits[split], settings, prompts, purpose, report)
+        done += settings.samples * len(splits[split])
+        rows.extend({"checkpoint": folder.name, "split": split, **outcome.row()} for outcome in outcomes)
+        found = candidate(folder.name, outcomes, settings)
+        if found["left_out"]:
+            context.emit.warning(
+                f"{folder.name}: the verifier failed on {found['left_out']} samples, which are left out."
+            )
+        return found
+
+    with verifier(context) as grader:
+        candidates = [assess(folder, "probe") for folder in folders]
+        for number, found in enumerate(candidates, start=1):
+            context.emit.metrics(number, {f"pass@{k}": s["value"] for k, s in found["pass_at"].items()})
+        selected = choose(candidates, settings.k)
+        validation = assess(folders[[f.name for f in folders].index(selected)], "validation")
+    write_json(
+        context.output / "probe.json",
+        {
+            "domain": domain,
+            "k": settings.k,
+            "selected": selected,
+            "candidates": candidates,
+            "validation": validation,
+        },
+    )
+    write_rows(context.output / "outcomes.jsonl", rows)
+    return {f"pass@{k}": s["value"] for k, s in validation["pass_at"].items()} | {"checkpoints": len(candidates)}
+
+
+def choose(candidates: Sequence[Mapping[str, Any]], k: int) -> str:
+    """The name of the candidate with the highest Pass@k; of equal ones the first.
+
+    Args:
+        candidates: as `candidate` makes them, in the order of training.
+    """
+    return max(candidates, key=lambda found: found["pass_at"][str(k)]["value"])["checkpoint"]
+
+
+def candidate(name: str, outcomes: Sequence[Outcome], settings: Probing) -> Candidate:
+    """One entry of probe.json: Pass@K for K and each K to report, and what stands behind it.
+
+    Raises:
+        DataError: the verifier left no problem with K samples.
+    """
+    ks = sorted({settings.k, *(k for k in settings.report_k if k <= settings.samples)})
+    return {
+        "checkpoint": name,
+        "pass_at": {
+            str(k): {bound: score[bound] for bound in ("value", "low", "high")}
+            for k, score in pass_scores(outcomes, ks).items()
+        },
+        "problems": len(outcomes),
+        "samples": settings.samples,
+        "left_out": sum(outcome.left_out for outcome in outcomes),
+        "truncated": sum(outcome.truncated for outcome in outcomes) / len(outcomes),
+    }
+
+
+def check_k(settings: Probing) -> None:
+    """Refuse more draws than samples.
+
+    Raises:
+        ConfigurationError: K > n.
+    """
+    if settings.k > settings.samples:
+        raise ConfigurationError(
+            f"K is {settings.k} but only {settings.samples} samples are drawn: Pass@K needs K <= n, so raise the "
+            "samples or lower K."
+        )
+
+
+def checkpoints(specialist: Path) -> list[Path]:
+    """The checkpoint folders of a specialist in the order of training.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    folders = sorted(folder for folder in (specialist / "checkpoints").glob("*") if folder.is_dir())
+    if not folders:
+        raise ConfigurationError(f"{specialist} has no folder in checkpoints/: train the specialist again.")
+    return folders
+
+
+def _read(path: Path) -> list[Problem]:
+    problems = read_jsonl(path, Problem)
+    if not problems:
+        raise DataError(f"{path} has no problems to probe with: raise data.probe and data.validation.")
+    return problems
