@@ -140,7 +140,9 @@ def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parse(kind: str, line: bytes) -> _Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
+    except json.JSONDecodeError as error:
+        raise _BadRow(f"not JSON ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise _BadRow(f"not JSON in UTF-8 ({error})") from None
     if not isinstance(row, dict):

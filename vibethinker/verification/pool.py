@@ -1,0 +1,218 @@
+"""Worker processes: started when first needed, killed when stuck, replaced, gone when their owner is.
+
+One thread owns each worker, starts it and talks to it, several items at a time so that the worker never
+waits. The thread lives as long as the pool, which matters: the kernel ends a worker when the *thread* that
+started it ends, a caller's thread may be short-lived, and nothing else works when the owning process is
+killed outright. When a worker dies, the first item without a reply is the culprit; the others go to its
+successor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vibethinker.errors import InfrastructureError
+
+WORKER = "vibethinker.verification.worker"
+Reply = dict[str, Any]  # {"verdict": str, "seconds": float}
+
+_START_SECONDS = 120.0
+_GRACE_SECONDS = 60.0  # beyond an item's limit, for the limit is kept in the worker
+_STOP_SECONDS = 3.0
+_AHEAD = {
+    "math": 16,
+    "code": 1,
+}  # items sent to a worker at once: their requests must fit into a socket's buffer
+_ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # no secrets
+
+
+@dataclass
+class Task:
+    """One request and the place of its reply."""
+
+    request: dict[str, Any]
+    reply: Future[Reply] = field(default_factory=Future)
+
+
+class Pool:
+    """At most `workers` workers of a kind ("math" or "code") with these settings and `seconds` an item."""
+
+    def __init__(self, kind: str, workers: int, seconds: float, settings: dict[str, Any]) -> None:
+        self.kind, self.workers, self.seconds, self.settings = kind, workers, seconds, settings
+        self._lock = threading.Lock()
+        self._open()
+
+    def _open(self) -> None:
+        self._pid = os.getpid()
+        self.tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._threads: list[_Worker] = []
+
+    def submit(self, request: dict[str, Any]) -> Future[Reply]:
+        """The reply to come, or from it InfrastructureError: no worker starts, or the pool was closed."""
+        with self._lock:
+            if self._pid != os.getpid():
+                self._open()  # a fork of the owner: its threads didn't come along, its workers aren't ours
+            task = Task(request)
+            self.tasks.put(task)
+            if len(self._threads) < self.workers:
+                self._threads.append(_Worker(self))
+                self._threads[-1].start()
+        return task.reply
+
+    def close(self) -> None:
+        """End every worker, busy or not."""
+        with self._lock:
+            if self._pid != os.getpid():
+                return
+            threads, tasks = self._threads, self.tasks
+            self._open()
+        for thread in threads:
+            thread.close()
+        for _ in threads:
+            tasks.put(None)
+        for thread in threads:
+            thread.join()
+
+
+class _Worker(threading.Thread):
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(name=f"verifier-{pool.kind}", daemon=True)
+        self.pool = pool
+        self.tasks = pool.tasks
+        self._process: _Process | None = None
+        self._closed = False
+        self._lock = threading.Lock()  # between starting a process and closing
+
+    def run(self) -> None:
+        while (task := self.tasks.get()) is not None:
+            pending = deque([task])
+            try:
+                self._take_more(pending)
+                while pending:
+                    self._exchange(pending)
+            except Exception as error:
+                # The caller waits for the replies: there the error is raised.
+                for task in pending:
+                    task.reply.set_exception(error)
+        self._end()
+
+    def _take_more(self, pending: deque[Task]) -> None:
+        share = max(1, self.tasks.qsize() // self.pool.workers)
+        with suppress(queue.Empty):
+            while len(pending) < min(_AHEAD[self.pool.kind], share):
+                if (task := self.tasks.get_nowait()) is None:
+                    self.tasks.put(None)
+                    return
+                pending.append(task)
+
+    def _exchange(self, pending: deque[Task]) -> None:
+        process = self._running()
+        try:
+            process.send([task.request for task in pending])
+            while pending:
+                reply = process.receive(self.pool.seconds + _GRACE_SECONDS)
+                pending.popleft().reply.set_result(reply)
+        except OSError:
+            self._end()
+            verdict = "infrastructure" if self.pool.kind == "code" else "error"
+            if process.popen.returncode == -signal.SIGALRM:
+                verdict = "timeout"
+            if not self._closed:
+                pending.popleft().reply.set_result({"verdict": verdict, "seconds": self.pool.seconds})
+
+    def _running(self) -> _Process:
+        with self._lock:
+            if self._closed:
+                raise InfrastructureError("the verifier was closed while it graded: grade again with an open one")
+            if self._process is None:
+                self._process = _Process(self.pool.kind, self.pool.settings)
+            process = self._process
+        if not process.ready:
+            try:
+                process.wait_until_ready()
+            except InfrastructureError:
+                self._end()
+                raise
+        return process
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._process is not None:
+                self._process.end()
+                self._process = None
+
+    def close(self) -> None:
+        self._closed = True
+        self._end()
+
+
+class _Process:
+    """One worker and its socket. Methods raise OSError once it is gone."""
+
+    def __init__(self, kind: str, settings: dict[str, Any]) -> None:
+        self.kind = kind
+        self.ready = False
+        self.socket, theirs = socket.socketpair()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
+        # -P and this path: the package that runs here, whatever the current folder holds.
+        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        with theirs:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", WORKER, kind, json.dumps(settings), str(os.getpid())],
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=self.log,
+                env=environment,
+                start_new_session=True,
+            )
+        self.lines = self.socket.makefile("rb")
+
+    def wait_until_ready(self) -> None:
+        try:
+            self.receive(_START_SECONDS)
+        except OSError:
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(_STOP_SECONDS)
+            self.log.seek(0)
+            lines = self.log.read().decode(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"it ended with status {self.popen.returncode} and said nothing"
+            raise InfrastructureError(f"the {self.kind} verifier's worker didn't start: {reason}") from None
+        self.ready = True
+
+    def send(self, requests: list[dict[str, Any]]) -> None:
+        self.socket.settimeout(_GRACE_SECONDS)
+        self.socket.sendall(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
+
+    def receive(self, seconds: float) -> Reply:
+        self.socket.settimeout(seconds)
+        line = self.lines.readline()
+        if not line.endswith(b"\n"):
+            raise ConnectionError("the worker ended")
+        return json.loads(line)
+
+    def end(self) -> None:
+        """Terminate, which lets a code worker end its programs too; then kill the whole group."""
+        self.popen.terminate()
+        try:
+            self.popen.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
+        self.lines.close()
+        self.socket.close()
+        self.log.close()

@@ -1,0 +1,83 @@
+"""A worker: `python -m vibethinker.verification.worker KIND SETTINGS PARENT`, lines of JSON over the socket
+that is its stdin.
+
+First it says `{"ready": true}` or `{"failed": reason}`, then it answers requests in order. A mathematical
+item has its time limit set as a timer whose signal ends the process, which works inside long C calls too, and
+starts when the item does. Programs have theirs in `programs`. The process dies with the thread that started
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from vibethinker.verification import linux
+from vibethinker.verification.schema import CodeLimits
+
+MATH_MEMORY = 4 << 30  # bytes of address space
+
+
+def _math(channel: Any, seconds: float) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MATH_MEMORY, MATH_MEMORY))
+    from vibethinker.verification.equivalence import judge
+
+    judge("x+1", "1+x")  # builds the parser's tables, which isn't to be counted against the first item
+    _say(channel, ready=True)
+    for line in channel:
+        request = json.loads(line)
+        started = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        verdict = judge(request["gold"], request["answer"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _say(channel, verdict=verdict, seconds=time.monotonic() - started)
+
+
+def _code(channel: Any, limits: CodeLimits) -> None:
+    # SIGTERM rather than SIGKILL: there are processes to kill and a folder to remove.
+    signal.signal(signal.SIGTERM, _leave)
+    from vibethinker.verification.programs import judge
+    from vibethinker.verification.sandbox import Sandbox
+
+    sandbox = Sandbox(limits)
+    try:
+        _say(channel, ready=True)
+        for line in channel:
+            request = json.loads(line)
+            verdict, seconds = judge(request["program"], request["tests"], sandbox)
+            _say(channel, verdict=verdict, seconds=seconds)
+    finally:
+        sandbox.close()
+
+
+def _leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is the clearing up
+    sys.exit(0)
+
+
+def _say(channel: Any, **message: Any) -> None:
+    channel.write(json.dumps(message).encode() + b"\n")
+    channel.flush()
+
+
+def main(kind: str, settings: str, parent: str) -> None:
+    channel = socket.socket(fileno=os.dup(0)).makefile("rwb")
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)  # whatever prints or reads mustn't touch the protocol
+    linux.die_with_parent(signal.SIGTERM)
+    if os.getppid() != int(parent):
+        return  # it died before it could be watched
+    if kind == "math":
+        _math(channel, json.loads(settings)["seconds"])
+    else:
+        _code(channel, CodeLimits(**json.loads(settings)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
