@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from vibethinker.commands.options import configuration_options
+from vibethinker.commands.options import configuration_options, many_values
 
 _EXAMPLES = 10
 _columns_option = click.option(
@@ -64,25 +64,8 @@ def prepare(profile: str | None, file: str | None, overrides: tuple[str, ...], o
     click.echo(f"Written to {output}; card.json there counts every removal.")
 
 
-class _ManyAfterOne(click.Command):
-    """A command whose `--against` takes every value up to the next option, as in `--against A B`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        taking = False
-        for arg in args:
-            if arg == "--against":
-                taking = True
-            elif taking and not arg.startswith("-"):
-                spread += ["--against", arg]
-            else:
-                taking = False
-                spread.append(arg)
-        return super().parse_args(ctx, spread)
-
-
 @data.command(
-    cls=_ManyAfterOne,
+    cls=many_values("--against"),
     epilog="Example: vibethinker data decontaminate train.jsonl --against test.jsonl --output kept.jsonl",
 )
 @click.argument("train", type=click.Path(path_type=Path))

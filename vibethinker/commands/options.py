@@ -43,6 +43,26 @@ def plan_options(function: Function) -> Function:
     return configuration_options(function)
 
 
+def many_values(option: str) -> type[click.Command]:
+    """A command whose `option` takes every value up to the next option, as in `--against A B`."""
+
+    class Command(click.Command):
+        def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+            spread: list[str] = []
+            taking = False
+            for arg in args:
+                if arg == option:
+                    taking = True
+                elif taking and not arg.startswith("-"):
+                    spread += [option, arg]
+                else:
+                    taking = False
+                    spread.append(arg)
+            return super().parse_args(ctx, spread)
+
+    return Command
+
+
 class Planned(NamedTuple):
     """What the options of `plan_options` amount to."""
 

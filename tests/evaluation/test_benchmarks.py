@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vibethinker import config
+from vibethinker.data.schema import write_jsonl
+from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.evaluation.benchmarks import load_sets, read_file
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function rows → path of a JSONL file."""
+
+    def write(*rows: dict, name: str = "set.jsonl") -> Path:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    return write
+
+
+TESTS = {"kind": "function", "entry_point": "f", "cases": [{"args": [1], "expected": 1}]}
+
+
+def test_the_forms_of_common_files_are_recognised(file):
+    rows = [
+        ({"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 2"}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": 2, "level": "easy"}, "1+1?", "2"),
+        ({"prompt": "1+1?", "gold": "2", "unique_id": "a/1"}, "1+1?", "2"),
+        ({"question": "1+1?", "answer": "2"}, "1+1?", "2"),
+    ]
+    for row, text, answer in rows:
+        [found] = read_file(file(row))
+        assert (found.problem, found.answer, found.tests) == (text, answer, None)
+    [code] = read_file(file({"problem": "Write f.", "tests": TESTS}))
+    assert (code.domain, code.tests, code.answer) == ("code", TESTS, None)
+
+
+def test_the_projects_own_problem_files_are_read(tmp_path, problem):
+    problems = [problem("one", "1"), problem("two", "2", domain="geometry")]
+    write_jsonl(tmp_path / "own.jsonl", problems)
+    found = read_file(tmp_path / "own.jsonl")
+    assert [(p.domain, p.problem, p.answer) for p in found] == [(p.domain, p.problem, p.answer) for p in problems]
+
+
+def test_a_set_is_named_after_its_file_and_limited(file):
+    rows = [{"problem": f"{i}?", "answer": i} for i in range(5)]
+    paths = [str(file(*rows, name="a.jsonl")), str(file(*rows[:2], name="b.jsonl"))]
+    found = load_sets(paths, config.load("tiny", environ={}), limit=3)
+    assert {name: len(problems) for name, problems in found.items()} == {"a": 3, "b": 2}
+
+
+def test_a_name_means_the_configurations_own_evaluation_set(tmp_path):
+    overrides = ["domains=[algebra]", "data.procedural.problems=64", "data.procedural.evaluation=8", "signal.stages=[]"]
+    settings = config.load("tiny", None, overrides, environ={})
+    found = load_sets(["algebra"], settings)["algebra"]
+    assert len(found) == 8 and {p.domain for p in found} == {"algebra"}
+    assert found == load_sets(["algebra"], settings)["algebra"]
+
+
+def test_what_cannot_be_measured_is_refused(file, tmp_path):
+    settings = config.load("tiny", environ={})
+    with pytest.raises(ConfigurationError, match="'aime' is neither a file nor an evaluation set"):
+        load_sets(["aime"], settings)
+    with pytest.raises(DataError, match=r"absent\.jsonl can't be read"):
+        load_sets([str(tmp_path / "absent.jsonl")], settings)
+    path = file({"problem": "?", "answer": "1"})
+    with pytest.raises(ConfigurationError, match="Two benchmarks are named 'set'"):
+        load_sets([str(path), str(path)], settings)
+    with pytest.raises(DataError, match=r"set\.jsonl:1: there is no column for the answer"):
+        read_file(file({"problem": "?"}))
+    with pytest.raises(DataError, match=r"set\.jsonl:1: there is no column for the problem"):
+        read_file(file({"answer": "?"}))
+    with pytest.raises(DataError, match="has no row"):
+        read_file(file())
+    with pytest.raises(DataError, match="1 of 2 problems without gold"):
+        read_file(file({"problem": "?", "answer": "1"}, {"problem": "!", "answer": None}))
+    path.write_text('{"problem": "?", "answer": "1"}\n{"problem": \n')
+    with pytest.raises(DataError, match=r"set\.jsonl:2: "):
+        read_file(path)

@@ -1,0 +1,143 @@
+"""What `probe`, `evaluate` and `fuse` share: options, checks before anything heavy, progress, tables, JSON."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vibethinker import config as configuration
+from vibethinker.commands.options import configuration_options
+from vibethinker.config import Config
+from vibethinker.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vibethinker.data.schema import Problem
+    from vibethinker.verification import Verifier
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+LINE_SECONDS = 10.0
+MAX_TOKENS = 1024
+
+
+def measuring_options(function: Function) -> Function:
+    """--max-tokens, --limit, --base, --allow-unsafe-code, --output, and the configuration's."""
+    for option in (
+        click.option("--output", metavar="FILE", type=click.Path(path_type=Path), help="JSON file for the result."),
+        click.option("--allow-unsafe-code", is_flag=True,
+                     help="Run the programs of code problems under resource limits alone, which is no sandbox."),
+        click.option("--base", metavar="DIR", type=click.Path(path_type=Path), help="The model of adapters."),
+        click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Take only the first N problems."),
+        click.option("--max-tokens", metavar="N", type=click.IntRange(min=1),
+                     help=f"Longest completion [{MAX_TOKENS}, or the configuration's]."),
+    ):  # fmt: skip
+        function = option(function)
+    return configuration_options(function)
+
+
+def load_config(
+    profile: str | None, file: str | None, overrides: tuple[str, ...], max_tokens: int | None
+) -> tuple[Config, int]:
+    """The configuration, and the longest completion for this call in tokens.
+
+    The default profile is for a tiny model, so its length counts only where the configuration was asked for.
+    """
+    config = configuration.load(profile, file, overrides)
+    asked = profile is not None or file is not None or bool(overrides)
+    return config, max_tokens or (config.evaluation.max_tokens if asked else MAX_TOKENS)
+
+
+def check_before(models: Sequence[Path], base: Path | None, output: Path | None) -> None:
+    """Refuse incomplete model folders and an output that can't be written.
+
+    Raises:
+        ConfigurationError: one of them.
+    """
+    from vibethinker.models.files import check_model_folder, is_adapter
+
+    for folder in (*models, *([base] if base else [])):
+        check_model_folder(folder)
+        if is_adapter(folder) and base is None:
+            raise ConfigurationError(f"{folder} holds an adapter: name the model it was trained on with --base.")
+    if output is not None:
+        parent = next(p for p in output.absolute().parents if p.exists())
+        if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"--output {output} can't be written: name a file in a folder of yours.")
+
+
+@contextmanager
+def grader(config: Config, problems: Sequence[Problem], allow_unsafe_code: bool) -> Iterator[Verifier]:
+    """The verifier for these problems.
+
+    Raises:
+        ConfigurationError: some are code, and running it was not allowed.
+    """
+    from vibethinker import hardware
+    from vibethinker.verification import CodeLimits, Verifier
+
+    if any(problem.tests is not None for problem in problems) and not allow_unsafe_code:
+        raise ConfigurationError(
+            "Grading code runs what the model wrote, under resource limits that are no sandbox: pass "
+            "--allow-unsafe-code if this machine can take it, or leave out the code problems."
+        )
+    limits = config.verification
+    code = CodeLimits(seconds=limits.code_seconds, memory_mib=limits.code_memory, allow_unsafe=allow_unsafe_code)
+    with Verifier(workers=hardware.cores(), math_seconds=limits.math_seconds, code=code) as verifier:
+        yield verifier
+
+
+def before_imports() -> None:
+    """Keep the libraries' bars and notes off the screen; call it before they are imported.
+
+    Waiting OpenMP threads sleep instead of spinning: on a busy machine small models are ten times as fast then.
+    """
+    os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A function (done, total, what) that shows a bar in a terminal and now and then a line elsewhere, on stderr."""
+    if not sys.stderr.isatty():
+        last = time.monotonic()
+
+        def line(done: int, total: int, text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LINE_SECONDS:
+                last = time.monotonic()
+                click.echo(f"{text}: {done} of {total}", err=True)
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("loading", total=None)
+        yield lambda done, total, text: bars.update(task, description=text, completed=done, total=total)
+
+
+def print_table(title: str, rows: Mapping[str, Mapping[str, str]]) -> None:
+    """One line a row; the columns of all rows in order of appearance."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    table = Table(title, *columns, box=None)
+    for name, row in rows.items():
+        table.add_row(name, *(row.get(column, "") for column in columns))
+    Console(width=None if sys.stdout.isatty() else 160, soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def interval(score: Mapping[str, float]) -> str:
+    """A value with its interval, for people."""
+    digits = 3 if abs(score["value"]) < 10 else 1
+    return f"{score['value']:.{digits}f} ({score['low']:.{digits}f} to {score['high']:.{digits}f})"

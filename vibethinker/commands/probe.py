@@ -1,0 +1,79 @@
+"""`vibethinker probe`: which of several checkpoints has the widest spectrum of solutions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vibethinker.commands.measuring import (
+    before_imports,
+    check_before,
+    grader,
+    interval,
+    load_config,
+    measuring_options,
+    print_table,
+    shown_progress,
+)
+from vibethinker.errors import ConfigurationError
+
+
+@click.command(
+    epilog="Example: vibethinker probe checkpoints/step-* --data probe.jsonl --samples 32 --k 8 --output probe.json"
+)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--data", "data", required=True, metavar="FILE", type=click.Path(path_type=Path),
+              help="JSONL file of problems that no checkpoint was trained on.")  # fmt: skip
+@click.option("--samples", default=32, show_default=True, type=click.IntRange(min=1), help="Completions a problem, n.")
+@click.option("--k", default=8, show_default=True, type=click.IntRange(min=1), help="K of the Pass@K that chooses.")
+@measuring_options
+def probe(
+    models: tuple[Path, ...], data: Path, samples: int, k: int, max_tokens: int | None, limit: int | None,
+    base: Path | None, allow_unsafe_code: bool, output: Path | None,
+    profile: str | None, file: str | None, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Measure the unbiased Pass@K of each MODEL, in the order of training, and name the best.
+
+    The result reads the same as a run's probe.json, but for the second measurement of the chosen checkpoint, which
+    takes other problems: use `evaluate` for it. Prompts, temperature, nucleus and seed are the configuration's.
+    """
+    from vibethinker import hardware
+
+    before_imports()
+    config, longest = load_config(profile, file, overrides, max_tokens)
+    settings = config.spectrum.probing.model_copy(update={"samples": samples, "k": k, "max_tokens": longest})
+    if len(set(models)) < len(models):
+        raise ConfigurationError("One MODEL is named twice: name each checkpoint once.")
+    check_before(models, base, output)
+    device = hardware.device(config)
+
+    from vibethinker import probing
+    from vibethinker.artifacts import write_json
+    from vibethinker.evaluation.benchmarks import read_file
+    from vibethinker.evaluation.measuring import derived_seed, measure
+
+    probing.check_k(settings)
+    problems = read_file(data)[:limit]
+    candidates: list[dict[str, Any]] = []
+    with grader(config, problems, allow_unsafe_code) as verifier, shown_progress() as progress:
+        from vibethinker.generation.transformers_engine import load_engine
+
+        for model in models:
+            engine, tokenizer = load_engine(model, base=base, device=device, batch=config.execution.generation_batch)
+            outcomes = measure(
+                engine, tokenizer, verifier, problems, settings, config.prompts, derived_seed(config.seed, "probe"),
+                lambda done, total, doing, name=model.name: progress(done, total, f"{name}: {doing}"),
+            )  # fmt: skip
+            candidates.append(probing.candidate(str(model), outcomes, settings))
+    selected = probing.choose(candidates, k)
+    print_table(
+        "checkpoint",
+        {c["checkpoint"]: {f"pass@{n}": interval(s) for n, s in c["pass_at"].items()} for c in candidates},
+    )
+    click.echo(f"Highest Pass@{k}: {selected}")
+    if left_out := sum(found["left_out"] for found in candidates):
+        click.echo(f"Warning: the verifier failed on {left_out} samples, which are left out.", err=True)
+    if output is not None:
+        write_json(output, {"schema": 1, "data": str(data), "k": k, "selected": selected, "candidates": candidates})
