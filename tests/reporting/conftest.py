@@ -1,0 +1,45 @@
+"""A synthetic run, its report, its summary and its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.reporting.synthetic import HOSTILE, SyntheticRun
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
+    return SyntheticRun(tmp_path_factory.mktemp("run") / "inputs").build()
+
+
+@pytest.fixture(scope="session")
+def report(synthetic: SyntheticRun, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return synthetic.report(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """summary.json of the synthetic run, as the flow writes it."""
+    metrics = {"scores": {m["id"]: m["means"] for m in report["models"]}, "warnings": len(report["warnings"])}
+    ids = ["data", "base", *(m["id"] for m in report["models"][1:]), "report"]
+    return {
+        "schema": 1,
+        "run_id": "tiny-20260101-120000-abcd",
+        "status": "completed",
+        "steps": [
+            {"id": id, "fingerprint": f"{i:064x}", "state": "done", "seconds": 3.5 * i,
+             "metrics": metrics if id == "report" else {}}
+            for i, id in enumerate(ids)
+        ],
+        "models": [{"id": m["id"], "path": "p", "scores": m["scores"]} for m in report["models"]],
+        "comparisons": report["comparisons"],
+        "warnings": report["warnings"],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    stages = [{"name": "math", "context": 128}, {"name": "code", "context": 144}]
+    return {"profile": "tiny", "seed": 1, "signal": {"stages": stages}, "note": HOSTILE}
