@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from vibethinker import hardware
 from vibethinker.artifacts import Artifact
 from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
+from vibethinker.execution import execution_settings
 from vibethinker.plan import Plan, Step, StepState, states, version_warnings
 from vibethinker.runs import Run
 from vibethinker.tracking import RunTracker
@@ -155,20 +156,8 @@ class Session:
         }
 
     def _execution(self, step: Step, width: int) -> dict[str, Any]:
-        execution, verification = self.config.execution, self.config.verification
-        threads = execution.threads or max(1, hardware.cores() * width // self.slots.total)
-        values = {
-            "device": hardware.device(self.config),
-            "threads": threads,
-            "sft_micro_batch": self.config.spectrum.sft.micro_batch,
-            "signal_micro_batch": self.config.signal.micro_batch,
-            "generation_batch": execution.generation_batch,
-            "allow_unsafe_code": verification.allow_unsafe_code,
-            "verifier_workers": min(verification.workers, threads),
-            "backend": self.config.base_model.backend,
-            "paths": dict(step.outside),
-            "source": step.outside.get("source"),
-        }
+        threads = self.config.execution.threads or max(1, hardware.cores() * width // self.slots.total)
+        values = execution_settings(self.config, threads, step.outside)
         if step.id in self._micro_batches:
             values[_batch_setting(step)] = self._micro_batches[step.id]
         return values

@@ -235,7 +235,6 @@ class _Builder:
             "deterministic": self.config.deterministic,
         }
         if base.source == "embedded":
-            settings["prompts"] = self.config.prompts.semantic()
             self._add("base", "base", settings, {"data": "data"})
             return
         source = Path(base.source).expanduser()
@@ -244,7 +243,7 @@ class _Builder:
             raise ConfigurationError(f"base_model.source {base.source!r}: there is no such file or folder.")
         # A local model is named by its content, so that moving it changes nothing.
         settings["base_model"] = {**base.semantic(), "source": "local"} if local else base.semantic()
-        self._add("base", "base", settings, outside={"source": source.absolute()} if local else None)
+        self._add("base", "base", settings, outside={"local": source.absolute()} if local else None)
 
     def _spectrum(self) -> None:
         spectrum, domains = self.config.spectrum, self.config.domains

@@ -38,7 +38,7 @@ def check(plan: Plan) -> None:
             "and the stages that reward it."
         )
     for step in plan.steps:
-        source = step.outside.get("source")
+        source = step.outside.get("source") or step.outside.get("local")
         if not source or not Path(source).is_dir() or role_of(step) not in MODEL_ROLES:
             continue
         if reason := validation.check(Path(source), "exists"):

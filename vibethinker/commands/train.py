@@ -1,0 +1,223 @@
+"""`vibethinker train-specialist` and `vibethinker signal`: one training step on its own, from files to a folder.
+
+The step runs in a worker's child as in a pipeline, in a workspace that lasts as long as the command, and its output is
+moved into place whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vibethinker import config as configuration
+from vibethinker.commands.options import configuration_options
+from vibethinker.config import Config
+from vibethinker.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from vibethinker.data.schema import Trace
+
+FINGERPRINT = "alone"
+
+
+@click.command("train-specialist")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--domain", required=True, help="Name of the domain the traces are of.")
+@click.option(
+    "--train-data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSONL file of traces (as the data step writes), or of problems with column `solution`.",
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder for the checkpoints.")
+@click.option("--max-seq-length", type=int, help="Longest trace in tokens.")
+@click.option("--max-steps", type=int, help="Optimizer steps.")
+@configuration_options
+def train_specialist(
+    model: Path, domain: str, train_data: Path, output: Path, max_seq_length: int | None, max_steps: int | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Train a specialist of one domain from MODEL and keep its checkpoints for `probe` to choose from.
+
+    Example: vibethinker train-specialist base --domain algebra --train-data algebra.jsonl --max-steps 100
+    --output algebra
+    """
+    from vibethinker.data.schema import write_jsonl
+
+    overrides = _given(("spectrum.sft.max_length", max_seq_length), ("spectrum.sft.steps", max_steps))
+    config = _load(options, overrides)
+    _check(model, output)
+    traces = _read_traces(train_data, domain)
+    settings = {
+        "seed": config.seed,
+        "prompts": config.prompts.semantic(),
+        "base_model": config.base_model.semantic(),
+        "deterministic": config.deterministic,
+        "domains": [domain],
+        "sft": config.spectrum.sft.semantic(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        (data / "sft").mkdir(parents=True)
+        write_jsonl(data / "sft" / f"{domain}.jsonl", traces)
+        _run_alone("specialist", f"specialist-{domain}", settings, {"base": model, "data": data}, {}, config, output)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--train-data", required=True, type=click.Path(path_type=Path), help="JSONL file of problems.")
+@click.option(
+    "--val-data", type=click.Path(path_type=Path), help="JSONL file of problems that the result is measured on."
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder for the model.")
+@click.option("--max-seq-length", default=4096, show_default=True, help="Prompt and completion together, in tokens.")
+@click.option("--max-steps", type=int, help="Updates.")
+@click.option("--reward", type=click.Choice(["math", "code"]), default="math", show_default=True)
+@configuration_options
+def signal(
+    model: Path, train_data: Path, val_data: Path | None, output: Path, max_seq_length: int, max_steps: int | None,
+    reward: str, **options: Any,
+) -> None:  # fmt: skip
+    """Train MODEL by one signal stage (MGPO).
+
+    Example: vibethinker signal fused --train-data problems.jsonl --max-seq-length 4096 --max-steps 100 --output rl
+    """
+    from vibethinker.data.sources import read_rows
+
+    config = _load(options, [])
+    _check(model, output)
+    said = {name: str(path.absolute()) for name, path in (("train", train_data), ("val", val_data)) if path}
+    for path in said.values():
+        for _ in read_rows(Path(path)):
+            pass
+    stage: dict[str, Any] = {
+        "name": "alone",
+        "context": max_seq_length,
+        "reward": reward,
+        "train_data": said["train"],
+        "validation_data": said.get("val"),
+    }
+    if max_steps is not None:
+        stage["steps"] = max_steps
+    # The configuration checks what a stage of these settings has to agree with.
+    values = config.model_dump(mode="json", by_alias=True)
+    values["signal"]["stages"] = [stage]
+    values["base_model"]["source"] = str(model)
+    config = configuration.validate(values)
+    made = config.signal.stages[0]
+    if reward == "code" and not config.verification.allow_unsafe_code:
+        raise ConfigurationError(
+            "Rewarding code runs what the model writes, under resource limits but in no sandbox: add --set "
+            "verification.allow_unsafe_code=true on a machine where that is acceptable."
+        )
+    settings = {
+        "seed": config.seed,
+        "prompts": config.prompts.semantic(),
+        "base_model": config.base_model.semantic(),
+        "deterministic": config.deterministic,
+        "verification": config.verification.semantic(),
+        "stage": {k: v for k, v in made.semantic().items() if k not in ("overrides", "domains")},
+        "objective": config.objective(made).semantic(),
+        "domains": [],
+    }
+    paths = {path: path for path in said.values()}
+    _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output)
+
+
+def _run_alone(
+    kind: str, step: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], paths: Mapping[str, str],
+    config: Config, output: Path,
+) -> None:  # fmt: skip
+    """Run one step of a worker in a workspace of its own and move what it made to `output`."""
+    from vibethinker import hardware
+    from vibethinker.artifacts import Store
+    from vibethinker.commands.measuring import shown_progress
+    from vibethinker.execution import execution_settings
+    from vibethinker.worker.host import Event, Host
+
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".vibethinker-") as folder:
+        workspace = Path(folder)
+        store = Store(workspace)
+        for role, source in inputs.items():
+            staging = store.staging(role, FINGERPRINT)
+            shutil.copytree(source, staging, dirs_exist_ok=True)
+            (staging / "manifest.json").unlink(missing_ok=True)
+            store.publish(staging, role, FINGERPRINT, inputs={}, record={"metrics": {}, "seconds": 0.0})
+        request = {
+            "workspace": str(workspace),
+            "step": step,
+            "kind": kind,
+            "fingerprint": FINGERPRINT,
+            "settings": dict(settings),
+            "inputs": {role: [role, FINGERPRINT] for role in inputs},
+            "execution": execution_settings(config, hardware.cores(), paths),
+            "log": str(workspace / "step.log"),
+            "stall_seconds": config.execution.stall_seconds,
+        }
+        with shown_progress() as show:
+
+            def hear(event: Event) -> None:
+                if event["event"] == "progress":
+                    show(event["done"], event["total"], event["text"] or step)
+                elif event["event"] == "warning":
+                    click.echo(f"Warning: {event['text']}", err=True)
+
+            worker = config.worker
+            with Host(workspace / "worker.log", python=worker.python, env=worker.env, fork=False) as host:
+                result = host.run(request, hear)
+        os.rename(result["folder"], output)
+    for name, value in sorted(result["metrics"].items()):
+        click.echo(f"{name}: {value}")
+    click.echo(f"Written to {output}")
+
+
+def _read_traces(path: Path, domain: str) -> list[Trace]:
+    """Traces as the data step writes them, or rows with the columns `problem` and `solution`.
+
+    Raises:
+        DataError: with file and line.
+    """
+    from vibethinker.data.schema import Trace
+    from vibethinker.data.sources import read_rows
+
+    traces = []
+    for number, row in read_rows(path):
+        try:
+            if "solution" in row:
+                problem, text = str(row["problem"]), str(row["solution"])
+                traces.append(Trace(f"{path.stem}-{number}", domain, problem, text, teacher=path.stem))
+            else:
+                traces.append(Trace.from_dict(row))
+        except KeyError:
+            raise DataError(f"{path}:{number}: a row with `solution` needs `problem` too.") from None
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error}; or give the columns `problem` and `solution`.") from None
+    if not traces:
+        raise DataError(f"{path} has no trace: give one JSON object a line.")
+    return traces
+
+
+def _given(*pairs: tuple[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in pairs if value is not None]
+
+
+def _load(options: Mapping[str, Any], more: list[str]) -> Config:
+    return configuration.load(options["profile"], options["file"], [*options["overrides"], *more])
+
+
+def _check(model: Path, output: Path) -> None:
+    from vibethinker.models.files import check_model_folder
+
+    check_model_folder(model)
+    if output.exists():
+        raise ConfigurationError(f"--output {output} exists already: name a new folder.")
+    parent = next(p for p in output.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"--output {output} can't be written: name a folder below one of yours.")

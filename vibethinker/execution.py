@@ -1,0 +1,31 @@
+"""The execution settings that a step gets beside its semantic ones: how it computes, never what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vibethinker import hardware
+from vibethinker.config import Config
+
+
+def execution_settings(config: Config, threads: int, paths: Mapping[str, str]) -> dict[str, Any]:
+    """What `StepContext.execution` holds.
+
+    Args:
+        threads: CPU threads of the step.
+        paths: paths as the configuration states them → where they are; `source` is an import's folder.
+    """
+    verification = config.verification
+    return {
+        "device": hardware.device(config),
+        "threads": threads,
+        "sft_micro_batch": config.spectrum.sft.micro_batch,
+        "signal_micro_batch": config.signal.micro_batch,
+        "generation_batch": config.execution.generation_batch,
+        "allow_unsafe_code": verification.allow_unsafe_code,
+        "verifier_workers": min(verification.workers, threads),
+        "backend": config.base_model.backend,
+        "paths": dict(paths),
+        "source": paths.get("source"),
+    }
