@@ -129,15 +129,16 @@ class Results:
 
     def _pairs(self) -> Iterator[tuple[str, str, str, str]]:
         """(kind, baseline, candidate, scope)."""
-        specialists = {d: f"specialist-{d}" for d in self.domains if f"specialist-{d}" in self.models}
+        specialists = [id for id in self.models if id.startswith("specialist-")]
         base = "base" if "base" in self.models else None
         if base:
-            yield from (("specialist", base, s, d) for d, s in specialists.items())
+            home = {f"specialist-{d}": d for d in self.domains}
+            yield from (("specialist", base, s, home[s]) for s in specialists if s in home)
         if self.fused:
             if base:
                 yield from (("fusion", base, self.fused, scope) for scope in self.scopes)
             for domain in self.domains:
-                for specialist in specialists.values():
+                for specialist in specialists:
                     yield "fusion-specialist", specialist, self.fused, domain
             for stage in self.stages:
                 yield from (("stage", self.fused, stage, scope) for scope in self.scopes)
