@@ -98,7 +98,7 @@ def test_a_stage_that_loses_surely_and_truncation_are_warned_of():
     results = Results(models, ["algebra"], ["algebra"], 8)
     text = " ".join(warnings(results, results.comparisons()))
     assert "worse than the base model" in text and "worse than the fused model" in text
-    assert "cut off at the length limit" in text and "signal-1 (algebra 50%)" in text
+    assert "cut off at the length limit" in text and "signal-1 up to 50%" in text
 
 
 def test_results_that_only_rise_give_no_warning():

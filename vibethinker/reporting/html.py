@@ -179,9 +179,10 @@ def _stages(report: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[st
 
 
 def _columns(domains: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """The counts of a data card, in the order in which rows become training data."""
-    order = ["rows", "repeated", "conflicting", "contaminated", "train", "probe", "validation", "evaluation", "traces"]
-    present = dict.fromkeys(name for counts in domains.values() for name in counts)
+    """The counts of a data card that aren't 0, in the order in which rows become training data."""
+    order = ["rows", "repeated", "conflicting", "contaminated", "same_words", "over_max_problems"]
+    order += ["train", "probe", "validation", "evaluation", "traces", "without_trace"]
+    present = dict.fromkeys(name for counts in domains.values() for name, count in counts.items() if count)
     return [name for name in order if name in present] + [name for name in present if name not in order]
 
 

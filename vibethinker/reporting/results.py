@@ -194,13 +194,13 @@ def _worse_at_the_end(results: Results, comparisons: Sequence[Mapping[str, Any]]
 def _truncated(results: Results) -> Iterator[str]:
     over = []
     for model in results.models.values():
-        cut = {s: m["truncated"]["value"] for s, m in model.scores.items() if "truncated" in m}
-        sets = [f"{name} {value:.0%}" for name, value in cut.items() if value > TRUNCATION_LIMIT]
-        over += [f"{model.id} ({', '.join(sets)})"] if sets else []
+        cut = [metrics["truncated"]["value"] for metrics in model.scores.values() if "truncated" in metrics]
+        if cut and max(cut) > TRUNCATION_LIMIT:
+            over.append(f"{model.id} up to {max(cut):.0%}")
     if over:
         yield (
-            f"Many completions were cut off at the length limit, which counts as wrong: {'; '.join(over)}; raise "
-            "evaluation.max_tokens."
+            f"Many completions of a set were cut off at the length limit: {', '.join(over)}; raise "
+            "evaluation.max_tokens, or read the scores as scores within it."
         )
 
 

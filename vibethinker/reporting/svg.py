@@ -52,7 +52,7 @@ def line_chart(
     zero: bool = False,
     powers: bool = False,
 ) -> str:
-    """Lines over a common x axis.
+    """Lines over a common x axis of whole numbers.
 
     Args:
         title: what is measured; the caption, and the plot's accessible name.
@@ -70,7 +70,8 @@ def line_chart(
     ys = [y for s in kept for column in (s.y, s.low or (), s.high or ()) for y in column if _finite(y)]
     if zero:
         ys.append(0.0)
-    x_axis = (_Powers if powers else _Axis)(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    place = min(xs), max(xs), LEFT, WIDTH - RIGHT
+    x_axis = _Powers(*place) if powers else _Axis(*place, whole=True)
     y_axis = _Axis(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
     parts = _grid(x_axis, y_axis, x_label, share)
     for one in kept:
@@ -206,22 +207,25 @@ def thinned(series: Series) -> Series:
 class _Axis:
     """A linear map from values to the plane, with round ticks."""
 
-    def __init__(self, low: float, high: float, start: float, end: float, *, exact: bool = False) -> None:
+    def __init__(
+        self, low: float, high: float, start: float, end: float, *, exact: bool = False, whole: bool = False
+    ) -> None:
         if high == low:
             low, high = (0.0, 1.0) if low == 0 else (low - abs(low) * 0.1, high + abs(low) * 0.1)
         if not exact:
             span = high - low
             low, high = (low if low == 0 else low - span * 0.03), high + span * 0.03
-        self._low, self._high, self._start, self._end = low, high, start, end
+        self._low, self._high, self._start, self._end, self._whole = low, high, start, end, whole
 
     def __call__(self, value: float) -> float:
         return self._start + (value - self._low) / (self._high - self._low) * (self._end - self._start)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """About `wanted` values 1, 2 or 5 × 10^n apart."""
+        """About `wanted` values 1, 2 or 5 × 10^n apart, at least 1 where they are whole."""
         rough = (self._high - self._low) / wanted
         power = 10.0 ** math.floor(math.log10(rough))
         step = min((m * power for m in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+        step = max(step, 1.0) if self._whole else step
         first, last = math.ceil(self._low / step - 1e-9), math.floor(self._high / step + 1e-9)
         return [round(i * step, 12) for i in range(first, last + 1)]
 
