@@ -1,0 +1,64 @@
+"""Slots: never more at once than there are, and nobody overtakes."""
+
+from __future__ import annotations
+
+import threading
+
+from tasks.slots import Slots
+
+
+def test_no_more_run_at_once_than_there_are_slots() -> None:
+    slots, lock, running, most = Slots(2), threading.Lock(), 0, 0
+
+    def work() -> None:
+        nonlocal running, most
+        for _ in range(50):
+            with slots.take(1):
+                with lock:
+                    running += 1
+                    most = max(most, running)
+                with lock:
+                    running -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most <= 2
+
+
+def test_a_wide_step_is_not_overtaken_by_narrow_ones() -> None:
+    slots, order = Slots(2), []
+    asked = threading.Event()
+
+    def wide() -> None:
+        asked.set()
+        with slots.take(2):
+            order.append("wide")
+
+    def narrow() -> None:
+        with slots.take(1):
+            order.append("narrow")
+
+    with slots.take(1):
+        first = threading.Thread(target=wide)
+        first.start()
+        asked.wait()
+        while len(slots._queue) < 1:
+            pass
+        second = threading.Thread(target=narrow)
+        second.start()
+        while len(slots._queue) < 2:
+            pass
+        assert order == []
+    first.join()
+    second.join()
+    assert order == ["wide", "narrow"]
+
+
+def test_a_step_wider_than_all_slots_gets_all() -> None:
+    slots = Slots(2)
+    with slots.take(99):
+        assert slots._free == 0
+    assert slots._free == 2
