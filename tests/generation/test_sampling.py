@@ -7,9 +7,7 @@ from vibethinker.generation.sampling import UniformStreams, draw
 
 
 def frequencies(logits: torch.Tensor, temperature: float, top_p: float, n: int = 200_000) -> np.ndarray:
-    uniforms = (
-        torch.arange(n, dtype=torch.float64) + 0.5
-    ) / n  # an even grid: frequencies are exact up to 1 / n
+    uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # an even grid: frequencies are exact up to 1 / n
     tokens = draw(logits.expand(n, -1), uniforms, temperature, top_p)
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1]) / n
 

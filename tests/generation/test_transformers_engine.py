@@ -125,9 +125,7 @@ def test_generation_leaves_the_model_as_it_was(model, engine):
 
 def test_progress_reaches_the_total(engine):
     seen = []
-    engine.generate(
-        PROMPTS, **{**SAMPLED, "max_tokens": 100}, progress=lambda done, total: seen.append((done, total))
-    )
+    engine.generate(PROMPTS, **{**SAMPLED, "max_tokens": 100}, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (15, 15) and seen == sorted(seen) and len(seen) > 2
 
 
