@@ -46,3 +46,50 @@ def tiny_model_folder(tmp_path_factory, new_tiny_model, tiny_tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(new_tiny_model(0), tiny_tokenizer, folder)
     return folder
+
+
+class Emitted:
+    """An emitter that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.positions: list[tuple[int, int, str]] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.warnings: list[str] = []
+
+    def progress(self, done, total, text="") -> None:
+        self.positions.append((done, total, text))
+
+    def metrics(self, step, values) -> None:
+        self.rows.append((step, dict(values)))
+
+    def warning(self, text) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def new_step(tmp_path):
+    """A function settings, inputs, **execution → context of a step with an empty output folder of its own."""
+    from vibethinker.steps import StepContext
+
+    made = 0
+
+    def make(settings, inputs=None, **execution):
+        nonlocal made
+        made += 1
+        output, state = tmp_path / f"out-{made}", tmp_path / f"state-{made}"
+        output.mkdir()
+        state.mkdir()
+        defaults = {
+            "device": "cpu",
+            "threads": 1,
+            "sft_micro_batch": 8,
+            "signal_micro_batch": 8,
+            "generation_batch": 64,
+            "allow_unsafe_code": False,
+            "verifier_workers": 1,
+            "backend": "transformers",
+            "paths": {},
+        }
+        return StepContext("step", settings, defaults | execution, inputs or {}, output, state, Emitted())
+
+    return make

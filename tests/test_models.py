@@ -19,38 +19,6 @@ from vibethinker.models import (
     save_model,
     seed_everything,
 )
-from vibethinker.steps import StepContext
-
-
-class Emitted:
-    """An emitter that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-        self.rows: list[tuple[int, dict]] = []
-        self.positions: list[tuple[int, int]] = []
-
-    def progress(self, done, total, text="") -> None:
-        self.positions.append((done, total))
-
-    def metrics(self, step, values) -> None:
-        self.rows.append((step, dict(values)))
-
-    def warning(self, text) -> None:
-        self.warnings.append(text)
-
-
-@pytest.fixture
-def step(tmp_path):
-    """A function that makes the context of a step, with its own output folder."""
-
-    def make(settings, inputs=None, **execution):
-        (tmp_path / "out").mkdir()
-        (tmp_path / "state").mkdir()
-        execution = {"device": "cpu", "sft_micro_batch": 8, "backend": "transformers"} | execution
-        return StepContext("step", settings, execution, inputs or {}, tmp_path / "out", tmp_path / "state", Emitted())
-
-    return make
 
 
 @pytest.fixture
@@ -183,20 +151,20 @@ def test_seeding_repeats_torch_numpy_and_python():
     assert drawn() == drawn()
 
 
-def test_a_folder_becomes_the_base_with_its_own_weights(step, tiny_model_folder):
-    context = step(base_settings(tiny_model_folder))
+def test_a_folder_becomes_the_base_with_its_own_weights(new_step, tiny_model_folder):
+    context = new_step(base_settings(tiny_model_folder))
     measured = run_base(context)
     check_model_folder(context.output)
     assert torch.equal(logits(load_model(context.output)), logits(load_model(tiny_model_folder)))
     assert measured["parameters"] == sum(p.numel() for p in load_model(tiny_model_folder).parameters())
 
 
-def test_a_tokenizer_without_pad_and_template_and_with_the_wrong_eos_is_mended(step, copied):
+def test_a_tokenizer_without_pad_and_template_and_with_the_wrong_eos_is_mended(new_step, copied):
     config = json.loads((copied / "tokenizer_config.json").read_text())
     del config["pad_token"]
     config["eos_token"] = "<|pad|>"
     (copied / "tokenizer_config.json").write_text(json.dumps(config))
-    context = step(base_settings(copied))
+    context = new_step(base_settings(copied))
     run_base(context)
     tokenizer = load_tokenizer(context.output)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
@@ -205,9 +173,9 @@ def test_a_tokenizer_without_pad_and_template_and_with_the_wrong_eos_is_mended(s
     assert stops[0] == tokenizer.eos_token_id
 
 
-def test_a_tokenizer_without_a_chat_template_gets_chatml(step, copied):
+def test_a_tokenizer_without_a_chat_template_gets_chatml(new_step, copied):
     (copied / "chat_template.jinja").unlink()
-    context = step(base_settings(copied))
+    context = new_step(base_settings(copied))
     run_base(context)
     text = load_tokenizer(context.output).apply_chat_template(
         [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
@@ -216,8 +184,8 @@ def test_a_tokenizer_without_a_chat_template_gets_chatml(step, copied):
     assert any("chat template" in warning for warning in context.emit.warnings)
 
 
-def test_rope_scaling_is_written_into_the_base_and_lengthens_its_positions(step, tiny_model_folder):
-    context = step(base_settings(tiny_model_folder, rope_scaling={"type": "yarn", "factor": 2}))
+def test_rope_scaling_is_written_into_the_base_and_lengthens_its_positions(new_step, tiny_model_folder):
+    context = new_step(base_settings(tiny_model_folder, rope_scaling={"type": "yarn", "factor": 2}))
     run_base(context)
     model = load_model(context.output)
     assert model.config.max_position_embeddings == 256
@@ -226,10 +194,10 @@ def test_rope_scaling_is_written_into_the_base_and_lengthens_its_positions(step,
         assert torch.isfinite(model(torch.arange(200)[None] + 5).logits).all()
 
 
-def test_a_gguf_file_becomes_an_ordinary_model_folder(step, tmp_path):
+def test_a_gguf_file_becomes_an_ordinary_model_folder(new_step, tmp_path):
     file = tmp_path / "model.gguf"
     write_gguf(file)
-    context = step(base_settings(file))
+    context = new_step(base_settings(file))
     run_base(context)
     check_model_folder(context.output)
     model = load_model(context.output)
@@ -237,41 +205,41 @@ def test_a_gguf_file_becomes_an_ordinary_model_folder(step, tmp_path):
     assert load_tokenizer(context.output).chat_template is not None
 
 
-def test_a_source_that_does_not_exist_is_refused(step):
+def test_a_source_that_does_not_exist_is_refused(new_step):
     with pytest.raises(ConfigurationError, match="neither a folder"):
-        run_base(step(base_settings("/no/such/model")))
+        run_base(new_step(base_settings("/no/such/model")))
 
 
-def test_an_unreachable_hub_says_how_to_work_offline(step, monkeypatch):
+def test_an_unreachable_hub_says_how_to_work_offline(new_step, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InfrastructureError, match="hf download nobody/nothing"):
-        run_base(step(base_settings("nobody/nothing")))
+        run_base(new_step(base_settings("nobody/nothing")))
 
 
-def test_an_imported_specialist_is_a_checkpoint_called_imported(step, tiny_model_folder):
-    context = step({"role": "specialist", "digest": "x"}, source=str(tiny_model_folder))
+def test_an_imported_specialist_is_a_checkpoint_called_imported(new_step, tiny_model_folder):
+    context = new_step({"role": "specialist", "digest": "x"}, source=str(tiny_model_folder))
     run_import(context)
     check_model_folder(context.output / "checkpoints" / "imported")
 
 
-def test_an_imported_adapter_stays_an_adapter(step, adapter):
-    context = step({"role": "specialist", "digest": "x"}, source=str(adapter))
+def test_an_imported_adapter_stays_an_adapter(new_step, adapter):
+    context = new_step({"role": "specialist", "digest": "x"}, source=str(adapter))
     run_import(context)
     assert (context.output / "checkpoints" / "imported" / "adapter_config.json").is_file()
 
 
-def test_an_imported_fused_model_lies_at_the_top(step, tiny_model_folder):
-    context = step({"role": "fusion", "digest": "x"}, source=str(tiny_model_folder))
+def test_an_imported_fused_model_lies_at_the_top(new_step, tiny_model_folder):
+    context = new_step({"role": "fusion", "digest": "x"}, source=str(tiny_model_folder))
     run_import(context)
     check_model_folder(context.output)
 
 
-def test_an_imported_data_folder_is_copied_as_it_is(step, tmp_path):
+def test_an_imported_data_folder_is_copied_as_it_is(new_step, tmp_path):
     (tmp_path / "mine" / "sft").mkdir(parents=True)
     (tmp_path / "mine" / "sft" / "algebra.jsonl").write_text("{}\n")
-    context = step({"role": "data", "digest": "x"}, source=str(tmp_path / "mine"))
+    context = new_step({"role": "data", "digest": "x"}, source=str(tmp_path / "mine"))
     run_import(context)
     assert digests(context.output) == digests(tmp_path / "mine")
 

@@ -11,7 +11,7 @@ from vibethinker.data.schema import Trace, read_jsonl
 from vibethinker.embedded.model import new_model
 from vibethinker.embedded.tokenizer import train_tokenizer
 from vibethinker.errors import DataError
-from vibethinker.models import check_model_folder, save_model, seed_everything
+from vibethinker.models import check_model_folder, save_model, seed_everything, set_threads
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training.common import Run, memory_errors
@@ -34,6 +34,7 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
     texts = (text for trace in traces for text in (trace.problem, trace.text))
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.positions)
     run = Run.of(context, base_model, micro_batch=context.execution["sft_micro_batch"])
+    set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     model = new_model(settings, tokenizer).to(run.device)
     examples, left_out = to_examples(tokenizer, traces, Prompts(), settings.positions)

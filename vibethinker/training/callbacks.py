@@ -17,8 +17,8 @@ from vibethinker.errors import DivergedError
 from vibethinker.models import save_model
 from vibethinker.steps import Emitter
 
-# What trainers log and this project doesn't keep: it depends on the clock, or says what the step number says.
-_CLOCK = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "step_time")
+# Updates without a right rollout after which a policy that had some counts as collapsed.
+COLLAPSE_UPDATES = 10
 
 
 class Reporter(TrainerCallback):
@@ -40,7 +40,7 @@ class Reporter(TrainerCallback):
         self._last_time = time.monotonic()
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
-        if not logs or "loss" not in logs or any(key in logs for key in _CLOCK[:1]):
+        if "loss" not in (logs or {}):  # the summary at the end
             return
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(logs.get(name, 0.0))):
@@ -76,6 +76,24 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step in self._steps:
             save_model(model, self._tokenizer, self._folder / f"step-{state.global_step:06d}", self._dtype)
+
+
+class Collapse(TrainerCallback):
+    """Halts when a policy that found right answers finds none for many updates: what is left is gibberish."""
+
+    def __init__(self) -> None:
+        self._found, self._without = False, 0
+
+    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
+        if "p" not in (logs or {}):
+            return
+        self._found = self._found or logs["p"] > 0
+        self._without = 0 if logs["p"] > 0 else self._without + 1
+        if self._found and self._without >= COLLAPSE_UPDATES:
+            raise DivergedError(
+                f"No rollout has been right for {COLLAPSE_UPDATES} updates, though earlier ones were: the policy "
+                f"collapsed before step {state.global_step}; lower the learning rate."
+            )
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,8 @@ adapters."""
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +13,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from transformers import PrinterCallback, Trainer
 
 from vibethinker.errors import ConfigurationError, OutOfMemoryError
 from vibethinker.settings import BaseModelSettings, Lora
 from vibethinker.steps import Emitter, StepContext
+
+# TRL warns that rollout functions are experimental; its version is pinned.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -85,6 +91,25 @@ def trainer_arguments(run: Run, steps: int, batch_size: int) -> dict[str, Any]:
         "disable_tqdm": True,
         "dataloader_pin_memory": run.device != "cpu",
     }
+
+
+def train_quietly(trainer: Trainer) -> None:
+    """Train without the lines that transformers prints where it shows no progress bar."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def training_order(count: int, total: int, seed: int) -> list[int]:
+    """The numbers of the `count` examples in the order in which training sees them, `total` in all.
+
+    Pass after pass over all of them, each shuffled with the seed and the pass's number.
+    """
+    order: list[int] = []
+    for number in range(-(-total // count)):
+        one_pass = list(range(count))
+        random.Random(f"{seed}:{number}").shuffle(one_pass)
+        order += one_pass
+    return order[:total]
 
 
 def largest_divisor(number: int, at_most: int) -> int:

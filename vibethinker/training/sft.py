@@ -15,7 +15,6 @@ Left out: fused losses, activation offloading, several GPUs.
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +26,18 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from vibethinker.data.prompts import all_training_ids
 from vibethinker.data.schema import Trace, read_jsonl
 from vibethinker.errors import DataError
-from vibethinker.models import load_model, load_tokenizer, seed_everything
+from vibethinker.models import load_model, load_tokenizer, seed_everything, set_threads
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training.callbacks import Checkpoints, Reporter
-from vibethinker.training.common import Run, lora_config, memory_errors, trainer_arguments
+from vibethinker.training.common import (
+    Run,
+    lora_config,
+    memory_errors,
+    train_quietly,
+    trainer_arguments,
+    training_order,
+)
 
 METRICS = {
     "loss": "loss",
@@ -63,6 +69,7 @@ def run(context: StepContext) -> Metrics:
     prompts = Prompts.model_validate(context.settings["prompts"])
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
     run = Run.of(context, base_model, micro_batch=context.execution["sft_micro_batch"])
+    set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     tokenizer = load_tokenizer(context.inputs["base"])
     domains = context.settings["domains"]
@@ -106,7 +113,7 @@ def fine_tune(
     the folder `checkpoints`, if given, go the evenly spaced checkpoints."""
     rows = _packed(examples, settings.max_length) if settings.packing else _plain(examples)
     lengths = [len(ids) for ids in rows["input_ids"]]
-    order = training_order(lengths, settings.steps, settings.batch_size, run.seed)
+    order = training_order(len(rows), settings.steps * settings.batch_size, run.seed)
     arguments = SFTConfig(
         **trainer_arguments(run, settings.steps, settings.batch_size),
         learning_rate=settings.learning_rate,
@@ -128,30 +135,19 @@ def fine_tune(
     trainer = SFTTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows.select(order),
+        train_dataset=rows.select(batches_by_length(order, lengths, settings.batch_size)),
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
         callbacks=callbacks,
     )
-    trainer.train()
+    train_quietly(trainer)
     return reporter.last
 
 
-def training_order(lengths: Sequence[int], steps: int, batch_size: int, seed: int) -> list[int]:
-    """The indices of the sequences that training sees: `steps` batches, one after the other.
-
-    Pass after pass over all sequences, each shuffled with the seed and the pass's number; a batch is sorted
-    by length.
-    """
-    order: list[int] = []
-    passes = 0
-    while len(order) < steps * batch_size:
-        epoch = list(range(len(lengths)))
-        random.Random(f"{seed}:{passes}").shuffle(epoch)
-        order += epoch
-        passes += 1
-    batches = (order[start : start + batch_size] for start in range(0, steps * batch_size, batch_size))
-    return [index for batch in batches for index in sorted(batch, key=lambda i: lengths[i])]
+def batches_by_length(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[int]:
+    """The order with each batch sorted by length, so that its micro-batches hold little padding."""
+    batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+    return [number for batch in batches for number in sorted(batch, key=lambda n: lengths[n])]
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from vibethinker.data.prompts import all_prompt_ids
+from vibethinker.data.schema import Problem, read_jsonl
+from vibethinker.errors import DivergedError
+from vibethinker.generation.transformers_engine import TransformersEngine
+from vibethinker.models import load_model, load_tokenizer, seed_everything
+from vibethinker.settings import Objective, Prompts
+from vibethinker.training import mgpo
+from vibethinker.training.callbacks import COLLAPSE_UPDATES, Collapse
+from vibethinker.training.common import train_quietly
+from vibethinker.training.trainer import Rollouts, SignalTrainer, micro_batches
+
+GROUP, BATCH, STEPS, TOKENS = 4, 16, 3, 24
+
+
+def by_letters(texts, numbers):
+    """Verdicts that mix right and wrong within most groups."""
+    return [sum(map(ord, text)) % 3 == 0 for text in texts]
+
+
+def all_right(texts, numbers):
+    return [True] * len(texts)
+
+
+@pytest.fixture
+def tokenizer(taught_folder):
+    return load_tokenizer(taught_folder)
+
+
+@pytest.fixture
+def problems(data_folder):
+    """Sums around 10, which the taught model answers with one digit or with two."""
+    problems = read_jsonl(data_folder / "rl" / "algebra.jsonl", Problem)
+    return sorted(problems, key=lambda problem: abs(int(problem.answer) - 9.5))
+
+
+@pytest.fixture
+def new_trainer(taught_folder, tokenizer, problems, tmp_path):
+    """A function → trainer on the taught model: this package's, or with `stock` TRL's own GRPO."""
+
+    def make(grade=by_letters, *, stock=False, micro=BATCH, steps=STEPS, **objective):
+        objective = Objective(group_size=GROUP, batch_size=BATCH, **objective)
+        seed_everything(1)
+        model = load_model(taught_folder)
+        numbers = list(range(BATCH // GROUP * steps))
+        ids = all_prompt_ids(tokenizer, problems[: len(numbers)], Prompts())
+        common = {
+            "model": model,
+            "args": GRPOConfig(
+                output_dir=str(tmp_path),
+                max_steps=steps,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=BATCH // micro,
+                steps_per_generation=BATCH // micro,
+                num_generations=GROUP,
+                max_completion_length=TOKENS,
+                learning_rate=1e-3,
+                loss_type="grpo",
+                beta=objective.beta,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+                shuffle_dataset=False,
+                remove_unused_columns=False,
+                logging_steps=1,
+            ),
+            "train_dataset": Dataset.from_dict({"prompt": ids, "number": numbers}),
+            "processing_class": tokenizer,
+            "rollout_func": Rollouts(TransformersEngine(model, tokenizer), objective, TOKENS, seed=1),
+        }
+        if stock:
+
+            def reward(text, number, truncated, **_):
+                verdicts = grade(text, number)
+                return [0.0 if cut else float(v) for v, cut in zip(verdicts, truncated, strict=True)]
+
+            return GRPOTrainer(reward_funcs=[reward], **common)
+        return SignalTrainer(objective=objective, grade=grade, **common)
+
+    return make
+
+
+def trained(trainer) -> dict[str, torch.Tensor]:
+    train_quietly(trainer)
+    return copy.deepcopy(trainer.model.state_dict())
+
+
+def generation(trainer) -> dict:
+    """What the trainer makes of its first batch, before the shuffle."""
+    rows = [trainer.train_dataset[i] for i in range(BATCH // GROUP) for _ in range(GROUP)]
+    trainer.model.train()
+    return trainer._generate_and_score_completions(rows)
+
+
+def verdicts_of(trainer) -> torch.Tensor:
+    return trainer._verdicts
+
+
+def test_lambda_0_is_trls_grpo_bit_for_bit(new_trainer):
+    ours, stock = trained(new_trainer(lambda_=0.0)), trained(new_trainer(stock=True))
+    assert all(torch.equal(ours[name], stock[name]) for name in stock)
+
+
+def test_lambda_1_trains_otherwise_than_grpo(new_trainer):
+    ours, stock = trained(new_trainer(lambda_=1.0)), trained(new_trainer(stock=True))
+    assert any(not torch.equal(ours[name], stock[name]) for name in stock)
+
+
+def test_advantages_are_grpos_times_the_weight_of_their_group(new_trainer):
+    plain, weighted = new_trainer(lambda_=0.0), new_trainer(lambda_=2.0)
+    a, b = (generation(t)["advantages"].view(-1, GROUP) for t in (plain, weighted))
+    w = mgpo.weight(mgpo.accuracy(verdicts_of(weighted)), 2.0)
+    assert torch.equal(b, a * w.unsqueeze(1))
+    assert len(set(w.tolist())) > 1
+    torch.testing.assert_close(b.sum(dim=1), torch.zeros(len(b)), atol=1e-5, rtol=0)
+
+
+def test_advantages_are_rewards_less_their_mean_over_their_deviation(new_trainer):
+    trainer = new_trainer(lambda_=0.0)
+    found = generation(trainer)["advantages"].view(-1, GROUP)
+    v = verdicts_of(trainer)
+    expected = (v - v.mean(dim=1, keepdim=True)) / (v.std(dim=1, keepdim=True) + 1e-4)
+    torch.testing.assert_close(found, expected)
+
+
+def test_groups_of_one_verdict_have_no_advantage_and_are_counted(new_trainer):
+    trainer = new_trainer(lambda texts, numbers: [number % 2 == 0 for number in numbers])
+    batch = generation(trainer)
+    truncated = (verdicts_of(trainer) == 0).any(dim=1) & (verdicts_of(trainer) == 1).any(dim=1)
+    assert (batch["advantages"].view(-1, GROUP)[~truncated] == 0).all()
+    assert trainer.row["zero_variance"] == (~truncated).float().mean().item()
+    assert trainer.totals["zero_variance"] == int((~truncated).sum())
+
+
+def test_a_rollout_is_trained_on_the_tokens_that_it_was_sampled_from(new_trainer, tokenizer, problems):
+    batch = generation(new_trainer())
+    for i, (ids, mask) in enumerate(zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)):
+        expected = all_prompt_ids(tokenizer, [problems[i // GROUP]], Prompts())[0]
+        assert ids[mask.bool()].tolist() == expected
+
+
+def test_rollouts_that_the_verifier_failed_on_are_left_out_of_p_baseline_and_loss(new_trainer):
+    """The first rollout of each group has no verdict, the second is right, the others are wrong."""
+    failing = [None, True, False, False] * (BATCH // GROUP)
+    seen = {}
+
+    def grade(texts, numbers):
+        seen["texts"] = texts
+        return failing
+
+    trainer = new_trainer(grade, lambda_=1.0)
+    trainer._grade = lambda texts, numbers: grade(texts, numbers)[: len(texts)]
+    trainer.rollout_func._max_tokens = 60  # long enough that none is truncated
+    batch = generation(trainer)
+    assert len(seen["texts"]) == BATCH
+    advantages = batch["advantages"].view(-1, GROUP)
+    assert (advantages[:, 0] == 0).all()
+    r = torch.tensor([1.0, 0.0, 0.0])
+    expected = (r - r.mean()) / (r.std() + 1e-4) * mgpo.weight(torch.tensor(1 / 3), 1.0)
+    torch.testing.assert_close(advantages[:, 1:], expected.expand(BATCH // GROUP, 3))
+    assert (batch["tool_mask"].view(BATCH // GROUP, GROUP, -1)[:, 0] == 0).all()
+    assert torch.equal(batch["tool_mask"].view(BATCH // GROUP, GROUP, -1)[:, 1:].reshape(12, -1),
+                       batch["completion_mask"].view(BATCH // GROUP, GROUP, -1)[:, 1:].reshape(12, -1))  # fmt: skip
+    assert trainer.row["infrastructure"] == BATCH // GROUP
+    assert trainer.row["p"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("truncated", "expected"), [("zero", 0.0), ("mask", float("nan"))])
+def test_a_truncated_rollout_counts_0_or_is_left_out(new_trainer, truncated, expected):
+    trainer = new_trainer(all_right, truncated=truncated)
+    trainer.rollout_func._max_tokens = 12
+    batch = generation(trainer)
+    last = batch["completion_ids"].gather(1, batch["completion_mask"].sum(dim=1, keepdim=True).long() - 1)
+    cut = (last != trainer.eos_token_ids[0]).view(-1, GROUP)
+    assert cut.any() and not cut.all()
+    torch.testing.assert_close(verdicts_of(trainer)[cut], torch.full((int(cut.sum()),), expected), equal_nan=True)
+    assert (verdicts_of(trainer)[~cut] == 1).all()
+    assert trainer.row["truncated"] == cut.float().mean().item()
+
+
+def test_shaped_rewards_leave_p_unchanged(new_trainer):
+    plain, shaped = new_trainer(all_right), new_trainer(all_right, long2short=0.2)
+    a, b = generation(plain), generation(shaped)
+    assert not torch.equal(a["advantages"], b["advantages"])
+    for measure in ("p", "p_histogram", "weight"):
+        assert plain.row[measure] == shaped.row[measure]
+    assert torch.equal(verdicts_of(plain), verdicts_of(shaped))
+
+
+def test_micro_batches_change_nothing_but_rounding(new_trainer):
+    whole, parts = trained(new_trainer(steps=1)), trained(new_trainer(steps=1, micro=4))
+    start = new_trainer().model.state_dict()
+    moved = max((whole[name] - start[name]).abs().max() for name in whole)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, atol=float(moved) / 50, rtol=0)
+
+
+def test_micro_batches_hold_every_rollout_once_and_little_padding():
+    lengths = torch.tensor([3, 9, 4, 8])
+    mask = (torch.arange(10) < lengths.unsqueeze(1)).long()
+    batch = {
+        "prompt_ids": torch.tensor([[0, 5]] * 4),
+        "prompt_mask": torch.tensor([[0, 1]] * 4),
+        "completion_ids": torch.arange(40).view(4, 10),
+        "completion_mask": mask,
+        "advantages": torch.arange(4.0),
+        "num_items_in_batch": torch.tensor(24),
+    }
+    first, second = micro_batches(batch, 2)
+    assert first["advantages"].tolist() == [1, 3]
+    assert second["advantages"].tolist() == [2, 0]
+    assert first["completion_ids"].shape == (2, 9)
+    assert second["completion_ids"].tolist() == [[20, 21, 22, 23], [0, 1, 2, 3]]
+    assert first["prompt_ids"].tolist() == [[5], [5]]
+    assert first["num_items_in_batch"] == 24
+
+
+def test_a_policy_that_no_longer_finds_anything_halts():
+    collapse = Collapse()
+
+    class State:
+        global_step = 40
+
+    def update(p):
+        collapse.on_log(None, State, None, {"p": p})
+
+    for _ in range(COLLAPSE_UPDATES + 1):
+        update(0.0)  # a start that never was right isn't a collapse
+    update(0.2)
+    for _ in range(COLLAPSE_UPDATES - 1):
+        update(0.0)
+    with pytest.raises(DivergedError, match="collapsed"):
+        update(0.0)

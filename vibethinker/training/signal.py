@@ -1,0 +1,253 @@
+"""The step `signal`: one stage of the curriculum, a model made more often right by reinforcement.
+
+The stage's problems are those of its domains in the data step's `rl/`, or its own file. Prompts longer than
+`max_prompt_tokens` are left out and counted; a completion may take what the stage's context leaves after
+`max_prompt_tokens`. With `difficulty_samples` the starting model first draws that many rollouts a problem,
+and problems that it always or never solves are left out [3B]. Training goes through the problems pass by
+pass, each a seeded shuffle, one on-policy update a batch of `batch_size / group_size` prompts; see `trainer`
+and `mgpo`.
+
+The output is a whole model (adapters are merged into the unquantised start), metrics.jsonl and signal.json.
+
+Left out: refilling groups of one verdict (dynamic sampling), rollouts by another engine than the trainer's
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig
+
+from vibethinker.artifacts import write_json
+from vibethinker.data.prompts import all_prompt_ids
+from vibethinker.data.schema import Problem, read_jsonl
+from vibethinker.data.sources import read_candidates
+from vibethinker.data.traces import verifier
+from vibethinker.errors import DataError
+from vibethinker.evaluation.measuring import Outcome, derived_seed, grading_item, measure, scores
+from vibethinker.generation.transformers_engine import TransformersEngine
+from vibethinker.models import load_model, load_tokenizer, save_model, seed_everything, set_threads
+from vibethinker.settings import BaseModelSettings, Columns, DataFile, Evaluation, Objective, Prompts, Stage
+from vibethinker.steps import Metrics, StepContext
+from vibethinker.training.callbacks import Collapse, Reporter
+from vibethinker.training.common import (
+    Run,
+    lora_config,
+    memory_errors,
+    train_quietly,
+    trainer_arguments,
+    training_order,
+)
+from vibethinker.training.trainer import Rollouts, SignalTrainer
+from vibethinker.verification import Verifier
+
+# The trainer's metric → its name in metrics.jsonl.
+METRICS = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "entropy": "entropy",
+    "kl": "kl",
+    "reward": "reward",
+    "completions/mean_length": "length",
+    "p": "p",
+    "p_histogram": "p_histogram",
+    "weight": "weight",
+    "zero_variance": "zero_variance",
+    "truncated": "truncated",
+    "infrastructure": "infrastructure",
+}
+
+
+def run(context: StepContext) -> Metrics:
+    """Train `inputs["model"]` on one stage; leaves a model folder, metrics.jsonl and signal.json.
+
+    Raises:
+        DataError: the stage has no usable problem, or one that its reward can't judge.
+        ConfigurationError: it rewards code and running code isn't allowed.
+        DivergedError: loss or gradient became NaN or infinite, or no rollout is right any more.
+        OutOfMemoryError: the device's memory did not suffice.
+    """
+    base_model = BaseModelSettings.model_validate(context.settings["base_model"])
+    run = Run.of(context, base_model, micro_batch=context.execution["signal_micro_batch"])
+    set_threads(context.execution["threads"])
+    seed_everything(run.seed, run.deterministic)
+    start, validation = context.inputs["model"], {}
+    with verifier(context) as grader, memory_errors():
+        training = SignalTraining(context, run, load_tokenizer(start), grader)
+        problems = training.problems()
+        method = training.objective.method
+        model = load_model(start, device=run.device, dtype=run.weights_dtype(method))
+        trained = training.train(model, training.of_middling_difficulty(model, problems))
+        if method == "lora":
+            adapter = run.state / "adapter"
+            save_model(trained, training.tokenizer, adapter)
+            trained = load_model(adapter, base=start, device=run.device, dtype=run.weights_dtype("full"))
+        save_model(trained, training.tokenizer, context.output, run.dtype)
+        if training.stage.validation_data is not None:
+            validation = training.validate(trained)
+    counts = training.counts
+    write_json(
+        context.output / "signal.json",
+        {"stage": training.stage.name, "counts": counts, "validation": validation},
+    )
+    return counts | {f"validation/{name}": score["value"] for name, score in validation.items()}
+
+
+@dataclass
+class SignalTraining:
+    """One stage: its settings, and what is counted on the way."""
+
+    context: StepContext
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
+    grader: Verifier
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stage = Stage.model_validate(self.context.settings["stage"])
+        self.objective = Objective.model_validate(self.context.settings["objective"])
+        self.prompts = Prompts.model_validate(self.context.settings["prompts"])
+        self.max_tokens = self.stage.context - self.objective.max_prompt_tokens
+
+    def problems(self) -> list[Problem]:
+        """The stage's problems with prompts that aren't too long; each has what its reward needs."""
+        if self.stage.train_data is None:
+            folder = self.context.inputs["data"] / "rl"
+            files = [folder / f"{domain}.jsonl" for domain in self.context.settings["domains"]]
+            problems = [problem for file in files for problem in read_jsonl(file, Problem)]
+        else:
+            problems = self._read(self.stage.train_data)
+        needed = "gold answer" if self.stage.reward == "math" else "tests"
+        for problem in problems:
+            if (problem.answer if self.stage.reward == "math" else problem.tests) is None:
+                raise DataError(
+                    f"Problem {problem.id} has no {needed}, and stage {self.stage.name} rewards {self.stage.reward}: "
+                    "remove it, or change the stage's reward."
+                )
+        limit = self.objective.max_prompt_tokens
+        ids = all_prompt_ids(self.tokenizer, problems, self.prompts)
+        kept = [problem for problem, prompt in zip(problems, ids, strict=True) if len(prompt) <= limit]
+        self.counts |= {"problems": len(problems), "long_prompts": len(problems) - len(kept)}
+        if not kept:
+            raise DataError(
+                f"None of the {len(problems)} problems of stage {self.stage.name} has a prompt of at most {limit} "
+                "tokens: raise signal.objective.max_prompt_tokens, or give other problems."
+            )
+        return kept
+
+    def of_middling_difficulty(self, model: PreTrainedModel, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """The problems that the starting model solves sometimes [3B]; all of them where the filter is off."""
+        if not self.objective.difficulty_samples:
+            return problems
+        outcomes = self._measure(model, problems, self.objective.difficulty_samples, "difficulty", 0)
+        kept = [outcome.problem for outcome in outcomes if 0 < outcome.correct < outcome.samples]
+        never = sum(outcome.correct == 0 for outcome in outcomes)
+        self.counts |= {"never_solved": never, "always_solved": len(problems) - len(kept) - never}
+        if not kept:
+            raise DataError(
+                f"The starting model solves each of the {len(problems)} problems of stage {self.stage.name} always or "
+                "never, so nothing can be learned: give easier or harder ones, or set difficulty_samples to 0."
+            )
+        return kept
+
+    def train(self, model: PreTrainedModel, problems: Sequence[Problem]) -> PreTrainedModel:
+        """Train `model`, or adapters on it, for the stage's steps, and return it."""
+        run, stage, objective = self.run, self.stage, self.objective
+        ids = all_prompt_ids(self.tokenizer, problems, self.prompts)
+        prompts_an_update = objective.batch_size // objective.group_size
+        order = training_order(len(problems), stage.steps * prompts_an_update, run.seed)
+        arguments = trainer_arguments(run, stage.steps, objective.batch_size)
+
+        def progress(text: str) -> None:
+            run.emit.progress(trainer.state.global_step, stage.steps, text)
+
+        def grade(texts: Sequence[str], numbers: Sequence[int]) -> list[bool | None]:
+            progress(f"grading {len(texts)} rollouts")
+            items = [grading_item(problems[n], text) for n, text in zip(numbers, texts, strict=True)]
+            return [verdict.counts for verdict in self.grader.grade(items)]
+
+        def sampled(done: int, total: int) -> None:
+            progress(f"{done} of {total} rollouts")
+
+        trainer = SignalTrainer(
+            objective=objective,
+            grade=grade,
+            model=model,
+            args=GRPOConfig(
+                **arguments,
+                learning_rate=objective.learning_rate,
+                lr_scheduler_type="constant_with_warmup",
+                warmup_steps=math.ceil(stage.steps * objective.warmup),
+                max_grad_norm=objective.max_grad_norm,
+                num_generations=objective.group_size,
+                max_completion_length=self.max_tokens,
+                steps_per_generation=arguments["gradient_accumulation_steps"],
+                num_iterations=1,
+                loss_type="grpo",
+                scale_rewards="group",
+                epsilon=objective.epsilon_low,
+                epsilon_high=objective.epsilon_high,
+                beta=objective.beta,
+                temperature=objective.temperature,
+                top_p=objective.top_p,
+                shuffle_dataset=False,
+                remove_unused_columns=False,
+            ),
+            train_dataset=Dataset.from_dict({"prompt": [ids[n] for n in order], "number": order}),
+            processing_class=self.tokenizer,
+            peft_config=lora_config(objective.lora) if objective.method == "lora" else None,
+            rollout_func=Rollouts(self._engine(model), objective, self.max_tokens, run.seed, sampled),
+            callbacks=[
+                Reporter(run.emit, run.metrics_file, stage.steps, METRICS, tokens="num_tokens"),
+                Collapse(),
+            ],
+        )
+        train_quietly(trainer)
+        self.counts |= trainer.totals
+        return trainer.model
+
+    def validate(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
+        """The trained model's scores on the stage's validation file, `group_size` samples a problem."""
+        problems = self._read(self.stage.validation_data)
+        size = self.objective.group_size
+        outcomes = self._measure(model, problems, size, "validation", self.stage.steps)
+        return scores(outcomes, self._sampling(size), self.grader)
+
+    def _read(self, path: str) -> list[Problem]:
+        columns = Columns() if self.stage.reward == "math" else Columns(answer=None, tests="tests")
+        file = DataFile(path=path, domain=self.stage.reward, columns=columns)
+        candidates, _ = read_candidates(file, Path(self.context.execution["paths"][path]), None)
+        return [candidate.problem for candidate in candidates]
+
+    def _measure(
+        self, model: PreTrainedModel, problems: Sequence[Problem], samples: int, purpose: str, step: int
+    ) -> list[Outcome]:
+        def progress(done: int, total: int, text: str) -> None:
+            self.run.emit.progress(step, self.stage.steps, f"{purpose}: {text}, {done} of {total}")
+
+        seed = derived_seed(self.run.seed, purpose, self.stage.name)
+        sampling = self._sampling(samples)
+        return measure(
+            self._engine(model), self.tokenizer, self.grader, problems, sampling, self.prompts, seed, progress
+        )
+
+    def _sampling(self, samples: int) -> Evaluation:
+        """Sampling as in training, for measurements."""
+        objective = self.objective
+        return Evaluation(
+            samples=samples,
+            k=(samples,),
+            temperature=objective.temperature,
+            top_p=objective.top_p,
+            max_tokens=self.max_tokens,
+        )
+
+    def _engine(self, model: PreTrainedModel) -> TransformersEngine:
+        return TransformersEngine(model, self.tokenizer, self.context.execution["generation_batch"])
