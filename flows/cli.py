@@ -77,7 +77,7 @@ def _reuse(asked: Planned, found: dict[str, StepState], resume: str) -> dict[str
         made.update(step_id, "cached", state.artifact)
     summary = made.finish("completed")
     values = asked.config.model_dump(mode="json", by_alias=True)
-    (made.folder / "report.html").write_text(html.render(made.report(), summary, values))
+    (made.folder / "report.html").write_text(html.render(made.report(), summary, values), encoding="utf-8")
     return summary
 
 

@@ -92,14 +92,18 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     run, plan, tracker = current.run, current.plan, current.tracker
     summary = run.finish(status)
     page = run.folder / "report.html"
-    page.write_text(html.render(run.report(), summary, current.config.model_dump(mode="json", by_alias=True)))
+    values = current.config.model_dump(mode="json", by_alias=True)
+    page.write_text(html.render(run.report(), summary, values), encoding="utf-8")
     if tracker:
         tracker.artifact(page)
         if status == "completed" and plan.ids("report"):
             final = plan[plan.final_model]
             name = current.config.tracking.registered_model or f"vibethinker-{current.config.profile}"
             tracker.log_model(run.store.folder(final.id, final.fingerprint), name)
-        tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status])
+        if plan.ids("data") and (data := run.store.read("data", plan["data"].fingerprint)):
+            tracker.dataset("data", data.digest, str(data.folder), "training")
+        metrics = next((s["metrics"] for s in summary["steps"] if s["id"] == "report"), {})
+        tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
     if status != "interrupted":
         artifacts.summary(current.config.profile, text.markdown(summary))
     return summary

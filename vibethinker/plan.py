@@ -316,7 +316,7 @@ class _Builder:
         self.steps = {id: s for id, s in self.steps.items() if id in needed | measured}
 
     def _report(self) -> None:
-        kinds = ("data", "specialist", "probe", "fusion", "signal", "evaluation")
+        kinds = ("data", "base", "specialist", "probe", "fusion", "signal", "evaluation")
         inputs = {id: id for id, step in self.steps.items() if role_of(step) in kinds}
         models = [
             {"id": id.removeprefix("evaluation-"), "evaluation": id, "model": step.inputs["model"]}

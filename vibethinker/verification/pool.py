@@ -168,9 +168,10 @@ class _Process:
         self.ready = False
         self.socket, theirs = socket.socketpair()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
-        # -P and this path: the package that runs here, whatever the current folder holds.
+        # -P and this path: the package that runs here, whatever the current folder holds; then where its libraries are.
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+        paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", WORKER, kind, json.dumps(settings), str(os.getpid())],
