@@ -230,3 +230,15 @@ def test_the_step_fuses_the_checkpoints_that_probing_chose(three, tmp_path):
         "weights": {"algebra": 0.25, "code": 0.75},
     }
     assert not list(output.glob(".*"))
+
+
+def test_the_fused_model_keeps_its_specialists_type_not_the_base_s(three, tmp_path):
+    base, *specialists = three
+    half = load_model(base, dtype=torch.bfloat16)
+    save_model(half, load_tokenizer(base), tmp_path / "base")
+    fuse(specialists, tmp_path / "fused", base=tmp_path / "base")
+    fused = load_model(tmp_path / "fused")
+    assert fused.dtype == torch.float32
+    means = [sum(s) / 2 for s in zip(*(load_model(f).parameters() for f in specialists), strict=True)]
+    for found, mean in zip(fused.parameters(), means, strict=True):
+        assert torch.equal(found, mean)

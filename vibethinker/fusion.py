@@ -4,11 +4,12 @@
 
 Tensors are read, averaged and written one after the other in slices of 2^17 numbers, so memory stays at a few
 slices whatever the models' size. Sums are kept in float64, wider than the recipe's float32, and cast once, to the
-base's type: the result is the float64 mean rounded, bit for bit. So fusing a model with itself, any number of times,
+specialists' own type: the result is the float64 mean rounded, bit for bit. (Casting float32 specialists to a bfloat16
+base's type rounded a short training away: the fused model answered like the base.) So fusing a model with itself, any number of times,
 gives its bytes back, and for two models of equal weight their order does not matter.
 
-Adapters are merged into the unquantised base in float32 first. Config, tokenizer and generation config are
-the base's.
+Adapters are merged into the unquantised base in float32 first, and cast to its type. Tokenizer and generation config
+are the base's.
 
 Left out: task arithmetic, TIES, DARE, SLERP, and weights from Pass@K.
 """
@@ -37,7 +38,6 @@ METHODS = ("linear",)
 SLICE = 1 << 17  # numbers; the buffers stay in a core's cache
 # What travels from the base beside the weights.
 COMPANIONS = (
-    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -144,10 +144,12 @@ def _merge(
         states = [load_state(folder) for folder in folders]
         original = load_state(base)
         _check_states(states, models, original, base)
-        _write(output / WEIGHTS, states, shares, original, progress)
+        typed = base if any(map(is_adapter, models)) else models[0]
+        _write(output / WEIGHTS, states, shares, original if typed is base else states[0], progress)
     for name in COMPANIONS:
         if (base / name).is_file():
             shutil.copyfile(base / name, output / name)
+    shutil.copyfile(typed / CONFIG, output / CONFIG)  # it names the weights' type
 
 
 def _whole(folder: Path, base: Path, merged: Path) -> Path:
@@ -219,17 +221,20 @@ def _write(
     path: Path,
     states: Sequence[State],
     shares: Sequence[float],
-    original: State,
+    typed: State,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write the means as a safetensors file: wider types first, names in order, as that format wants it."""
+    """Write the means as a safetensors file: wider types first, names in order, as that format wants it.
+
+    `typed` has a tensor of the resulting type for each name.
+    """
     import torch
 
-    names = sorted(states[0], key=lambda name: (-original[name].element_size(), name))
+    names = sorted(states[0], key=lambda name: (-typed[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in names:
-        tensor = original[name]
+        tensor = typed[name]
         size = tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _type_name(tensor),
@@ -242,7 +247,7 @@ def _write(
     with path.open("wb") as file, torch.inference_mode():
         file.write(struct.pack("<Q", len(text)) + text)
         for done, name in enumerate(names, start=1):
-            _write_mean(file, name, [state[name] for state in states], shares, original[name].dtype)
+            _write_mean(file, name, [state[name] for state in states], shares, typed[name].dtype)
             progress(done, len(names))
 
 

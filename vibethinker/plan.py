@@ -28,7 +28,7 @@ VERSIONS = {
     "import": 1,
     "specialist": 1,
     "probe": 1,
-    "fusion": 1,
+    "fusion": 2,
     "signal": 1,
     "evaluation": 1,
     "report": 1,
