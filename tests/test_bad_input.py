@@ -1,0 +1,132 @@
+"""What people get wrong: one sentence that names the cause and the mend, exit code 2, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def vibethinker(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vibethinker", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    sentence = done.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("Error: ")
+    assert sentence.endswith(".")
+    for word in words:
+        assert word in sentence
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """`vibethinker run` with these arguments in an empty folder, which must stay as it was."""
+    (tmp_path / "here").mkdir()
+
+    def go(*arguments: str) -> subprocess.CompletedProcess[str]:
+        before = sorted(tmp_path.rglob("*"))
+        done = vibethinker("run", "--workspace", str(tmp_path / "workspace"), *arguments, cwd=tmp_path / "here")
+        assert sorted(tmp_path.rglob("*")) == before
+        return done
+
+    return go
+
+
+def files(path: Path, rows: list[object] | str) -> list[str]:
+    text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text)
+    train = f"data.train=[{{path: '{path}', domain: algebra}}]"
+    settings = ("domains=[algebra]", "signal.stages=[]", "data.source=files", train)
+    return [o for setting in settings for o in ("--set", setting)]
+
+
+def test_an_unknown_profile(run) -> None:
+    refused(run("--profile", "tinny"), "did you mean 'tiny'")
+
+
+def test_an_unknown_key(run) -> None:
+    refused(run("--set", "spectrum.sft.step=3"), "spectrum.sft.step", "did you mean 'steps'")
+
+
+def test_k_above_n(run) -> None:
+    refused(run("--set", "spectrum.probing.k=64"), "K <= n", "raise samples or lower k")
+
+
+def test_a_missing_file(run, tmp_path) -> None:
+    options = files(tmp_path / "train.jsonl", [])
+    (tmp_path / "train.jsonl").unlink()
+    refused(run(*options), "train.jsonl", "No such file")
+
+
+def test_a_malformed_line_is_named_by_file_and_line(run, tmp_path) -> None:
+    good = json.dumps({"problem": "1+1?", "answer": "2"})
+    options = files(tmp_path / "train.jsonl", f"{good}\n{{broken\n")
+    refused(run(*options), "train.jsonl:2")
+
+
+def test_an_empty_domain(run, tmp_path) -> None:
+    rows = [{"problem": f"What is {i}+1?", "answer": str(i + 1)} for i in range(5)]
+    refused(run(*files(tmp_path / "train.jsonl", rows)), "'algebra' has 5 problems", "add problems")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
+def test_a_model_folder_without_weights_or_tokenizer(run, tmp_path, tiny_model_folder, missing) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    (tmp_path / "model" / "tokenizer_config.json").unlink()
+    word = "weights" if missing == "model.safetensors" else "tokenizer"
+    small = ("--set", "spectrum.sft.max_length=100", "--set", "signal.stages=[]")
+    refused(run(*small, "--set", f"base_model.source={tmp_path / 'model'}"), word)
+    refused(run("--from", f"fusion={tmp_path / 'model'}"), word)
+
+
+def test_a_model_that_is_not_there(run, tmp_path) -> None:
+    refused(run("--set", f"base_model.source={tmp_path / 'absent'}"), "no such file or folder")
+
+
+def test_a_step_that_is_not_there(run, tmp_path) -> None:
+    refused(run("--refresh", "fushion"), "no step 'fushion'", "fusion")
+    refused(run("--from", f"fushion={tmp_path}"), "no such step")
+
+
+def test_code_is_not_run_without_leave(run) -> None:
+    refused(run("--set", "verification.allow_unsafe_code=false"), "verification.allow_unsafe_code=true")
+
+
+def test_a_workspace_that_can_not_be_made(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    done = vibethinker("run", "--workspace", str(tmp_path / "file" / "workspace"), cwd=tmp_path)
+    refused(done, "can't be written", "--workspace")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a Linux /dev/full")
+def test_a_full_disk(tmp_path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs more rights than this user has")
+    try:
+        refused(vibethinker("run", "--workspace", str(mount / "workspace"), cwd=tmp_path), "make room")
+        assert list(mount.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_models_of_different_shapes_are_not_fused(tmp_path, new_tiny_model, tiny_tokenizer) -> None:
+    from vibethinker.models import save_model
+
+    for name, size in (("a", 64), ("b", 96)):
+        save_model(new_tiny_model(0, intermediate_size=size), tiny_tokenizer, tmp_path / name)
+    done = vibethinker("fuse", "a", "b", "--output", "fused", cwd=tmp_path)
+    refused(done, "has shape")
+    assert not (tmp_path / "fused").exists()
