@@ -5,8 +5,8 @@
 Tensors are read, averaged and written one after the other in slices of 2^17 numbers, so memory stays at a few
 slices whatever the models' size. Sums are kept in float64, wider than the recipe's float32, and cast once, to the
 specialists' own type: the result is the float64 mean rounded, bit for bit. (Casting float32 specialists to a bfloat16
-base's type rounded a short training away: the fused model answered like the base.) So fusing a model with itself, any number of times,
-gives its bytes back, and for two models of equal weight their order does not matter.
+base's type rounded a short training away: the fused model answered like the base.) So fusing a model with itself, any
+number of times, gives its bytes back, and for two models of equal weight their order does not matter.
 
 Adapters are merged into the unquantised base in float32 first, and cast to its type. Tokenizer and generation config
 are the base's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -54,7 +55,7 @@ def test_specialists_overlap_in_time(api: Api, micro: Finished) -> None:
     runs = api.task_runs(api.flow_run(micro.summary["run_id"])["id"])
     spans = sorted(span(run) for name, run in runs.items() if name.startswith("specialist-"))
     assert len(spans) == 3
-    assert any(later[0] < earlier[1] for earlier, later in zip(spans, spans[1:], strict=False))
+    assert any(later[0] < earlier[1] for earlier, later in itertools.pairwise(spans))
 
 
 def span(run: dict[str, Any]) -> tuple[datetime, datetime]:
