@@ -226,6 +226,21 @@ def test_micro_batches_hold_every_rollout_once_and_little_padding():
     assert first["num_items_in_batch"] == 24
 
 
+def test_rollouts_of_advantage_0_are_not_computed_and_the_mean_stays():
+    batch = {
+        "prompt_ids": torch.zeros(8, 1, dtype=torch.long),
+        "prompt_mask": torch.ones(8, 1, dtype=torch.long),
+        "completion_ids": torch.zeros(8, 2, dtype=torch.long),
+        "completion_mask": torch.ones(8, 2, dtype=torch.long),
+        "advantages": torch.tensor([0.0, 1.0, 0.0, -2.0, 0.0, 0.0, 4.0, 0.0]),
+    }
+    parts = micro_batches(batch, 2, all_rows=False)
+    assert [len(part["advantages"]) for part in parts] == [2, 1]
+    mean_of_means = sum(part["advantages"].mean() for part in parts) / 2
+    assert mean_of_means == batch["advantages"].mean()
+    assert [len(part["advantages"]) for part in micro_batches(batch, 2)] == [4, 4]
+
+
 def test_a_policy_that_no_longer_finds_anything_halts():
     collapse = Collapse()
 

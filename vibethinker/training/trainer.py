@@ -10,8 +10,9 @@ What differs from TRL's own GRPO, and through which of its hooks:
 - advantages: `_generate_and_score_completions` returns them before the shuffle, groups contiguous, as
   (r − mean)/(std + 1e-4) with Bessel's correction; here they are multiplied by w(p). At λ = 0 every w is 1,
   and the whole is TRL's GRPO bit for bit;
-- micro-batches: rollouts of similar length go together and each is cut to its own longest, since most of a
-  generation's rectangle is padding.
+- micro-batches: where there are several, rollouts of similar length go together and each is cut to its own
+  longest, since most of a generation's rectangle is padding; rollouts with advantage 0 are not computed at all,
+  unless a KL term acts on them. So the entropy that TRL logs is that of the rollouts trained on.
 
 A rollout is left out (no verdict, or truncated with `truncated: mask`) from p, from the baseline and from the
 loss; the mean over rollouts still divides by all of them. Left out of this module: several processes.
@@ -163,7 +164,7 @@ class SignalTrainer(GRPOTrainer):
         count = self.args.steps_per_generation
         if self._step % count == 0 or self._buffered_inputs is None:
             batch = shuffle_sequence_dict(self._generate_and_score_completions(generation_batch))
-            self._buffered_inputs = micro_batches(batch, count)
+            self._buffered_inputs = micro_batches(batch, count, all_rows=self.beta != 0)
         return self._buffered_inputs[self._step % count]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -171,17 +172,24 @@ class SignalTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
 
-def micro_batches(batch: Batch, count: int) -> list[Batch]:
-    """Split a generation into `count` micro-batches of equally many rollouts, those of similar length
-    together.
+def micro_batches(batch: Batch, count: int, all_rows: bool = True) -> list[Batch]:
+    """Split a generation into `count` micro-batches, rollouts of similar length together.
 
-    A single one is the batch itself. Otherwise each is cut to its longest prompt and completion.
+    A single one is the batch itself. Otherwise each is cut to its longest prompt and completion, and without
+    `all_rows` rollouts of advantage 0 are dropped. TRL's loss is the mean of the micro-batches' means, so
+    advantages are scaled to make that the sum over the kept rollouts, divided by all.
     """
     if count == 1:
         return [batch]
     lengths = batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)
     order = torch.argsort(lengths, descending=True, stable=True)
-    return [_cut(batch, rows) for rows in order.chunk(count)]
+    kept = order if all_rows else order[batch["advantages"][order] != 0]
+    if len(kept) < count:
+        kept = order
+    parts = [_cut(batch, rows) for rows in kept.tensor_split(count)]
+    for part in parts:
+        part["advantages"] = part["advantages"] * (len(part["advantages"]) * count / len(order))
+    return parts
 
 
 def _cut(batch: Batch, rows: Tensor) -> Batch:
