@@ -69,6 +69,8 @@ def running(
         if current is None:
             folder = configuration.workspace(workspace)
             plan = build(configuration.load(profile, partial=config), folder, replaced).until(until)
+            for step_id in refresh or ():
+                plan[step_id]
             preflight.check(plan)
             check_workspace(folder)
             resume = f"vibethinker run --profile {profile} --workspace {folder}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +19,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.logging import get_run_logger
 
 from vibethinker.artifacts import Artifact
 from vibethinker.plan import Step, role_of
@@ -36,15 +39,21 @@ class Progress:
         if done < total and now - self._at < UPDATE_SECONDS:
             return
         self._at, percent = now, 100.0 * done / max(1, total)
-        if self._id is None:
-            made: Any = create_progress_artifact(percent, key=key(self._step.id), description=self._step.id)
-            self._id: UUID | None = made
-        else:
-            update_progress_artifact(self._id, percent)
+        with _showing(self._step.id):
+            if self._id is None:
+                made: Any = create_progress_artifact(percent, key=key(self._step.id), description=self._step.id)
+                self._id: UUID | None = made
+            else:
+                update_progress_artifact(self._id, percent)
 
 
 def results(step: Step, artifact: Artifact) -> None:
     """The table that a step's result is best read as, if it has one."""
+    with _showing(step.id):
+        _results(step, artifact)
+
+
+def _results(step: Step, artifact: Artifact) -> None:
     if role_of(step) == "probe" and (artifact.folder / "probe.json").exists():
         probe = json.loads((artifact.folder / "probe.json").read_text())
         rows = [
@@ -61,7 +70,17 @@ def results(step: Step, artifact: Artifact) -> None:
 
 def summary(profile: str, text: str) -> None:
     """The markdown summary of a run."""
-    create_markdown_artifact(text, key=key(f"summary-{profile}"), description="What the run achieved")
+    with _showing("summary"):
+        create_markdown_artifact(text, key=key(f"summary-{profile}"), description="What the run achieved")
+
+
+@contextmanager
+def _showing(what: str) -> Iterator[None]:
+    """A server that can't be reached must not end the work whose progress it would show."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("The artifact of %s can't be written: %s", what, error)
 
 
 def key(text: str) -> str:

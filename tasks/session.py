@@ -27,7 +27,7 @@ from vibethinker.worker.host import Event, Host
 from .slots import Slots
 
 ALONE = ("base", "signal")  # nothing else can run beside them, so they get all cores
-MICRO_BATCH = {"specialist": "sft_micro_batch", "signal": "signal_micro_batch"}
+MICRO_BATCH = {"base": "sft_micro_batch", "specialist": "sft_micro_batch", "signal": "signal_micro_batch"}
 
 
 class Display(Protocol):
@@ -91,7 +91,7 @@ class Session:
                     self.run.store.retire(step.id, step.fingerprint)
 
     def published(self, step: Step) -> Artifact | None:
-        """The step's valid output made from the inputs published now; an invalid one moves to the attic."""
+        """The step's valid output made from the inputs published now; the child moves an invalid one to the attic."""
         inputs = {}
         for role, step_id in step.inputs.items():
             artifact = self.run.store.read(step_id, self.plan[step_id].fingerprint)
@@ -116,6 +116,8 @@ class Session:
             raise InfrastructureError("The worker isn't running any more.")
         width = self.slots.total if step.kind in ALONE else 1
         with self.slots.take(width):
+            if self.stopping.is_set():
+                raise PreemptedError("The run was stopped.")
             hear({"event": "started"})
             while True:
                 try:
@@ -185,13 +187,15 @@ def current() -> Session | None:
 def opened(plan: Plan, display: Display, resume: str, refresh: frozenset[str] = frozenset()) -> Iterator[Session]:
     """A begun session for the `with` block; closing it ends all its processes."""
     session = Session(Run(plan), states(plan, Run(plan).store, refresh), display, resume)
-    session.begin()
     _sessions[session.run.id] = session
     token = _current.set(session)
     try:
+        session.begin()
         session.retire(refresh)
         yield session
     finally:
+        if session.run.status == "running":
+            session.run.finish("interrupted")
         _current.reset(token)
         session.close()
         del _sessions[session.run.id]

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,12 +109,21 @@ class Store:
         return target
 
     @contextmanager
-    def lock(self, step: str, fingerprint: str) -> Iterator[None]:
-        """Hold the step's lock; blocks while another process holds it. The kernel frees it when the holder dies."""
+    def lock(self, step: str, fingerprint: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the step's lock, which the kernel frees when its holder dies.
+
+        `waiting` is called once a second while another process holds it.
+        """
         locks = self.workspace / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with open(locks / f"{step}-{fingerprint}", "w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    waiting()
+                    time.sleep(1.0)
             yield
 
     def staging(self, step: str, fingerprint: str) -> Path:

@@ -264,12 +264,25 @@ def load(
         if text:
             for path in paths:
                 _assign_environment(values, variable, path, text)
+    _override(values, overrides)
+    return validate(values)
+
+
+def load_defaults(overrides: Iterable[str]) -> Config:
+    """The settings' own defaults with `a.b=value` texts laid over them, without any profile."""
+    values: dict[str, Any] = {}
+    _override(values, overrides)
+    return validate(values)
+
+
+def _override(values: dict[str, Any], overrides: Iterable[str]) -> None:
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ConfigurationError(f"--set takes KEY=VALUE such as spectrum.sft.steps=100, not {text!r}.")
+        if key.strip() == "profile":
+            raise ConfigurationError("--set profile only changes the name: use --profile to start from another one.")
         _assign(values, key.strip(), _yaml_value(value, f"--set {key}"), text)
-    return validate(values)
 
 
 def validate(values: Mapping[str, Any]) -> Config:

@@ -47,7 +47,7 @@ class DivergedError(VibeThinkerError):
 
 
 class PreemptedError(VibeThinkerError):
-    """The step was asked to stop and saved what it had: it resumes without using up a retry."""
+    """The step was asked to stop: it is run again, from what it saved if it did, without using up a retry."""
 
     kind = "preempted"
     child_exit = 75

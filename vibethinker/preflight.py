@@ -31,6 +31,7 @@ def check(plan: Plan) -> None:
             "has them by worker.python."
         )
     runs_code = CODE_DOMAIN in config.domains or any(s.reward == "code" for s in config.signal.stages)
+    runs_code = runs_code or any(f.columns.tests for f in (*config.data.train, *config.data.evaluation))
     if runs_code and not config.verification.allow_unsafe_code:
         raise ConfigurationError(
             "The run would execute programs that a model wrote, under resource limits but in no sandbox: set "

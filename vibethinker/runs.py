@@ -63,6 +63,7 @@ class Run:
         """Note a step's new state; `artifact` is its output, `error` the sentence that ended it."""
         entry = self._steps[step_id]
         entry["state"] = state
+        entry.pop("error", None)
         if artifact is not None:
             entry |= {"seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
         if error:

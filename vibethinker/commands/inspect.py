@@ -123,14 +123,15 @@ def report(workspace: str | None, run_id: str | None) -> None:
 
 @click.command()
 @click.argument("path")
-@click.option("--level", default="digest", show_default=True, help=f"One of {', '.join(validation.LEVELS)}.")
-def validate(path: str, level: str) -> None:
+@click.option("--level", help=f"One of {', '.join(validation.LEVELS)} [digest; finite without a manifest].")
+def validate(path: str, level: str | None) -> None:
     """Check a published output or a model folder; exit 1 with the reason if it is not whole.
 
     Example: vibethinker validate workspace/artifacts/fusion/<fingerprint> --level generates
     """
     if not Path(path).is_dir():
         raise ConfigurationError(f"There is no folder {path}: name a published output or a model folder.")
+    level = level or ("digest" if (Path(path) / validation.MANIFEST).exists() else "finite")
     if reason := validation.check(Path(path), level):
         click.echo(f"Invalid at level {level}: {reason}.")
         raise click.exceptions.Exit(1)

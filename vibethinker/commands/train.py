@@ -35,12 +35,12 @@ FINGERPRINT = "alone"
     type=click.Path(path_type=Path),
     help="JSONL file of traces (as the data step writes), or of problems with column `solution`.",
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder for the checkpoints.")
+@click.option("--output", type=click.Path(path_type=Path), help="A new folder [specialist-DOMAIN].")
 @click.option("--max-seq-length", type=int, help="Longest trace in tokens.")
 @click.option("--max-steps", type=int, help="Optimizer steps.")
 @configuration_options
 def train_specialist(
-    model: Path, domain: str, train_data: Path, output: Path, max_seq_length: int | None, max_steps: int | None,
+    model: Path, domain: str, train_data: Path, output: Path | None, max_seq_length: int | None, max_steps: int | None,
     **options: Any,
 ) -> None:  # fmt: skip
     """Train a specialist of one domain from MODEL and keep its checkpoints for `probe` to choose from.
@@ -51,8 +51,9 @@ def train_specialist(
     from vibethinker.data.schema import write_jsonl
 
     overrides = _given(("spectrum.sft.max_length", max_seq_length), ("spectrum.sft.steps", max_steps))
-    config = _load(options, overrides)
+    output = output or Path(f"specialist-{domain}")
     _check(model, output)
+    config = _load(model, options, overrides)
     traces = _read_traces(train_data, domain)
     settings = {
         "seed": config.seed,
@@ -75,14 +76,14 @@ def train_specialist(
 @click.option(
     "--val-data", type=click.Path(path_type=Path), help="JSONL file of problems that the result is measured on."
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A new folder for the model.")
+@click.option("--output", type=click.Path(path_type=Path), help="A new folder for the model [signal].")
 @click.option("--max-seq-length", default=4096, show_default=True, help="Prompt and completion together, in tokens.")
 @click.option("--max-steps", type=int, help="Updates.")
 @click.option("--reward", type=click.Choice(["math", "code"]), default="math", show_default=True)
 @configuration_options
 def signal(
-    model: Path, train_data: Path, val_data: Path | None, output: Path, max_seq_length: int, max_steps: int | None,
-    reward: str, **options: Any,
+    model: Path, train_data: Path, val_data: Path | None, output: Path | None, max_seq_length: int,
+    max_steps: int | None, reward: str, **options: Any,
 ) -> None:  # fmt: skip
     """Train MODEL by one signal stage (MGPO).
 
@@ -90,8 +91,9 @@ def signal(
     """
     from vibethinker.data.sources import read_rows
 
-    config = _load(options, [])
+    output = output or Path("signal")
     _check(model, output)
+    config = _load(model, options, ["signal.stages=[]"])
     said = {name: str(path.absolute()) for name, path in (("train", train_data), ("val", val_data)) if path}
     for path in said.values():
         for _ in read_rows(Path(path)):
@@ -108,7 +110,6 @@ def signal(
     # The configuration checks what a stage of these settings has to agree with.
     values = config.model_dump(mode="json", by_alias=True)
     values["signal"]["stages"] = [stage]
-    values["base_model"]["source"] = str(model)
     config = configuration.validate(values)
     made = config.signal.stages[0]
     if reward == "code" and not config.verification.allow_unsafe_code:
@@ -208,8 +209,12 @@ def _given(*pairs: tuple[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in pairs if value is not None]
 
 
-def _load(options: Mapping[str, Any], more: list[str]) -> Config:
-    return configuration.load(options["profile"], options["file"], [*options["overrides"], *more])
+def _load(model: Path, options: Mapping[str, Any], more: list[str]) -> Config:
+    """The configuration asked for, else the settings' own defaults: every profile is made for one model."""
+    overrides = [*options["overrides"], f"base_model.source={model}", *more]
+    if options["profile"] or options["file"] or options["overrides"]:
+        return configuration.load(options["profile"], options["file"], overrides)
+    return configuration.load_defaults(overrides)
 
 
 def _check(model: Path, output: Path) -> None:

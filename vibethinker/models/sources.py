@@ -73,7 +73,7 @@ def run_import(context: StepContext) -> Metrics:
     left it."""
     source, role = Path(context.execution["source"]), context.settings["role"]
     if role not in MODEL_ROLES:
-        shutil.copytree(source, context.output, dirs_exist_ok=True)
+        shutil.copytree(source, context.output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         return {}
     output = context.output / "checkpoints" / "imported" if role == "specialist" else context.output
     check_model_folder(source)

@@ -94,7 +94,12 @@ def trainer_arguments(run: Run, steps: int, batch_size: int) -> dict[str, Any]:
 
 
 def train_quietly(trainer: Trainer) -> None:
-    """Train without the lines that transformers prints where it shows no progress bar."""
+    """Train without the lines that transformers prints where it shows no progress bar.
+
+    cuDNN's attention is off: with a mask and a length of 64 modulo 128 its backward pass gives NaN (pytorch#196678),
+    and the other kernels are there too.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 

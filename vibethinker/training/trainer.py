@@ -9,7 +9,7 @@ What differs from TRL's own GRPO, and through which of its hooks:
   out; `_calculate_rewards` returns them gathered, where Long2Short may shape them;
 - advantages: `_generate_and_score_completions` returns them before the shuffle, groups contiguous, as
   (r − mean)/(std + 1e-4) with Bessel's correction; here they are multiplied by w(p). At λ = 0 every w is 1,
-  and the whole is TRL's GRPO bit for bit;
+  and with one micro-batch the whole is TRL's GRPO bit for bit;
 - micro-batches: where there are several, rollouts of similar length go together and each is cut to its own
   longest, since most of a generation's rectangle is padding; rollouts with advantage 0 are not computed at all,
   unless a KL term acts on them. So the entropy that TRL logs is that of the rollouts trained on.

@@ -127,7 +127,7 @@ def execute(request: Mapping[str, Any], emitter: steps.Emitter) -> dict[str, Any
             raise InfrastructureError(f"The output of {input_step} that {step} reads is gone: run again to remake it.")
         inputs[role] = artifact
     digests = {role: a.digest for role, a in inputs.items()}
-    with store.lock(step, fingerprint):
+    with store.lock(step, fingerprint, lambda: emitter.progress(0, 1, "waiting for another run that makes this step")):
         found, reason = store.find(step, fingerprint, digests)
         if found:
             return _result(found, reused=True)

@@ -86,14 +86,14 @@ class Host:
         asked = False
         try:
             while True:
+                if not asked and stopped():
+                    asked = True
+                    self._send({"op": "stop", "id": id})
                 try:
                     event = events.get(timeout=0.5)
                 except queue.Empty:
                     if self._process.poll() is not None:
                         raise self._lost() from None
-                    if stopped() and not asked:
-                        asked = True
-                        self._send({"op": "stop", "id": id})
                     continue
                 if event["event"] != "end":
                     hear(event)
@@ -138,6 +138,8 @@ class Host:
     def _listen(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
+            if not line.startswith(b'{"id"'):  # something else in that interpreter prints at its start
+                continue
             event = json.loads(line)
             with self._lock:
                 events = self._waiting.get(event["id"])

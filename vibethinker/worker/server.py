@@ -137,6 +137,8 @@ class _Server:
         one.heard = time.monotonic()
         *lines, one.buffer = (one.buffer + data).split(b"\n")
         for line in lines:
+            if not line.startswith(b'{"id"'):  # something else in that interpreter prints at its start
+                continue
             # An end is told when the process is gone, so that whoever hears it finds nothing alive.
             if json.loads(line)["event"] == "end":
                 one.end = line
