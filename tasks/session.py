@@ -115,13 +115,13 @@ class Session:
         if self.host is None:
             raise InfrastructureError("The worker isn't running any more.")
         width = self.slots.total if step.kind in ALONE else 1
-        with self.slots.take(width):
+        with self.slots.take(width) as slot:
             if self.stopping.is_set():
                 raise PreemptedError("The run was stopped.")
             hear({"event": "started"})
             while True:
                 try:
-                    return self.host.run(self._request(step, width), hear, self.stopping.is_set)
+                    return self.host.run(self._request(step, width, slot), hear, self.stopping.is_set)
                 except OutOfMemoryError as error:
                     if not self._halve(step):
                         raise
@@ -142,7 +142,7 @@ class Session:
         self._micro_batches[step.id] = batch // 2
         return batch >= 2
 
-    def _request(self, step: Step, width: int) -> dict[str, Any]:
+    def _request(self, step: Step, width: int, slot: int) -> dict[str, Any]:
         return {
             "workspace": str(self.plan.workspace),
             "run_id": self.run.id,
@@ -153,6 +153,7 @@ class Session:
             "settings": step.settings,
             "inputs": {role: [i, self.plan[i].fingerprint] for role, i in step.inputs.items()},
             "execution": self._execution(step, width),
+            "gpu": hardware.gpu(slot) if hardware.device(self.config) == "cuda" else None,
             "log": str(self.run.log(step.id)),
             "stall_seconds": self.config.execution.stall_seconds,
         }

@@ -18,25 +18,25 @@ class Slots:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._free = total
+        self._free = list(range(total))
         self._queue: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, width: int) -> Iterator[None]:
-        """Hold `width` slots (at most all); waits for those who asked before."""
+    def take(self, width: int) -> Iterator[int]:
+        """Hold `width` slots (at most all) and get the number of the first; waits for those who asked before."""
         width, ticket = min(width, self.total), object()
         with self._changed:
             self._queue.append(ticket)
             try:
-                self._changed.wait_for(lambda: self._queue[0] is ticket and self._free >= width)
-                self._free -= width
+                self._changed.wait_for(lambda: self._queue[0] is ticket and len(self._free) >= width)
+                held, self._free = self._free[:width], self._free[width:]
             finally:
                 self._queue.remove(ticket)
                 self._changed.notify_all()
         try:
-            yield
+            yield held[0]
         finally:
             with self._changed:
-                self._free += width
+                self._free = sorted(self._free + held)
                 self._changed.notify_all()

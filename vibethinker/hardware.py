@@ -24,6 +24,12 @@ def gpus() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if not listed.returncode else 0
 
 
+def gpu(slot: int) -> str:
+    """What CUDA_VISIBLE_DEVICES is to be for a step in this slot: one GPU, since trainers take all they see."""
+    visible = [d.strip() for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]
+    return visible[slot % len(visible)] if visible else str(slot % gpus())
+
+
 def cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

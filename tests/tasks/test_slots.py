@@ -60,5 +60,13 @@ def test_a_wide_step_is_not_overtaken_by_narrow_ones() -> None:
 def test_a_step_wider_than_all_slots_gets_all() -> None:
     slots = Slots(2)
     with slots.take(99):
-        assert slots._free == 0
-    assert slots._free == 2
+        assert slots._free == []
+    assert slots._free == [0, 1]
+
+
+def test_each_holder_gets_a_slot_of_its_own() -> None:
+    slots = Slots(2)
+    with slots.take(1) as first, slots.take(1) as second:
+        assert {first, second} == {0, 1}
+    with slots.take(1) as again:
+        assert again == 0

@@ -212,7 +212,7 @@ def _given(*pairs: tuple[str, Any]) -> list[str]:
 def _load(model: Path, options: Mapping[str, Any], more: list[str]) -> Config:
     """The configuration asked for, else the settings' own defaults: every profile is made for one model."""
     overrides = [*options["overrides"], f"base_model.source={model}", *more]
-    if options["profile"] or options["file"] or options["overrides"]:
+    if options["profile"] or options["file"]:
         return configuration.load(options["profile"], options["file"], overrides)
     return configuration.load_defaults(overrides)
 

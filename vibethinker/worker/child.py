@@ -86,6 +86,8 @@ def main() -> None:
 def run(request: Mapping[str, Any], events: int) -> NoReturn:
     """Execute one request in this process and leave it."""
     os.environ.update(QUIET)
+    if request.get("gpu") is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = request["gpu"]
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

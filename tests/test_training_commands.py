@@ -1,0 +1,63 @@
+"""`train-specialist` and `signal` on their own: from files to a model folder, and refusals that write nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vibethinker import validation
+
+
+def vibethinker(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vibethinker", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+def test_a_specialist_and_a_signal_stage_are_trained_from_files(tiny_model_folder: Path, tmp_path: Path) -> None:
+    problems = [{"problem": f"{i}+1?", "answer": str(i + 1), "solution": f"\\boxed{{{i + 1}}}"} for i in range(16)]
+    write(tmp_path / "train.jsonl", problems)
+    small = ["--set", "spectrum.sft.batch_size=8", "--set", "spectrum.sft.checkpoints=1"]
+    done = vibethinker(
+        "train-specialist", str(tiny_model_folder), "--domain", "sums", "--train-data", "train.jsonl",
+        "--max-seq-length", "100", "--max-steps", "2", *small, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    checkpoint = tmp_path / "specialist-sums" / "checkpoints" / "step-000002"
+    assert validation.check(checkpoint, "finite") is None
+    done = vibethinker(
+        "signal", str(checkpoint), "--train-data", "train.jsonl", "--max-seq-length", "100", "--max-steps", "1",
+        "--set", "signal.objective.batch_size=8", "--set", "signal.objective.group_size=4",
+        "--set", "signal.objective.max_prompt_tokens=64", "--set", "spectrum.sft.max_length=100",
+        "--output", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert validation.check(tmp_path / "out", "generates") is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "specialist-sums", "train.jsonl"]
+
+
+def test_an_output_that_exists_is_kept(tiny_model_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [{"problem": "1+1?", "answer": "2"}])
+    (tmp_path / "out").mkdir()
+    done = vibethinker("signal", str(tiny_model_folder), "--train-data", "train.jsonl", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "name a new folder" in done.stderr
+
+
+def test_a_malformed_row_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [{"problem": "1+1?"}])
+    done = vibethinker(
+        "train-specialist", str(tiny_model_folder), "--domain", "sums", "--train-data", "train.jsonl",
+        "--max-seq-length", "100", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "train.jsonl:1" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.jsonl"]
