@@ -24,7 +24,7 @@ from vibethinker.errors import ConfigurationError, DataError
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
     "data": 1,
-    "base": 1,
+    "base": 2,
     "import": 1,
     "specialist": 1,
     "probe": 1,

@@ -9,6 +9,7 @@ import torch
 
 from vibethinker.data.schema import Trace, write_jsonl
 from vibethinker.embedded.model import new_model
+from vibethinker.embedded.optimizer import MuonWithAdamW
 from vibethinker.embedded.tokenizer import WHOLE, train_tokenizer
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.models import check_model_folder, load_model, load_tokenizer, run_base
@@ -127,3 +128,28 @@ def test_data_without_traces_is_an_error(base, data):
         file.write_text("")
     with pytest.raises(DataError, match="no traces"):
         base()
+
+
+def test_one_schedule_drives_the_matrices_by_muon_and_the_rest_by_adamw(tokenizer):
+    model = new_model(EmbeddedModel(**SMALL | {"vocabulary": 400}), tokenizer)
+    optimizer = MuonWithAdamW(model, matrix_rate=0.02, learning_rate=3e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([[5, 6, 7, 8]])).loss.backward()
+    optimizer.step()
+    schedule.step()
+    moved = {name: (parameter - before[name]).detach() for name, parameter in model.named_parameters()}
+    assert set(moved) == {name for group in ("matrices", "rest") for name in named(model)[group]}
+    for name in named(model)["matrices"]:  # an orthogonal update has the rate as its spectral norm, about
+        rows, columns = moved[name].shape
+        rate = 0.5 * 0.02 * max(1, rows / columns) ** 0.5
+        assert 0.6 * rate < torch.linalg.matrix_norm(moved[name], 2) < 1.3 * rate
+    for name in named(model)["rest"]:  # AdamW's first step is the learning rate in each entry with a gradient
+        assert moved[name].abs().max() == pytest.approx(0.5 * 3e-3, rel=1e-3)
+
+
+def named(model) -> dict[str, list[str]]:
+    """Which parameters are matrices of the blocks, and which are the rest."""
+    names = [name for name, _ in model.named_parameters()]
+    matrices = [n for n in names if "proj" in n]
+    return {"matrices": matrices, "rest": [n for n in names if n not in matrices]}

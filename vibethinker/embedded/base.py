@@ -1,14 +1,15 @@
 """The embedded base: tokenizer and network made from the data's own traces, trained on the mixture of all
 domains.
 
-The training is that of the specialists (`vibethinker.training.sft`) with random weights to start from and a
-larger learning rate.
+The training is that of the specialists (`vibethinker.training.sft`) with random weights to start from and an
+optimizer of its own.
 """
 
 from __future__ import annotations
 
 from vibethinker.data.schema import Trace, read_jsonl
 from vibethinker.embedded.model import new_model
+from vibethinker.embedded.optimizer import MuonWithAdamW
 from vibethinker.embedded.tokenizer import train_tokenizer
 from vibethinker.errors import DataError
 from vibethinker.models import check_model_folder, save_model, seed_everything, set_threads
@@ -38,8 +39,9 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
     seed_everything(run.seed, run.deterministic)
     model = new_model(settings, tokenizer).to(run.device)
     examples, left_out = to_examples(tokenizer, traces, Prompts(), settings.positions)
+    optimizer = MuonWithAdamW(model, settings.matrix_rate, settings.learning_rate)
     with memory_errors():
-        last = fine_tune(model, tokenizer, examples, _as_sft(base_model), run, None)
+        last = fine_tune(model, tokenizer, examples, _as_sft(base_model), run, optimizer=optimizer)
     save_model(model, tokenizer, context.output, run.dtype)
     check_model_folder(context.output)
     parameters = sum(p.numel() for p in model.parameters())

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
@@ -108,9 +109,10 @@ def fine_tune(
     settings: Sft,
     run: Run,
     checkpoints: Path | None = None,
+    optimizer: Optimizer | None = None,
 ) -> Metrics:
     """Train `model` in place (with `method: lora`, adapters on it) and return the last step's metrics; into
-    the folder `checkpoints`, if given, go the evenly spaced checkpoints."""
+    the folder `checkpoints`, if given, go the evenly spaced checkpoints. Without `optimizer` it is AdamW."""
     rows = _packed(examples, settings.max_length) if settings.packing else _plain(examples)
     lengths = [len(ids) for ids in rows["input_ids"]]
     order = training_order(len(rows), settings.steps * settings.batch_size, run.seed)
@@ -139,6 +141,7 @@ def fine_tune(
         processing_class=tokenizer,
         peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
         callbacks=callbacks,
+        optimizers=(optimizer, None),
     )
     train_quietly(trainer)
     return reporter.last
