@@ -7,20 +7,23 @@ the network: a model's shape comes from its folder's config.json or from the pro
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
+from vibethinker.agreement import disagreements
 from vibethinker.errors import ConfigurationError
+from vibethinker.messages import did_you_mean, explain
 from vibethinker.settings import (
+    CODE_DOMAIN,
+    MATH_DOMAINS,
     BaseModelSettings,
     DataSettings,
     Evaluation,
@@ -36,9 +39,6 @@ from vibethinker.settings import (
     Worker,
     setting,
 )
-
-MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
-CODE_DOMAIN = "code"
 
 # The environment variables of the shell pipeline that this project replaces. [seed]
 ENVIRONMENT: dict[str, tuple[str, ...]] = {
@@ -80,7 +80,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
-        for problem in _disagreements(self):
+        for problem in disagreements(self):
             raise ValueError(problem)
         return self
 
@@ -126,97 +126,6 @@ class Config(Settings):
         return base.architecture
 
 
-def _disagreements(config: Config) -> Iterable[str]:
-    """Sentences about settings that contradict each other."""
-    probing, evaluation, sft = config.spectrum.probing, config.evaluation, config.spectrum.sft
-    if probing.k > probing.samples:
-        yield (
-            f"spectrum.probing.k is {probing.k} but spectrum.probing.samples is {probing.samples}: "
-            "Pass@K needs K <= n, so raise samples or lower k"
-        )
-    for k in evaluation.k:
-        if not 1 <= k <= evaluation.samples:
-            yield (
-                f"evaluation.k has {k} but evaluation.samples is {evaluation.samples}: "
-                "pass@k needs 1 <= k <= n, so raise samples or lower k"
-            )
-    if len(set(config.domains)) != len(config.domains):
-        yield "domains names one twice: list each domain once"
-    for domain in config.domains:
-        if not domain.replace("-", "").replace("_", "").isalnum() or domain != domain.lower():
-            yield f"domains has {domain!r}: use lower-case letters, digits, - and _, since it becomes a folder's name"
-    if config.data.source == "procedural":
-        for domain in config.domains:
-            if domain not in (*MATH_DOMAINS, CODE_DOMAIN):
-                yield (
-                    f"there are no procedural problems for the domain {domain!r}: use "
-                    f"{', '.join((*MATH_DOMAINS, CODE_DOMAIN))}, or set data.source to files"
-                )
-    elif not config.data.train:
-        yield "data.source is files but data.train is empty: list at least one JSONL file under data.train"
-    if sft.checkpoints > sft.steps:
-        yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
-    if sft.batch_size % sft.micro_batch:
-        yield (
-            f"spectrum.sft.batch_size {sft.batch_size} isn't divisible by micro_batch {sft.micro_batch}: "
-            "choose a micro_batch that divides it"
-        )
-    if config.base_model.quantization != "none" and sft.method != "lora":
-        yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
-    weights = config.spectrum.fusion.weights
-    if weights is not None:
-        if set(weights) != set(config.domains):
-            yield "spectrum.fusion.weights must name exactly the domains: " + ", ".join(config.domains)
-        elif min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            yield "spectrum.fusion.weights must be at least 0 and not all 0"
-    positions = config.model_positions()
-    if positions and sft.max_length > positions:
-        yield (
-            f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
-            "base_model.rope_scaling"
-        )
-    names = [s.name for s in config.signal.stages]
-    if len(set(names)) != len(names):
-        yield "signal.stages has two stages of one name: give each its own"
-    for i, stage in enumerate(config.signal.stages):
-        yield from _stage_disagreements(config, stage, f"signal.stages.{i}", positions)
-
-
-def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int | None) -> Iterable[str]:
-    try:
-        objective = config.objective(stage)
-    except ValidationError as error:
-        yield f"{at}.overrides: {explain(error, Objective)}"
-        return
-    if objective.batch_size % objective.group_size:
-        yield (
-            f"{at}: batch_size {objective.batch_size} isn't divisible by group_size {objective.group_size}: "
-            "an update takes whole groups, so choose a multiple"
-        )
-    if objective.batch_size % min(config.signal.micro_batch, objective.batch_size):
-        yield (
-            f"{at}: batch_size {objective.batch_size} isn't divisible by signal.micro_batch "
-            f"{config.signal.micro_batch}: choose a micro_batch that divides it"
-        )
-    if positions and stage.context > positions:
-        yield (
-            f"{at}.context {stage.context} exceeds the model's {positions} positions: lower it, or set "
-            f"base_model.rope_scaling to a factor of at least {-(-stage.context // positions)}"
-        )
-    if stage.context <= objective.max_prompt_tokens:
-        yield (
-            f"{at}.context {stage.context} leaves no room for an answer after max_prompt_tokens "
-            f"{objective.max_prompt_tokens}: raise the context or lower signal.objective.max_prompt_tokens"
-        )
-    if stage.train_data is None:
-        domains = config.stage_domains(stage)
-        if not domains:
-            yield f"{at} has no domain: none of `domains` fits its reward {stage.reward!r}, so name its domains"
-        for domain in domains:
-            if domain not in config.domains:
-                yield f"{at}.domains has {domain!r}, which isn't in domains ({', '.join(config.domains)})"
-
-
 # ---- loading ----
 
 
@@ -229,7 +138,7 @@ def profiles() -> list[str]:
 @cache
 def _profile_text(name: str) -> str:
     if name not in profiles():
-        raise ConfigurationError(f"There is no profile {name!r}; {_did_you_mean(name, profiles())}.")
+        raise ConfigurationError(f"There is no profile {name!r}; {did_you_mean(name, profiles())}.")
     return (resources.files("vibethinker") / "profiles" / f"{name}.yaml").read_text()
 
 
@@ -372,42 +281,3 @@ def _item(items: list[Any], part: str, said: str) -> Any:
     if not part.isdigit() or int(part) >= len(items):
         raise ConfigurationError(f"{said}: {part!r} isn't one of the list's {len(items)} positions, counted from 0.")
     return items[int(part)]
-
-
-# ---- messages ----
-
-
-def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first problem of a validation as one sentence with the setting's full name."""
-    first = error.errors()[0]
-    location = ".".join(str(p) for p in first["loc"])
-    if first["type"] == "extra_forbidden":
-        parent = _model_at(root, first["loc"][:-1])
-        names = [f.alias or n for n, f in parent.model_fields.items()] if parent else []
-        return f"There is no setting {location!r}; {_did_you_mean(str(first['loc'][-1]), names)}."
-    if first["type"] == "value_error":
-        return f"{str(first['ctx']['error']).rstrip('.')}."
-    if first["type"] == "missing":
-        return f"The setting {location} is missing: it has no default."
-    return f"The setting {location} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
-
-
-def _model_at(root: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = root
-    for part in location:
-        if model is None or isinstance(part, int):
-            continue
-        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
-        model = _model_in(field.annotation) if field else None
-    return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((m for m in map(_model_in, get_args(annotation)) if m), None)
-
-
-def _did_you_mean(name: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}" if near else "valid names are " + ", ".join(valid)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from vibethinker.artifacts import Artifact, Store, file_digest, folder_digest
-from vibethinker.config import CODE_DOMAIN, Config
+from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.settings import CODE_DOMAIN
 
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
+CODE_DOMAIN = "code"
+
 
 class Settings(BaseModel):
     """Base of all settings: immutable, defaults validated, unknown keys refused."""

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from vibethinker.config import CODE_DOMAIN
 from vibethinker.data.prepare import run
 from vibethinker.data.schema import Problem, Trace, read_jsonl
-from vibethinker.settings import DataSettings, Prompts, Verification
+from vibethinker.settings import CODE_DOMAIN, DataSettings, Prompts, Verification
 from vibethinker.steps import StepContext
 
 

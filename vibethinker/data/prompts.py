@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vibethinker.config import CODE_DOMAIN
 from vibethinker.data.schema import Problem, Trace
 from vibethinker.errors import ConfigurationError
-from vibethinker.settings import Prompts
+from vibethinker.settings import CODE_DOMAIN, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

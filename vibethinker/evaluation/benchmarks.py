@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vibethinker.config import CODE_DOMAIN, Config
+from vibethinker.config import Config
 from vibethinker.data.schema import Problem
 from vibethinker.data.sources import TEXT_COLUMNS, read_candidates, read_rows, resolve
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.settings import Columns, DataFile
+from vibethinker.settings import CODE_DOMAIN, Columns, DataFile
 
 GOLD_COLUMNS = ("answer", "gold")
 ID_COLUMNS = ("id", "unique_id")

@@ -1,0 +1,105 @@
+"""What the settings of different rooms owe each other: K ≤ n, whole groups in a batch, contexts that the model has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from vibethinker.messages import explain
+from vibethinker.settings import CODE_DOMAIN, MATH_DOMAINS, Objective, Stage
+
+if TYPE_CHECKING:
+    from vibethinker.config import Config
+
+
+def disagreements(config: Config) -> Iterable[str]:
+    """Sentences about settings that contradict each other."""
+    probing, evaluation, sft = config.spectrum.probing, config.evaluation, config.spectrum.sft
+    if probing.k > probing.samples:
+        yield (
+            f"spectrum.probing.k is {probing.k} but spectrum.probing.samples is {probing.samples}: "
+            "Pass@K needs K <= n, so raise samples or lower k"
+        )
+    for k in evaluation.k:
+        if not 1 <= k <= evaluation.samples:
+            yield (
+                f"evaluation.k has {k} but evaluation.samples is {evaluation.samples}: "
+                "pass@k needs 1 <= k <= n, so raise samples or lower k"
+            )
+    if len(set(config.domains)) != len(config.domains):
+        yield "domains names one twice: list each domain once"
+    for domain in config.domains:
+        if not domain.replace("-", "").replace("_", "").isalnum() or domain != domain.lower():
+            yield f"domains has {domain!r}: use lower-case letters, digits, - and _, since it becomes a folder's name"
+    if config.data.source == "procedural":
+        for domain in config.domains:
+            if domain not in (*MATH_DOMAINS, CODE_DOMAIN):
+                yield (
+                    f"there are no procedural problems for the domain {domain!r}: use "
+                    f"{', '.join((*MATH_DOMAINS, CODE_DOMAIN))}, or set data.source to files"
+                )
+    elif not config.data.train:
+        yield "data.source is files but data.train is empty: list at least one JSONL file under data.train"
+    if sft.checkpoints > sft.steps:
+        yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
+    if sft.batch_size % sft.micro_batch:
+        yield (
+            f"spectrum.sft.batch_size {sft.batch_size} isn't divisible by micro_batch {sft.micro_batch}: "
+            "choose a micro_batch that divides it"
+        )
+    if config.base_model.quantization != "none" and sft.method != "lora":
+        yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
+    weights = config.spectrum.fusion.weights
+    if weights is not None:
+        if set(weights) != set(config.domains):
+            yield "spectrum.fusion.weights must name exactly the domains: " + ", ".join(config.domains)
+        elif min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            yield "spectrum.fusion.weights must be at least 0 and not all 0"
+    positions = config.model_positions()
+    if positions and sft.max_length > positions:
+        yield (
+            f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
+            "base_model.rope_scaling"
+        )
+    names = [s.name for s in config.signal.stages]
+    if len(set(names)) != len(names):
+        yield "signal.stages has two stages of one name: give each its own"
+    for i, stage in enumerate(config.signal.stages):
+        yield from _stage_disagreements(config, stage, f"signal.stages.{i}", positions)
+
+
+def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int | None) -> Iterable[str]:
+    try:
+        objective = config.objective(stage)
+    except ValidationError as error:
+        yield f"{at}.overrides: {explain(error, Objective)}"
+        return
+    if objective.batch_size % objective.group_size:
+        yield (
+            f"{at}: batch_size {objective.batch_size} isn't divisible by group_size {objective.group_size}: "
+            "an update takes whole groups, so choose a multiple"
+        )
+    if objective.batch_size % min(config.signal.micro_batch, objective.batch_size):
+        yield (
+            f"{at}: batch_size {objective.batch_size} isn't divisible by signal.micro_batch "
+            f"{config.signal.micro_batch}: choose a micro_batch that divides it"
+        )
+    if positions and stage.context > positions:
+        yield (
+            f"{at}.context {stage.context} exceeds the model's {positions} positions: lower it, or set "
+            f"base_model.rope_scaling to a factor of at least {-(-stage.context // positions)}"
+        )
+    if stage.context <= objective.max_prompt_tokens:
+        yield (
+            f"{at}.context {stage.context} leaves no room for an answer after max_prompt_tokens "
+            f"{objective.max_prompt_tokens}: raise the context or lower signal.objective.max_prompt_tokens"
+        )
+    if stage.train_data is None:
+        domains = config.stage_domains(stage)
+        if not domains:
+            yield f"{at} has no domain: none of `domains` fits its reward {stage.reward!r}, so name its domains"
+        for domain in domains:
+            if domain not in config.domains:
+                yield f"{at}.domains has {domain!r}, which isn't in domains ({', '.join(config.domains)})"
