@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
-from vibethinker.config import CODE_DOMAIN
+from outcome import tell
+
 from vibethinker.evaluation.comparison import compare
 from vibethinker.plan import versions
 from vibethinker.runs import read_summary
+from vibethinker.settings import CODE_DOMAIN
 
 K = 8
 SIGNAL_POINTS = 0.05
@@ -50,14 +50,10 @@ def main() -> None:
         "scores": {model: pooled(runs, model) for model in runs[0].models},
         "seeds": [r.seed for r in runs],
         "seconds": [r.seconds for r in runs],
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": versions(),
         "command": f"python benchmarks/learning.py ({len(runs)} runs of the profile {runs[0].profile})",
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    tell(result, arguments.output)
     sys.exit(not result["all_hold"])
 
 

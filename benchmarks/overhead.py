@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from outcome import tell
 
 from vibethinker import config
 from vibethinker.plan import build, versions
@@ -51,14 +51,10 @@ def main() -> None:
         "ratio": round((ours["seconds"] - waited) / peer["seconds"], 3),
         "ratio_with_start": round(ours["seconds"] / peer["seconds"], 3),
         "unit": "s",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "versions": versions(),
         "command": f"python benchmarks/overhead.py {' '.join(options)}",
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
+    tell(result, arguments.output)
 
 
 def timed(command: list[str]) -> dict[str, float]:
@@ -80,7 +76,7 @@ def library(profile: str, overrides: list[str], workspace: Path) -> None:
     from tasks import session
 
     plan = build(config.load(profile, overrides=overrides), workspace)
-    with session.opened(plan, Lines(plan), "") as current, ThreadPoolExecutor(64) as pool:
+    with session.opened(plan, Lines(plan)) as current, ThreadPoolExecutor(64) as pool:
         futures: dict[str, Future[Any]] = {}
 
         def run(step_id: str) -> dict[str, Any]:
