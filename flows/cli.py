@@ -7,7 +7,6 @@ is imported here. When everything is published already, neither starts.
 from __future__ import annotations
 
 import os
-import shlex
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from vibethinker import preflight, runs
 from vibethinker.artifacts import Store, check_workspace
 from vibethinker.commands.inspect import show_plan
 from vibethinker.commands.options import Planned, plan_options, planned
-from vibethinker.errors import ConfigurationError, VibeThinkerError
+from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.plan import StepState, states
 
 
@@ -38,29 +37,14 @@ def run(dry_run: bool, **options: Any) -> None:
     preflight.check(asked.plan)
     check_workspace(asked.plan.workspace)
     found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
-    resume = resume_command(options, asked)
-    if all(s.state == "cached" for s in found.values()):
-        summary = _reuse(asked, found, resume)
-    else:
-        summary = _execute(asked, resume)
+    published = all(s.state == "cached" for s in found.values())
+    summary = _reuse(asked, found) if published else _execute(asked)
     from vibethinker.reporting import text
 
     click.echo(text.summarise(summary, asked.plan.workspace))
 
 
-def resume_command(options: dict[str, Any], asked: Planned) -> str:
-    """The command that goes on where this run stops; a refreshed step needs no second refresh."""
-    words = ["vibethinker", "run", "--profile", asked.config.profile]
-    if options["file"]:
-        words += ["--config", str(Path(options["file"]).absolute())]
-    for text in options["overrides"]:
-        words += ["--set", text]
-    for text in options["replaced"]:
-        words += ["--from", text]
-    return shlex.join([*words, "--workspace", str(asked.plan.workspace)])
-
-
-def _reuse(asked: Planned, found: dict[str, StepState], resume: str) -> dict[str, Any]:
+def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
     """Everything is published: tell it from the manifests, in the folder of the run that made it if it is there."""
     fingerprints = {s.id: s.fingerprint for s in asked.plan.steps}
     try:
@@ -72,7 +56,7 @@ def _reuse(asked: Planned, found: dict[str, StepState], resume: str) -> dict[str
     from vibethinker.reporting import html
 
     made = runs.Run(asked.plan)
-    made.create(found, resume)
+    made.create(found)
     for step_id, state in found.items():
         made.update(step_id, "cached", state.artifact)
     summary = made.finish("completed")
@@ -81,7 +65,7 @@ def _reuse(asked: Planned, found: dict[str, StepState], resume: str) -> dict[str
     return summary
 
 
-def _execute(asked: Planned, resume: str) -> dict[str, Any]:
+def _execute(asked: Planned) -> dict[str, Any]:
     from flows.display import display
     from flows.server import Server, deliver, environment
     from tasks import session
@@ -95,7 +79,8 @@ def _execute(asked: Planned, resume: str) -> dict[str, Any]:
             stack.callback(server.close)
             os.environ.update(environment(home) | {"PREFECT_API_URL": server.url})
         shown = stack.enter_context(display(asked.plan))
-        current = stack.enter_context(session.opened(asked.plan, shown, resume, asked.refresh))
+        current = stack.enter_context(session.opened(asked.plan, shown, asked.refresh))
+        resume = current.run.resume_command
         try:
             from flows.pipeline import pipeline
 
@@ -109,10 +94,26 @@ def _execute(asked: Planned, resume: str) -> dict[str, Any]:
         except VibeThinkerError as error:
             click.echo(f"The run {current.run.id} failed. When the cause is mended, go on by:\n  {resume}", err=True)
             raise error
+        except Exception as error:
+            if not _of_the_server(error):
+                raise
+            address, reason = os.environ.get("PREFECT_API_URL"), str(error).splitlines()[0]
+            raise InfrastructureError(
+                f"Prefect's server at {address} failed the run ({type(error).__name__}: {reason}): see that it runs "
+                f"and answers, or unset PREFECT_API_URL for one of the run's own, and go on by:\n  {resume}"
+            ) from error
         except KeyboardInterrupt:
             click.echo(f"The run {current.run.id} was interrupted. Go on by:\n  {resume}", err=True)
             raise
         return summary
+
+
+def _of_the_server(error: Exception) -> bool:
+    """Whether Prefect's client raised it; an unreachable server is a RuntimeError there."""
+    import httpx
+    from prefect.exceptions import PrefectException
+
+    return isinstance(error, (PrefectException, httpx.HTTPError)) or str(error).startswith("Failed to reach API")
 
 
 def _configured_api() -> str | None:

@@ -73,8 +73,7 @@ def running(
                 plan[step_id]
             preflight.check(plan)
             check_workspace(folder)
-            resume = f"vibethinker run --profile {profile} --workspace {folder}"
-            current = stack.enter_context(session.opened(plan, Lines(plan), resume, frozenset(refresh or ())))
+            current = stack.enter_context(session.opened(plan, Lines(plan), frozenset(refresh or ())))
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
         run = Running(current)
         try:

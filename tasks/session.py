@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from vibethinker import hardware
 from vibethinker.artifacts import Artifact
-from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
+from vibethinker.errors import OutOfMemoryError, PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
 from vibethinker.plan import Plan, Step, StepState, states, version_warnings
 from vibethinker.runs import Run
@@ -27,6 +27,7 @@ from vibethinker.worker.host import Event, Host
 from .slots import Slots
 
 ALONE = ("base", "signal")  # nothing else can run beside them, so they get all cores
+PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 MICRO_BATCH = {"base": "sft_micro_batch", "specialist": "sft_micro_batch", "signal": "signal_micro_batch"}
 
 
@@ -43,29 +44,23 @@ class Display(Protocol):
 class Session:
     """One run in this process; see the module."""
 
-    def __init__(self, run: Run, found: Mapping[str, StepState], display: Display, resume: str) -> None:
+    def __init__(self, run: Run, found: Mapping[str, StepState], display: Display) -> None:
         self.run, self.plan, self.display = run, run.plan, display
         self.found = found
         self.config = run.plan.config
         self.slots = Slots(hardware.slots(self.config))
         self.stopping = threading.Event()
         self.failures: dict[str, VibeThinkerError] = {}
-        self.resume_command = resume
         self.tracker: RunTracker | None = None
         self._micro_batches: dict[str, int] = {}
         self._revision = revision()
-        self.host: Host | None = None
+        self._starting = threading.Lock()
+        self._host: Host | None = None
 
     def begin(self) -> None:
         """Create the run's folder and start the worker host."""
-        self.run.create(self.found, self.resume_command, version_warnings(self.found))
-        worker = self.config.worker
-        self.host = Host(
-            self.run.folder / "logs" / "worker.log",
-            python=worker.python,
-            env=worker.env,
-            fork=hardware.can_fork(self.config),
-        )
+        self.run.create(self.found, version_warnings(self.found))
+        self._worker()
 
     def track(self, tags: Mapping[str, str]) -> None:
         """Open the MLflow run; tags carry Prefect's ids."""
@@ -107,13 +102,12 @@ class Session:
         """Run a step in a child process, with the policies that don't count as retries.
 
         Waits for a slot first; once it has one, the first event is `started`. An out-of-memory child is run again
-        with half the micro-batch, a preempted one as it is.
+        with half the micro-batch, a preempted one as it is, up to PREEMPTIONS times.
 
         Raises:
             VibeThinkerError: of the child's class.
         """
-        if self.host is None:
-            raise InfrastructureError("The worker isn't running any more.")
+        preemptions = 0
         width = self.slots.total if step.kind in ALONE else 1
         with self.slots.take(width) as slot:
             if self.stopping.is_set():
@@ -121,21 +115,38 @@ class Session:
             hear({"event": "started"})
             while True:
                 try:
-                    return self.host.run(self._request(step, width, slot), hear, self.stopping.is_set)
+                    return self._worker().run(self._request(step, width, slot), hear, self.stopping.is_set)
                 except OutOfMemoryError as error:
                     if not self._halve(step):
                         raise
                     hear({"event": "warning", "text": f"{error}; running again with half the micro-batch."})
                 except PreemptedError:
-                    if self.stopping.is_set():
+                    preemptions += 1
+                    if self.stopping.is_set() or preemptions > PREEMPTIONS:
                         raise
                     hear({"event": "warning", "text": "The step was preempted; running it again."})
 
     def close(self) -> None:
         """End the worker host and every child."""
         self.stopping.set()
-        if self.host is not None:
-            self.host.close()
+        with self._starting:
+            if self._host is not None:
+                self._host.close()
+
+    def _worker(self) -> Host:
+        """The worker's host; a new one where the last one's server has died, so that a retry can succeed."""
+        worker = self.config.worker
+        with self._starting:
+            if self._host is None or not self._host.alive:
+                if self.stopping.is_set():
+                    raise PreemptedError("The run was stopped.")
+                self._host = Host(
+                    self.run.folder / "logs" / "worker.log",
+                    python=worker.python,
+                    env=worker.env,
+                    fork=hardware.can_fork(self.config),
+                )
+            return self._host
 
     def _halve(self, step: Step) -> bool:
         batch = self._micro_batches.get(step.id) or self._execution(step, 1)[_batch_setting(step)]
@@ -185,9 +196,9 @@ def current() -> Session | None:
 
 
 @contextmanager
-def opened(plan: Plan, display: Display, resume: str, refresh: frozenset[str] = frozenset()) -> Iterator[Session]:
+def opened(plan: Plan, display: Display, refresh: frozenset[str] = frozenset()) -> Iterator[Session]:
     """A begun session for the `with` block; closing it ends all its processes."""
-    session = Session(Run(plan), states(plan, Run(plan).store, refresh), display, resume)
+    session = Session(Run(plan), states(plan, Run(plan).store, refresh), display)
     _sessions[session.run.id] = session
     token = _current.set(session)
     try:

@@ -130,3 +130,15 @@ def test_models_of_different_shapes_are_not_fused(tmp_path, new_tiny_model, tiny
     done = vibethinker("fuse", "a", "b", "--output", "fused", cwd=tmp_path)
     refused(done, "has shape")
     assert not (tmp_path / "fused").exists()
+
+
+def test_a_malformed_file_of_a_signal_stage(run, tmp_path: Path) -> None:
+    path = tmp_path / "stage.jsonl"
+    path.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?", "answer": "3"\n')
+    refused(run("--profile", "micro", "--set", f"signal.stages.0.train_data={path}"), f"{path}:2")
+
+
+def test_a_signal_stage_s_file_without_what_its_reward_needs(run, tmp_path: Path) -> None:
+    path = tmp_path / "stage.jsonl"
+    path.write_text('{"problem": "1+1?", "answer": null}\n')
+    refused(run("--profile", "micro", "--set", f"signal.stages.0.validation_data={path}"), "no problem with `answer`")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from vibethinker import config
 from vibethinker.artifacts import Store
 from vibethinker.config import load
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.plan import Plan, build, states
-from vibethinker.runs import plan_document
+from vibethinker.runs import Run, plan_document
 
 
 def plan_of(workspace: Path, *overrides: str, profile: str = "micro", replaced: dict[str, str] | None = None) -> Plan:
@@ -126,3 +128,20 @@ def test_the_paper_s_cost_is_met_within_a_factor_of_two(tmp_path: Path) -> None:
         sum(s["estimate"]["seconds"] for s in steps if s["kind"] in ("base", "specialist", "probe", "signal")) / 3600
     )
     assert 3900 / 2 < hours < 3900 * 2  # [1.5B] names about 3,900 H800-hours
+
+
+def test_the_resume_command_restores_settings_of_the_environment_and_replaced_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path
+) -> None:
+    monkeypatch.setenv("NUM_GENERATIONS", "4")
+    plan = plan_of(tmp_path, "seed=7", replaced={"fusion": str(tiny_model_folder)})
+    run = Run(plan)
+    run.create(states(plan, run.store))
+    monkeypatch.delenv("NUM_GENERATIONS")
+    words = shlex.split(run.resume_command)
+    assert Path(words[0]).name == "vibethinker"
+    assert words[1:3] == ["run", "--config"]
+    again = config.load(file=words[3])
+    assert again == plan.config
+    assert again.signal.objective.group_size == 4
+    assert words[4:] == ["--from", f"fusion={tiny_model_folder}", "--workspace", str(tmp_path)]

@@ -61,3 +61,30 @@ def test_a_malformed_row_is_named(tiny_model_folder: Path, tmp_path: Path) -> No
     assert done.returncode == 2
     assert "train.jsonl:1" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.jsonl"]
+
+
+@pytest.mark.slow
+def test_a_signal_stage_without_a_file_trains_on_the_configuration_s_problems(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    done = vibethinker(
+        "signal", str(tiny_model_folder), "--max-seq-length", "100", "--max-steps", "1",
+        "--set", "signal.objective.batch_size=8", "--set", "signal.objective.group_size=4",
+        "--set", "signal.objective.max_prompt_tokens=90", "--set", "spectrum.sft.max_length=100",
+        "--set", "data.procedural.problems=200", "--output", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert validation.check(tmp_path / "out", "finite") is None
+
+
+def test_a_failed_step_keeps_what_it_printed(tiny_model_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", [{"problem": "1+1?", "answer": "2"}])
+    done = vibethinker(
+        "signal", str(tiny_model_folder), "--train-data", "train.jsonl", "--max-seq-length", "100",
+        "--set", "signal.objective.max_prompt_tokens=1", "--set", "spectrum.sft.max_length=100", "--output", "out",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "What it printed is in" in done.stderr
+    assert (tmp_path / "out.log").is_file()
+    assert not (tmp_path / "out").exists()

@@ -10,10 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 from vibethinker import validation
-from vibethinker.config import CODE_DOMAIN, Config
+from vibethinker.config import Config
 from vibethinker.data import sources
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.plan import Plan, role_of
+from vibethinker.settings import CODE_DOMAIN
 
 MODEL_ROLES = ("base", "specialist", "fusion", "signal")
 
@@ -43,9 +44,13 @@ def check(plan: Plan) -> None:
         if not source or not Path(source).is_dir() or role_of(step) not in MODEL_ROLES:
             continue
         if reason := validation.check(Path(source), "exists"):
-            raise ConfigurationError(f"{source} can't be {step.id}: {reason}; name a complete model folder.")
+            raise ConfigurationError(f"{source} can't be {step.id}: {reason}.")
     if config.data.source == "files":
         _check_files(config)
+    for step in plan.steps:
+        for said in ("train_data", "validation_data") if step.kind == "signal" else ():
+            if path := step.settings["stage"][said]:
+                sources.read_stage_file(Path(step.outside[path]), step.settings["stage"]["reward"])
 
 
 def _check_files(config: Config) -> None:

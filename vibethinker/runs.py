@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -45,13 +48,23 @@ class Run:
         self._warnings: list[str] = []
         self.status = "running"
 
-    def create(self, states: Mapping[str, StepState], resume_command: str, warnings: Sequence[str] = ()) -> None:
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on where this run stops: its resolved configuration, whatever the profile, the file,
+        the environment or a deployment contributed to it. A refreshed step needs no second refresh."""
+        words = [program(), "run", "--config", str(self.folder / "config.yaml")]
+        for step in self.plan.steps:
+            if step.kind == "import":
+                words += ["--from", f"{step.id}={step.outside['source']}"]
+        return shlex.join([*words, "--workspace", str(self.plan.workspace)])
+
+    def create(self, states: Mapping[str, StepState], warnings: Sequence[str] = ()) -> None:
         """Write config.yaml, plan.json, state.json and the first summary."""
         (self.folder / "logs").mkdir(parents=True)
         values = self.plan.config.model_dump(mode="json", by_alias=True)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
-        write_json(self.folder / "state.json", {"resume": resume_command, "started": time.time()})
+        write_json(self.folder / "state.json", {"resume": self.resume_command, "started": time.time()})
         self._warnings += warnings
         self.save()
 
@@ -130,6 +143,12 @@ class Run:
                 selected = json.loads((chosen.folder / "probe.json").read_text())["selected"]
                 folder = folder / "checkpoints" / selected
         return str(folder)
+
+
+def program() -> str:
+    """How the command line can be called from here: by its name, or by its path where the name finds none."""
+    script = Path(sys.executable).with_name("vibethinker")
+    return str(script) if script.is_file() and shutil.which("vibethinker") is None else "vibethinker"
 
 
 def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | None = None) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vibethinker.errors import ConfigurationError
+from vibethinker.models.files import check_model_folder
 
 MANIFEST = "manifest.json"
 LEVELS = ("exists", "size", "finite", "digest", "generates")
 CHUNK_BYTES = 1 << 24
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def check(folder: Path, level: str = "size") -> str | None:
@@ -90,12 +90,10 @@ def _exists(folder: Path, manifest: dict[str, Any] | None) -> str | None:
     if manifest is not None:
         missing = [name for name in manifest["files"] if not (folder / name).is_file()]
         return f"{missing[0]} is missing" if missing else None
-    if not ((folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()):
-        return f"there is neither {MANIFEST} nor config.json"
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        return "there are no weights (model.safetensors)"
-    if not ((folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()):
-        return "there is no tokenizer (tokenizer.json)"
+    try:
+        check_model_folder(folder)
+    except ConfigurationError as error:
+        return str(error).rstrip(".")
     return None
 
 

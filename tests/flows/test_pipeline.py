@@ -211,15 +211,24 @@ def test_a_failing_step_ends_the_run_with_a_sentence_and_the_way_on(api: Api, tm
     )  # fmt: skip
     assert done.returncode == 1
     assert "lower the learning rate" in done.stderr
-    assert "vibethinker run --profile micro" in done.stderr
     assert "Traceback" not in done.stderr
     [folder] = (tmp_path / "runs").iterdir()
+    assert f"vibethinker run --config {folder / 'config.yaml'} --workspace {tmp_path}" in done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     states = {s["id"]: s["state"] for s in summary["steps"]}
     assert summary["status"] == "failed"
     assert states["base"] == "done"
     assert "failed" in {states[i] for i in states if i.startswith("specialist-")}
     assert states["fusion"] == states["report"] == "skipped"
+
+
+def test_a_server_that_does_not_answer_is_named_with_the_way_on(tmp_path: Path) -> None:
+    environ = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path / "home")}
+    done = vibethinker("run", "--profile", "micro", "--workspace", str(tmp_path / "workspace"), environ=environ)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Prefect's server at http://127.0.0.1:9/api" in done.stderr
+    assert "go on by" in done.stderr
 
 
 def test_every_deployment_is_deployed_without_a_question(api: Api) -> None:

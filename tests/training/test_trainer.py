@@ -9,7 +9,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_jsonl
-from vibethinker.errors import DivergedError
+from vibethinker.errors import DivergedError, InfrastructureError
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, load_tokenizer, seed_everything
 from vibethinker.settings import Objective, Prompts
@@ -174,6 +174,22 @@ def test_rollouts_that_the_verifier_failed_on_are_left_out_of_p_baseline_and_los
                        batch["completion_mask"].view(BATCH // GROUP, GROUP, -1)[:, 1:].reshape(12, -1))  # fmt: skip
     assert trainer.row["infrastructure"] == BATCH // GROUP
     assert trainer.row["p"] == pytest.approx(1 / 3)
+
+
+def test_a_verifier_that_fails_on_a_whole_update_ends_the_step(new_trainer):
+    trainer = new_trainer(lambda texts, numbers: [None] * len(texts))
+    trainer.rollout_func._max_tokens = 60  # long enough that some end by themselves
+    with pytest.raises(InfrastructureError, match="failed on all"):
+        generation(trainer)
+
+
+def test_an_update_whose_rollouts_are_all_left_out_has_no_p(new_trainer):
+    trainer = new_trainer(truncated="mask")
+    trainer.rollout_func._max_tokens = 1
+    generation(trainer)
+    assert "p" not in trainer.row
+    assert "weight" not in trainer.row
+    assert trainer.row["zero_variance"] == 1.0
 
 
 @pytest.mark.parametrize(("truncated", "expected"), [("zero", 0.0), ("mask", float("nan"))])

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import vibethinker.verification.verifier
 from vibethinker.errors import InfrastructureError
 from vibethinker.verification import CodeLimits, Item, Verifier
 
@@ -64,6 +65,15 @@ def test_a_worker_killed_from_outside_is_replaced():
         (worker,) = descendants(os.getpid()) - before
         os.kill(worker, signal.SIGKILL)
         assert verifier.grade([HARD])[0].verdict == "correct"
+
+
+def test_progress_tells_of_each_item_that_a_worker_graded(monkeypatch):
+    monkeypatch.setattr(vibethinker.verification.verifier, "_PROGRESS_SECONDS", 0.0)
+    heard = []
+    other = Item("math", r"\boxed{\sqrt{16}}", "4")
+    with Verifier() as verifier:
+        verifier.grade([HARD, EASY, other, HARD], lambda done, total: heard.append((done, total)))
+    assert heard == [(1, 2), (2, 2)]
 
 
 def test_a_closed_verifier_can_be_used_again():

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from vibethinker.errors import ConfigurationError, DataError, DivergedError, InfrastructureError
+from vibethinker.errors import ConfigurationError, DataError, DivergedError, InfrastructureError, PreemptedError
 from vibethinker.steps import Metrics, StepContext
 
 ERRORS = {
@@ -16,6 +16,7 @@ ERRORS = {
     "data": DataError,
     "diverged": DivergedError,
     "infrastructure": InfrastructureError,
+    "preempted": PreemptedError,
     "out_of_memory": MemoryError,
     "failure": ZeroDivisionError,
 }

@@ -18,10 +18,12 @@ import click
 from vibethinker import config as configuration
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
-from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.errors import ConfigurationError, DataError, VibeThinkerError
+from vibethinker.settings import CODE_DOMAIN
 
 if TYPE_CHECKING:
     from vibethinker.data.schema import Trace
+    from vibethinker.plan import Step
 
 FINGERPRINT = "alone"
 
@@ -72,7 +74,9 @@ def train_specialist(
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--train-data", required=True, type=click.Path(path_type=Path), help="JSONL file of problems.")
+@click.option(
+    "--train-data", type=click.Path(path_type=Path), help="JSONL file of problems [the configuration's own data]."
+)
 @click.option(
     "--val-data", type=click.Path(path_type=Path), help="JSONL file of problems that the result is measured on."
 )
@@ -82,27 +86,27 @@ def train_specialist(
 @click.option("--reward", type=click.Choice(["math", "code"]), default="math", show_default=True)
 @configuration_options
 def signal(
-    model: Path, train_data: Path, val_data: Path | None, output: Path | None, max_seq_length: int,
+    model: Path, train_data: Path | None, val_data: Path | None, output: Path | None, max_seq_length: int,
     max_steps: int | None, reward: str, **options: Any,
 ) -> None:  # fmt: skip
     """Train MODEL by one signal stage (MGPO).
 
     Example: vibethinker signal fused --train-data problems.jsonl --max-seq-length 4096 --max-steps 100 --output rl
     """
-    from vibethinker.data.sources import read_rows
+    from vibethinker.data.sources import read_stage_file
+    from vibethinker.plan import build
 
     output = output or Path("signal")
     _check(model, output)
     config = _load(model, options, ["signal.stages=[]"])
     said = {name: str(path.absolute()) for name, path in (("train", train_data), ("val", val_data)) if path}
     for path in said.values():
-        for _ in read_rows(Path(path)):
-            pass
+        read_stage_file(Path(path), reward)
     stage: dict[str, Any] = {
         "name": "alone",
         "context": max_seq_length,
         "reward": reward,
-        "train_data": said["train"],
+        "train_data": said.get("train"),
         "validation_data": said.get("val"),
     }
     if max_steps is not None:
@@ -110,6 +114,8 @@ def signal(
     # The configuration checks what a stage of these settings has to agree with.
     values = config.model_dump(mode="json", by_alias=True)
     values["signal"]["stages"] = [stage]
+    if train_data is None:
+        values["domains"] = [d for d in config.domains if (d == CODE_DOMAIN) == (reward == "code")]
     config = configuration.validate(values)
     made = config.signal.stages[0]
     if reward == "code" and not config.verification.allow_unsafe_code:
@@ -125,17 +131,19 @@ def signal(
         "verification": config.verification.semantic(),
         "stage": {k: v for k, v in made.semantic().items() if k not in ("overrides", "domains")},
         "objective": config.objective(made).semantic(),
-        "domains": [],
+        "domains": list(config.stage_domains(made)),
     }
     paths = {path: path for path in said.values()}
-    _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output)
+    data = build(config, Path("."))["data"] if train_data is None else None
+    _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output, data)
 
 
 def _run_alone(
     kind: str, step: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], paths: Mapping[str, str],
-    config: Config, output: Path,
+    config: Config, output: Path, data: Step | None = None,
 ) -> None:  # fmt: skip
-    """Run one step of a worker in a workspace of its own and move what it made to `output`."""
+    """Run one step of a worker in a workspace of its own and move what it made to `output`; what a failed step
+    printed is kept in `output`.log. With `data`, this step runs first and is the other's input `data`."""
     from vibethinker import hardware
     from vibethinker.artifacts import Store
     from vibethinker.commands.measuring import shown_progress
@@ -151,28 +159,44 @@ def _run_alone(
             shutil.copytree(source, staging, dirs_exist_ok=True)
             (staging / "manifest.json").unlink(missing_ok=True)
             store.publish(staging, role, FINGERPRINT, inputs={}, record={"metrics": {}, "seconds": 0.0})
-        request = {
+        common = {
             "workspace": str(workspace),
-            "step": step,
-            "kind": kind,
             "fingerprint": FINGERPRINT,
-            "settings": dict(settings),
-            "inputs": {role: [role, FINGERPRINT] for role in inputs},
-            "execution": execution_settings(config, hardware.cores(), paths),
             "log": str(workspace / "step.log"),
             "stall_seconds": config.execution.stall_seconds,
         }
+        requests = [
+            {
+                "step": step,
+                "kind": kind,
+                "settings": dict(settings),
+                "inputs": {role: [role, FINGERPRINT] for role in (*inputs, *(["data"] if data else []))},
+                "execution": execution_settings(config, hardware.cores(), paths),
+            }
+        ]
+        if data:
+            execution = execution_settings(config, hardware.cores(), data.outside)
+            before = {"step": "data", "kind": "data", "settings": data.settings, "inputs": {}, "execution": execution}
+            requests.insert(0, before)
         with shown_progress() as show:
 
             def hear(event: Event) -> None:
                 if event["event"] == "progress":
-                    show(event["done"], event["total"], event["text"] or step)
+                    show(event["done"], event["total"], event["text"])
                 elif event["event"] == "warning":
                     click.echo(f"Warning: {event['text']}", err=True)
 
             worker = config.worker
             with Host(workspace / "worker.log", python=worker.python, env=worker.env, fork=False) as host:
-                result = host.run(request, hear)
+                try:
+                    for request in requests:
+                        result = host.run({**common, **request}, hear)
+                except VibeThinkerError as error:
+                    if not (workspace / "step.log").exists():
+                        raise
+                    kept = output.with_name(f"{output.name}.log")
+                    os.replace(workspace / "step.log", kept)
+                    raise type(error)(f"{error} What it printed is in {kept}.") from error
         os.rename(result["folder"], output)
     for name, value in sorted(result["metrics"].items()):
         click.echo(f"{name}: {value}")

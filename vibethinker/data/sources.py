@@ -25,11 +25,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from vibethinker.config import CODE_DOMAIN
 from vibethinker.data.schema import Problem
 from vibethinker.data.splits import fold
 from vibethinker.errors import DataError
-from vibethinker.settings import DataFile
+from vibethinker.settings import CODE_DOMAIN, Columns, DataFile
 from vibethinker.verification.schema import check_tests
 
 # Where files keep the problem when nobody says it: ours, gsm8k's, chat prompts, mbpp's.
@@ -122,6 +121,20 @@ def read_candidates(
         else:
             candidates.append(candidate)
     return candidates, counts
+
+
+def read_stage_file(path: Path, reward: str) -> list[Problem]:
+    """The problems of a signal stage's own file: columns `problem`, and `answer` or, to reward code, `tests`.
+
+    Raises:
+        DataError: a row that can't be understood, with file and line; or no row has what the reward needs.
+    """
+    columns = Columns() if reward == "math" else Columns(answer=None, tests="tests")
+    candidates, _ = read_candidates(DataFile(path=str(path), domain=reward, columns=columns), path, None)
+    if not candidates:
+        needed = "answer" if reward == "math" else "tests"
+        raise DataError(f"{path} has no problem with `{needed}`, which the reward {reward} needs: give another file.")
+    return [candidate.problem for candidate in candidates]
 
 
 def read_texts(path: Path, columns: Sequence[str] = TEXT_COLUMNS) -> list[str]:

@@ -13,10 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vibethinker.config import CODE_DOMAIN
 from vibethinker.data.schema import Problem, Trace
 from vibethinker.data.sources import GENERATED, Candidate
-from vibethinker.settings import DataSettings, Verification
+from vibethinker.settings import CODE_DOMAIN, DataSettings, Verification
 from vibethinker.steps import StepContext
 from vibethinker.verification import CodeLimits, Item, Verdict, Verifier, extract_program
 
@@ -56,13 +55,17 @@ def make_traces(
         for c in candidates
         for text in dict.fromkeys(c.solutions)
     ]
+
+    def grade(items: Sequence[Item]) -> list[Verdict]:
+        return grader.grade(items, lambda done, total: context.emit.progress(done, total, "verifying traces"))
+
     with verifier(context) as grader:
-        kept = _verified(drafts, data.solutions, grader.grade, counts)
+        kept = _verified(drafts, data.solutions, grade, counts)
         if data.teacher.model is not None:
             from vibethinker.data.teacher import ask
 
             lacking = [problem for problem in problems if problem.id not in kept]
-            kept |= _verified(ask(lacking, data, context), data.solutions, grader.grade, counts)
+            kept |= _verified(ask(lacking, data, context), data.solutions, grade, counts)
     traces: dict[str, list[Trace]] = {domain: [] for domain in train}
     for problem in problems:
         of_problem = kept.get(problem.id, [])

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 Score = dict[str, float | int]
 Progress = Callable[[int, int, str], None]
 
-_GRADED_AT_ONCE = 512  # so that a slow verifier still shows signs of life
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -125,10 +123,8 @@ def measure(
         for problem, completions in zip(problems, sampled, strict=True)
         for completion in completions
     ]
-    verdicts: list[Verdict] = []
-    for start in range(0, len(items), _GRADED_AT_ONCE):
-        verdicts += verifier.grade(items[start : start + _GRADED_AT_ONCE])
-        report(len(items), len(items), "grading")
+    report(len(items), len(items), "grading")
+    verdicts = verifier.grade(items, lambda done, total: report(len(items), len(items), f"grading, {done} of {total}"))
     n = settings.samples
     return [
         Outcome(problem, tuple(completions), tuple(verdicts[i * n : (i + 1) * n]))

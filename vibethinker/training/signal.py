@@ -27,13 +27,13 @@ from trl import GRPOConfig
 from vibethinker.artifacts import write_json
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_jsonl
-from vibethinker.data.sources import read_candidates
+from vibethinker.data.sources import read_stage_file
 from vibethinker.data.traces import verifier
 from vibethinker.errors import DataError
 from vibethinker.evaluation.measuring import Outcome, derived_seed, grading_item, measure, scores
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, load_tokenizer, save_model, seed_everything, set_threads
-from vibethinker.settings import BaseModelSettings, Columns, DataFile, Evaluation, Objective, Prompts, Stage
+from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training.callbacks import Collapse, Reporter
 from vibethinker.training.common import (
@@ -72,6 +72,7 @@ def run(context: StepContext) -> Metrics:
         DataError: the stage has no usable problem, or one that its reward can't judge.
         ConfigurationError: it rewards code and running code isn't allowed.
         DivergedError: loss or gradient became NaN or infinite, or no rollout is right any more.
+        InfrastructureError: the verifier failed on every rollout of an update.
         OutOfMemoryError: the device's memory did not suffice.
     """
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
@@ -171,7 +172,8 @@ class SignalTraining:
         def grade(texts: Sequence[str], numbers: Sequence[int]) -> list[bool | None]:
             progress(f"grading {len(texts)} rollouts")
             items = [grading_item(problems[n], text) for n, text in zip(numbers, texts, strict=True)]
-            return [verdict.counts for verdict in self.grader.grade(items)]
+            verdicts = self.grader.grade(items, lambda done, total: progress(f"{done} of {total} answers graded"))
+            return [verdict.counts for verdict in verdicts]
 
         def sampled(done: int, total: int) -> None:
             progress(f"{done} of {total} rollouts")
@@ -221,10 +223,7 @@ class SignalTraining:
         return scores(outcomes, self._sampling(size), self.grader)
 
     def _read(self, path: str) -> list[Problem]:
-        columns = Columns() if self.stage.reward == "math" else Columns(answer=None, tests="tests")
-        file = DataFile(path=path, domain=self.stage.reward, columns=columns)
-        candidates, _ = read_candidates(file, Path(self.context.execution["paths"][path]), None)
-        return [candidate.problem for candidate in candidates]
+        return read_stage_file(Path(self.context.execution["paths"][path]), self.stage.reward)
 
     def _measure(
         self, model: PreTrainedModel, problems: Sequence[Problem], samples: int, purpose: str, step: int

@@ -28,6 +28,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer.utils import shuffle_sequence_dict
 
+from vibethinker.errors import InfrastructureError
 from vibethinker.generation import Completion, Engine
 from vibethinker.settings import Objective
 from vibethinker.training import mgpo
@@ -113,6 +114,11 @@ class SignalTrainer(GRPOTrainer):
         graded = [i for i, cut in enumerate(truncated) if not cut]
         values: list[float | None] = [0.0 if self._objective.truncated == "zero" else None] * len(text)
         found = self._grade([text[i] for i in graded], [number[i] for i in graded])
+        if graded and all(verdict is None for verdict in found):
+            raise InfrastructureError(
+                f"The verifier failed on all {len(found)} rollouts of an update: mend the cause, which the step's log "
+                "may name, and run the step again."
+            )
         for i, verdict in zip(graded, found, strict=True):
             values[i] = None if verdict is None else float(verdict)
         self.row = {
@@ -147,14 +153,12 @@ class SignalTrainer(GRPOTrainer):
 
     def _measure(self, verdicts: Tensor, advantages: Tensor) -> None:
         p = mgpo.accuracy(verdicts)
-        known = ~torch.isnan(p)
+        known = p[~torch.isnan(p)]
         flat = (advantages == 0).all(dim=1)
-        self.row |= {
-            "p": p[known].mean().item(),
-            "p_histogram": mgpo.histogram(p),
-            "weight": mgpo.weight(p[known], self._objective.lambda_).mean().item(),
-            "zero_variance": flat.float().mean().item(),
-        }
+        self.row |= {"p_histogram": mgpo.histogram(p), "zero_variance": flat.float().mean().item()}
+        if len(known):  # else every rollout was left out
+            self.row["p"] = known.mean().item()
+            self.row["weight"] = mgpo.weight(known, self._objective.lambda_).mean().item()
         self.totals["rollouts"] += verdicts.numel()
         self.totals["groups"] += len(p)
         self.totals["zero_variance"] += int(flat.sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +15,7 @@ from vibethinker.verification.pool import Pool, Reply
 from vibethinker.verification.schema import CodeLimits, Item, Verdict, check_tests
 
 _RETRIED = frozenset({"timeout", "error", "infrastructure"})
+_PROGRESS_SECONDS = 1.0
 
 
 class Verifier:
@@ -41,9 +42,10 @@ class Verifier:
         self._math.close()
         self._code.close()
 
-    def grade(self, items: Sequence[Item]) -> list[Verdict]:
+    def grade(self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
         """The items' verdicts, in order.
 
+        `progress` hears at most once a second how many of the items that need a worker are graded, and of how many.
         Raises ConfigurationError for code without `allow_unsafe`, ValueError for an unknown kind, and
         InfrastructureError when a worker can't be started.
         """
@@ -61,10 +63,21 @@ class Verifier:
                 verdicts.append(self._begin_code(item, shared))
             else:
                 raise ValueError(f"an item's kind is math or code, not {item.kind!r}")
-        replies = {key: pending.reply.result() for key, pending in shared.items()}
+        replies: dict[tuple[Any, ...], Reply] = {}
+        told = time.monotonic()
+
+        def replied(key: tuple[Any, ...], reply: Future[Reply]) -> None:
+            nonlocal told
+            replies[key] = reply.result()
+            if progress and time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                progress(len(replies), len(shared))
+
+        for key, pending in shared.items():
+            replied(key, pending.reply)
         for key, pending in shared.items():
             if replies[key]["verdict"] in _RETRIED:
-                replies[key] = pending.pool.submit(pending.request).result()
+                replied(key, pending.pool.submit(pending.request))
         return [v if isinstance(v, Verdict) else v.verdict(replies[v.key]) for v in verdicts]
 
     def _begin_math(self, item: Item, shared: dict[tuple[Any, ...], _Pending]) -> Verdict | _Pending:

@@ -109,6 +109,11 @@ class Host:
             with self._lock:
                 del self._waiting[id]
 
+    @property
+    def alive(self) -> bool:
+        """Whether the server still runs."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """End the server and whatever it still runs."""
         assert self._process.stdin

@@ -1,0 +1,49 @@
+"""The session's policies around the worker: what doesn't count as a retry, and a worker that died."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from flows.display import Lines
+from tasks import session
+from tasks.session import PREEMPTIONS, Session
+from tests.worker import failing_steps
+from vibethinker import config
+from vibethinker.errors import InfrastructureError, PreemptedError
+from vibethinker.plan import Plan, Step
+
+ROOT = Path(__file__).parents[2]
+
+
+def step(function: Any, **settings: Any) -> Step:
+    return Step("step", f"tests.worker.failing_steps:{function.__name__}", settings, {}, "f" * 64, {})
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    monkeypatch.setenv("VIBETHINKER_PRELOAD", "json")
+    settings = config.load("micro", overrides=[f"worker.env={{PYTHONPATH: '{ROOT}'}}"], environ={})
+    plan = Plan(settings, (step(failing_steps.succeed, value="abc"),), tmp_path)
+    with session.opened(plan, Lines(plan)) as current:
+        yield current
+
+
+def test_a_preempted_step_runs_again_but_not_for_ever(opened: Session) -> None:
+    events: list[dict[str, Any]] = []
+    with pytest.raises(PreemptedError, match="this is why"):
+        opened.execute(step(failing_steps.fail, error="preempted"), events.append)
+    assert len([e for e in events if "running it again" in e.get("text", "")]) == PREEMPTIONS
+
+
+def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> None:
+    for process in psutil.Process().children(recursive=True):
+        if "vibethinker.worker" in process.cmdline():
+            process.kill()
+    with pytest.raises(InfrastructureError, match="server ended"):
+        opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)
+    assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
