@@ -3,8 +3,9 @@
     python benchmarks/memory.py [--every SECONDS] [--output FILE] -- vibethinker run --workspace NEW
 
 Memory is the sum of the proportional set sizes (PSS: shared pages counted once) of the command's process and all its
-descendants; the largest of the samples counts. `left` are descendants still alive when the command had ended; they must
-be none. Linux only, needs psutil. Prints one JSON object; the command's own output goes to stderr.
+descendants; the largest of the samples counts. `left` are descendants still alive 3 s after the command
+had ended; the exit code is 1 if there are any. Linux only, needs psutil. Prints one JSON object; the command's own
+output goes to stderr.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     process = subprocess.Popen(arguments.command, stdout=sys.stderr)
-    samples, seen = [0], {}
+    samples: list[int] = [0]
+    seen: set[psutil.Process] = set()
     while process.poll() is None:
         with contextlib.suppress(psutil.NoSuchProcess):
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            seen |= {(p.pid, p.create_time()): p for p in family}
+            seen.update(family)
             samples.append(sum(map(proportional, family)))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(arguments.every)
@@ -43,12 +45,12 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "peak_gib": round(max(samples) / 2**30, 2),
         "samples": len(samples) - 1,
-        "left": sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in seen.values()),
+        "left": len(psutil.wait_procs(seen, timeout=3)[1]),
         "exit_code": process.returncode,
         "command": shlex.join(arguments.command),
     }
     tell(result, arguments.output)
-    sys.exit(process.returncode)
+    sys.exit(process.returncode or result["left"] > 0)
 
 
 def proportional(process: psutil.Process) -> int:

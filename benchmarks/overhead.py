@@ -1,6 +1,6 @@
 """What orchestration costs: the same recipe as plain library calls and as the Prefect flow, side by side.
 
-    python benchmarks/overhead.py [--profile tiny] [--set A.B=V]… [--output FILE]
+    python benchmarks/overhead.py [--profile tiny] [--set A.B=V]… [--workspace DIR] [--output FILE]
 
 Both sides run every step in the same kind of worker with the same number of slots, each in a new process and a new
 workspace; neither has anything cached. `ours` is the flow (Prefect, MLflow, artifacts, a server of its own), `peer` the
@@ -32,17 +32,19 @@ def main() -> None:
     parser.add_argument("--profile", default="tiny")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=V")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--workspace", type=Path, help="a new folder that keeps the two workspaces")
     parser.add_argument("--library", metavar="WORKSPACE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.library:
         library(arguments.profile, arguments.overrides, Path(arguments.library))
         return
     options = ["--profile", arguments.profile, *[o for text in arguments.overrides for o in ("--set", text)]]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as passing:
+        folder = arguments.workspace or Path(passing)
         peer = timed([sys.executable, __file__, *options, "--library", f"{folder}/library"])
         ours = timed([sys.executable, "-m", "vibethinker", "run", *options, "--workspace", f"{folder}/flow"])
         # The first step starts when the server answers, or when the worker is ready, whichever is later.
-        starts = [first_output(Path(folder) / side) for side in ("library", "flow")]
+        starts = [first_output(folder / side) for side in ("library", "flow")]
     waited = max(0.0, (starts[1] - ours["began"]) - (starts[0] - peer["began"]))
     result = {
         "ours": round(ours["seconds"], 1),

@@ -72,9 +72,8 @@ def _execute(asked: Planned) -> dict[str, Any]:
 
     workspace = asked.plan.workspace
     with ExitStack() as stack:
-        server = None
-        if not _configured_api():
-            home = workspace / "prefect"
+        server, address, home = None, _configured_api(), workspace / "prefect"
+        if not address:
             server = Server(home, home / "server.log")
             stack.callback(server.close)
             os.environ.update(environment(home) | {"PREFECT_API_URL": server.url})
@@ -97,10 +96,11 @@ def _execute(asked: Planned) -> dict[str, Any]:
         except Exception as error:
             if not _of_the_server(error):
                 raise
-            address, reason = os.environ.get("PREFECT_API_URL"), str(error).splitlines()[0]
+            reason = f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0]
+            where = f"at {address}" if address else "of the run's own"
+            mend = "see that it runs and answers" if address else f"its last words are in {home / 'server.log'}"
             raise InfrastructureError(
-                f"Prefect's server at {address} failed the run ({type(error).__name__}: {reason}): see that it runs "
-                f"and answers, or unset PREFECT_API_URL for one of the run's own, and go on by:\n  {resume}"
+                f"Prefect's server {where} failed the run ({reason}): {mend}, and go on by:\n  {resume}"
             ) from error
         except KeyboardInterrupt:
             click.echo(f"The run {current.run.id} was interrupted. Go on by:\n  {resume}", err=True)
@@ -109,11 +109,12 @@ def _execute(asked: Planned) -> dict[str, Any]:
 
 
 def _of_the_server(error: Exception) -> bool:
-    """Whether Prefect's client raised it; an unreachable server is a RuntimeError there."""
+    """Whether the server or the way to it is the cause; an unreachable one is a RuntimeError of Prefect's client."""
     import httpx
-    from prefect.exceptions import PrefectException
+    from prefect.exceptions import PrefectHTTPStatusError
 
-    return isinstance(error, (PrefectException, httpx.HTTPError)) or str(error).startswith("Failed to reach API")
+    of_client = isinstance(error, (PrefectHTTPStatusError, httpx.HTTPError))
+    return of_client or str(error).startswith("Failed to reach API")
 
 
 def _configured_api() -> str | None:

@@ -19,7 +19,7 @@ from vibethinker import hardware
 from vibethinker.artifacts import Artifact
 from vibethinker.errors import OutOfMemoryError, PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
-from vibethinker.plan import Plan, Step, StepState, states, version_warnings
+from vibethinker.plan import Plan, Step, StepState, role_of, states, version_warnings
 from vibethinker.runs import Run
 from vibethinker.tracking import RunTracker
 from vibethinker.worker.host import Event, Host
@@ -28,7 +28,12 @@ from .slots import Slots
 
 ALONE = ("base", "signal")  # nothing else can run beside them, so they get all cores
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
-MICRO_BATCH = {"base": "sft_micro_batch", "specialist": "sft_micro_batch", "signal": "signal_micro_batch"}
+# Kind of step → the execution settings that its memory grows with; of all others it is the generation batch.
+BATCHES = {
+    "base": ("sft_micro_batch",),
+    "specialist": ("sft_micro_batch",),
+    "signal": ("signal_micro_batch", "generation_batch"),
+}
 
 
 class Display(Protocol):
@@ -52,7 +57,7 @@ class Session:
         self.stopping = threading.Event()
         self.failures: dict[str, VibeThinkerError] = {}
         self.tracker: RunTracker | None = None
-        self._micro_batches: dict[str, int] = {}
+        self._halved: dict[str, dict[str, int]] = {}
         self._revision = revision()
         self._starting = threading.Lock()
         self._host: Host | None = None
@@ -109,7 +114,7 @@ class Session:
         """
         preemptions = 0
         width = self.slots.total if step.kind in ALONE else 1
-        with self.slots.take(width) as slot:
+        with self.slots.take(width, patient=role_of(step) == "evaluation") as slot:
             if self.stopping.is_set():
                 raise PreemptedError("The run was stopped.")
             hear({"event": "started"})
@@ -149,9 +154,10 @@ class Session:
             return self._host
 
     def _halve(self, step: Step) -> bool:
-        batch = self._micro_batches.get(step.id) or self._execution(step, 1)[_batch_setting(step)]
-        self._micro_batches[step.id] = batch // 2
-        return batch >= 2
+        values = self._execution(step, 1)
+        batches = {name: values[name] for name in BATCHES.get(step.kind, ("generation_batch",))}
+        self._halved[step.id] = {name: max(1, batch // 2) for name, batch in batches.items()}
+        return max(batches.values()) >= 2
 
     def _request(self, step: Step, width: int, slot: int) -> dict[str, Any]:
         return {
@@ -171,14 +177,7 @@ class Session:
 
     def _execution(self, step: Step, width: int) -> dict[str, Any]:
         threads = self.config.execution.threads or max(1, hardware.cores() * width // self.slots.total)
-        values = execution_settings(self.config, threads, step.outside)
-        if step.id in self._micro_batches:
-            values[_batch_setting(step)] = self._micro_batches[step.id]
-        return values
-
-
-def _batch_setting(step: Step) -> str:
-    return MICRO_BATCH.get(step.kind, "generation_batch")
+        return execution_settings(self.config, threads, step.outside) | self._halved.get(step.id, {})
 
 
 _sessions: dict[str, Session] = {}

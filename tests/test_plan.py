@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from vibethinker import config
 from vibethinker.artifacts import Store
 from vibethinker.config import load
 from vibethinker.errors import ConfigurationError, DataError
@@ -133,15 +133,16 @@ def test_the_paper_s_cost_is_met_within_a_factor_of_two(tmp_path: Path) -> None:
 def test_the_resume_command_restores_settings_of_the_environment_and_replaced_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path
 ) -> None:
-    monkeypatch.setenv("NUM_GENERATIONS", "4")
-    plan = plan_of(tmp_path, "seed=7", replaced={"fusion": str(tiny_model_folder)})
+    settings = load("micro", overrides=["seed=7", "signal.stages.0.steps=9"], environ={"NUM_GENERATIONS": "8"})
+    plan = build(settings, tmp_path, {"fusion": str(tiny_model_folder)})
     run = Run(plan)
     run.create(states(plan, run.store))
-    monkeypatch.delenv("NUM_GENERATIONS")
+    monkeypatch.setenv("SIGNAL_STEPS", "500")
     words = shlex.split(run.resume_command)
     assert Path(words[0]).name == "vibethinker"
     assert words[1:3] == ["run", "--config"]
-    again = config.load(file=words[3])
-    assert again == plan.config
-    assert again.signal.objective.group_size == 4
-    assert words[4:] == ["--from", f"fusion={tiny_model_folder}", "--workspace", str(tmp_path)]
+    overrides = [word for before, word in pairwise(words) if before == "--set"]
+    again = load(file=words[3], overrides=overrides)
+    assert again == settings
+    assert (again.signal.objective.group_size, again.signal.stages[0].steps) == (8, 9)
+    assert words[-4:] == ["--from", f"fusion={tiny_model_folder}", "--workspace", str(tmp_path)]

@@ -103,3 +103,5 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
         for domain in domains:
             if domain not in config.domains:
                 yield f"{at}.domains has {domain!r}, which isn't in domains ({', '.join(config.domains)})"
+            elif (domain == CODE_DOMAIN) != (stage.reward == "code"):
+                yield f"{at}.domains has {domain!r}, which the reward {stage.reward} can't judge: change one of the two"

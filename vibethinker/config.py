@@ -168,13 +168,25 @@ def load(
     merge(values, from_file)
     merge(values, dict(partial or {}))
     values["profile"] = name
-    for variable, paths in ENVIRONMENT.items():
-        text = (os.environ if environ is None else environ).get(variable)
-        if text:
-            for path in paths:
+    for variable in ENVIRONMENT:
+        if text := (os.environ if environ is None else environ).get(variable):
+            for path in _paths(values, variable):
                 _assign_environment(values, variable, path, text)
     _override(values, overrides)
     return validate(values)
+
+
+def environment_settings(config: Config, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Setting → its value in `config`, for each setting that a variable of the environment names."""
+    values, found = config.model_dump(mode="json", by_alias=True), {}
+    for variable in ENVIRONMENT:
+        if (os.environ if environ is None else environ).get(variable):
+            for path in _paths(values, variable):
+                node: Any = values
+                for part in path.split("."):
+                    node = node[int(part)] if isinstance(node, list) else node[part]
+                found[path] = node
+    return found
 
 
 def load_defaults(overrides: Iterable[str]) -> Config:
@@ -244,14 +256,18 @@ def _yaml_value(text: str, where: str) -> Any:
     return value
 
 
+def _paths(values: Mapping[str, Any], variable: str) -> list[str]:
+    """The settings that a variable means here: `*` is every stage, and a stage that isn't there is none, since the
+    seed always set three lengths."""
+    stages = len((values.get("signal") or {}).get("stages") or [])
+    paths = []
+    for path in ENVIRONMENT[variable]:
+        numbers = range(stages) if "*" in path else [0]
+        paths += [path.replace("*", str(i)) for i in numbers]
+    return [p for p in paths if not p.startswith("signal.stages.") or int(p.split(".")[2]) < stages]
+
+
 def _assign_environment(values: dict[str, Any], variable: str, path: str, text: str) -> None:
-    stages = (values.get("signal") or {}).get("stages") or []
-    if path.startswith("signal.stages.*."):
-        for i in range(len(stages)):
-            _assign(values, path.replace("*", str(i)), _yaml_value(text, variable), variable)
-        return
-    if path.startswith("signal.stages.") and int(path.split(".")[2]) >= len(stages):
-        return  # the seed always set three lengths, whatever the number of stages
     value: Any = _yaml_value(text, variable)
     if variable == "DECONTAM_EVAL_DATASETS":
         value = text.replace(",", " ").split()

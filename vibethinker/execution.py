@@ -7,6 +7,19 @@ from typing import Any
 
 from vibethinker import hardware
 from vibethinker.config import Config
+from vibethinker.errors import ConfigurationError
+
+
+def check_trainable(backend: str, quantization: str) -> None:
+    """Refuse a backend or quantisation that this version can't train with.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if backend != "transformers" or quantization != "none":
+        raise ConfigurationError(
+            "Training needs base_model.backend transformers and base_model.quantization none: set both."
+        )
 
 
 def execution_settings(config: Config, threads: int, paths: Mapping[str, str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from vibethinker.settings import CODE_DOMAIN
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
     "data": 1,
-    "base": 2,
+    "base": 3,
     "import": 1,
     "specialist": 1,
     "probe": 1,
@@ -236,6 +236,7 @@ class _Builder:
             "deterministic": self.config.deterministic,
         }
         if base.source == "embedded":
+            settings["prompts"] = self.config.prompts.semantic()
             self._add("base", "base", settings, {"data": "data"})
             return
         source = Path(base.source).expanduser()

@@ -13,6 +13,7 @@ from vibethinker import validation
 from vibethinker.config import Config
 from vibethinker.data import sources
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.execution import check_trainable
 from vibethinker.plan import Plan, role_of
 from vibethinker.settings import CODE_DOMAIN
 
@@ -31,6 +32,8 @@ def check(plan: Plan) -> None:
             "The training libraries aren't installed here: install vibethinker[train], or name an interpreter that "
             "has them by worker.python."
         )
+    if plan.ids("specialist", "signal"):
+        check_trainable(config.base_model.backend, config.base_model.quantization)
     runs_code = CODE_DOMAIN in config.domains or any(s.reward == "code" for s in config.signal.stages)
     runs_code = runs_code or any(f.columns.tests for f in (*config.data.train, *config.data.evaluation))
     if runs_code and not config.verification.allow_unsafe_code:

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from vibethinker.artifacts import Artifact, Store, write_json
+from vibethinker.config import environment_settings
 from vibethinker.errors import ConfigurationError
 from vibethinker.plan import Plan, StepState
 
@@ -50,9 +51,13 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on where this run stops: its resolved configuration, whatever the profile, the file,
-        the environment or a deployment contributed to it. A refreshed step needs no second refresh."""
+        """The command that goes on where this run stops, from the folder in which it was started: its resolved
+        configuration, whatever the profile, the file, the environment or a deployment contributed to it. Settings
+        that the environment names are repeated, since it would win over the file. A refreshed step needs no second
+        refresh."""
         words = [program(), "run", "--config", str(self.folder / "config.yaml")]
+        for path, value in environment_settings(self.plan.config).items():
+            words += ["--set", f"{path}={json.dumps(value)}"]
         for step in self.plan.steps:
             if step.kind == "import":
                 words += ["--from", f"{step.id}={step.outside['source']}"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vibethinker.data.prompts import all_prompt_ids, all_training_ids, messages, prompt_ids, training_ids
+from vibethinker.data.prompts import all_prompt_ids, all_training_ids, messages, prompt_ids
 from vibethinker.data.schema import Problem, Trace
 from vibethinker.errors import ConfigurationError
 from vibethinker.settings import Prompts
@@ -16,7 +16,7 @@ PROMPTS = (Prompts(), Prompts(system="Be brief.", math_suffix=" Box it.", code_s
 @pytest.mark.parametrize("prompts", PROMPTS)
 @pytest.mark.parametrize("trace", [TRACE, CODE])
 def test_the_prompt_part_of_a_training_example_is_what_generation_starts_from(tiny_tokenizer, trace, prompts):
-    ids, mask = training_ids(tiny_tokenizer, trace, prompts)
+    ids, mask = all_training_ids(tiny_tokenizer, [trace], prompts)[0]
     prompt = prompt_ids(tiny_tokenizer, trace, prompts)
     assert ids[: len(prompt)] == prompt
     assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
@@ -27,7 +27,7 @@ def test_a_problem_and_its_trace_have_the_same_prompt(tiny_tokenizer):
 
 
 def test_the_loss_counts_on_the_whole_trace_and_on_eos(tiny_tokenizer):
-    ids, mask = training_ids(tiny_tokenizer, TRACE, Prompts())
+    ids, mask = all_training_ids(tiny_tokenizer, [TRACE], Prompts())[0]
     counted = [token for token, counts in zip(ids, mask, strict=True) if counts]
     assert counted[-1] == tiny_tokenizer.eos_token_id
     assert tiny_tokenizer.decode(counted[:-1]) == TRACE.text
@@ -42,8 +42,8 @@ def test_a_template_that_rewrites_the_assistants_message_changes_neither_prompt_
         "message['content'] -}}",
         "('<think></think>' if message['role'] == 'assistant' else '') + message['content'] -}}",
     )
-    ids, mask = training_ids(tokenizer, TRACE, Prompts())
-    assert (ids, mask) == training_ids(tiny_tokenizer, TRACE, Prompts())
+    ids, mask = all_training_ids(tokenizer, [TRACE], Prompts())[0]
+    assert (ids, mask) == all_training_ids(tiny_tokenizer, [TRACE], Prompts())[0]
 
 
 def test_the_suffix_follows_the_kind_of_problem():
@@ -61,7 +61,7 @@ def test_many_at_once_are_the_same_as_one_by_one(tiny_tokenizer):
         prompt_ids(tiny_tokenizer, trace, Prompts()) for trace in traces
     ]
     assert all_training_ids(tiny_tokenizer, traces, Prompts()) == [
-        training_ids(tiny_tokenizer, trace, Prompts()) for trace in traces
+        all_training_ids(tiny_tokenizer, [trace], Prompts())[0] for trace in traces
     ]
 
 
@@ -71,4 +71,4 @@ def test_a_tokenizer_without_eos_is_refused(tiny_tokenizer):
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(ConfigurationError, match="EOS"):
-        training_ids(tokenizer, TRACE, Prompts())
+        all_training_ids(tokenizer, [TRACE], Prompts())[0]

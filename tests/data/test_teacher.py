@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vibethinker.data.prompts import training_ids
+from vibethinker.data.prompts import all_training_ids
 from vibethinker.data.schema import Trace
 from vibethinker.errors import ConfigurationError
 from vibethinker.settings import Prompts
@@ -18,7 +18,7 @@ def parrot(tmp_path, new_tiny_model, tiny_tokenizer):
     model = new_tiny_model(0).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     traces = [Trace(str(i), "algebra", f"w{i} x{i} y{i}?", "So \\boxed{7}", "me") for i in range(12)]
-    examples = [training_ids(tiny_tokenizer, trace, Prompts()) for trace in traces]
+    examples = [all_training_ids(tiny_tokenizer, [trace], Prompts())[0] for trace in traces]
     for step in range(60):
         ids, mask = examples[step % len(examples)]
         labels = [token if counts else -100 for token, counts in zip(ids, mask, strict=True)]

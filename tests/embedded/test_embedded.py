@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from vibethinker.data.schema import Trace, write_jsonl
 from vibethinker.embedded.model import new_model
@@ -46,7 +47,12 @@ def base(new_step, data):
 
     def train(**embedded):
         embedded = SMALL | {"steps": 4, "batch_size": 16} | embedded
-        settings = {"seed": 1, "deterministic": True, "base_model": {"source": "embedded", "embedded": embedded}}
+        settings = {
+            "seed": 1,
+            "deterministic": True,
+            "prompts": {},
+            "base_model": {"source": "embedded", "embedded": embedded},
+        }
         context = new_step(settings, {"data": data})
         context.settings["measured"] = run_base(context)
         return context
@@ -132,7 +138,7 @@ def test_data_without_traces_is_an_error(base, data):
 
 def test_one_schedule_drives_the_matrices_by_muon_and_the_rest_by_adamw(tokenizer):
     model = new_model(EmbeddedModel(**SMALL | {"vocabulary": 400}), tokenizer)
-    optimizer = MuonWithAdamW(model, matrix_rate=0.02, learning_rate=3e-3)
+    optimizer = Accelerator(cpu=True).prepare(MuonWithAdamW(model, matrix_rate=0.02, learning_rate=3e-3))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     model(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([[5, 6, 7, 8]])).loss.backward()

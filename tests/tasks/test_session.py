@@ -41,9 +41,7 @@ def test_a_preempted_step_runs_again_but_not_for_ever(opened: Session) -> None:
 
 
 def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> None:
-    for process in psutil.Process().children(recursive=True):
-        if "vibethinker.worker" in process.cmdline():
-            process.kill()
+    server = psutil.Process(opened._host._process.pid)
     with pytest.raises(InfrastructureError, match="server ended"):
-        opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)
+        opened.execute(step(failing_steps.wait), lambda event: event["event"] == "metrics" and server.kill())
     assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}

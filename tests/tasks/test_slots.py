@@ -57,6 +57,24 @@ def test_a_wide_step_is_not_overtaken_by_narrow_ones() -> None:
     assert order == ["wide", "narrow"]
 
 
+def test_a_patient_step_waits_for_those_who_are_not() -> None:
+    slots, order = Slots(1), []
+
+    def work(name: str, patient: bool) -> None:
+        with slots.take(1, patient):
+            order.append(name)
+
+    threads = [threading.Thread(target=work, args=asked) for asked in (("evaluation", True), ("training", False))]
+    with slots.take(1):
+        for waiting, thread in enumerate(threads, start=1):
+            thread.start()
+            while len(slots._queue) < waiting:
+                pass
+    for thread in threads:
+        thread.join()
+    assert order == ["training", "evaluation"]
+
+
 def test_a_step_wider_than_all_slots_gets_all() -> None:
     slots = Slots(2)
     with slots.take(99):

@@ -178,8 +178,8 @@ def test_rollouts_that_the_verifier_failed_on_are_left_out_of_p_baseline_and_los
 
 def test_a_verifier_that_fails_on_a_whole_update_ends_the_step(new_trainer):
     trainer = new_trainer(lambda texts, numbers: [None] * len(texts))
-    trainer.rollout_func._max_tokens = 60  # long enough that some end by themselves
-    with pytest.raises(InfrastructureError, match="failed on all"):
+    trainer.rollout_func._max_tokens = 60  # long enough that none is truncated
+    with pytest.raises(InfrastructureError, match=f"failed on all {BATCH} rollouts"):
         generation(trainer)
 
 
@@ -264,12 +264,12 @@ def test_a_policy_that_no_longer_finds_anything_halts():
         global_step = 40
 
     def update(p):
-        collapse.on_log(None, State, None, {"p": p})
+        collapse.on_log(None, State, None, {"zero_variance": 0.0} | ({} if p is None else {"p": p}))
 
     for _ in range(COLLAPSE_UPDATES + 1):
         update(0.0)  # a start that never was right isn't a collapse
     update(0.2)
     for _ in range(COLLAPSE_UPDATES - 1):
-        update(0.0)
+        update(None)  # all rollouts truncated and left out
     with pytest.raises(DivergedError, match="collapsed"):
         update(0.0)

@@ -19,7 +19,8 @@ from vibethinker import config as configuration
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, DataError, VibeThinkerError
-from vibethinker.settings import CODE_DOMAIN
+from vibethinker.execution import check_trainable
+from vibethinker.settings import CODE_DOMAIN, BaseModelSettings
 
 if TYPE_CHECKING:
     from vibethinker.data.schema import Trace
@@ -116,6 +117,11 @@ def signal(
     values["signal"]["stages"] = [stage]
     if train_data is None:
         values["domains"] = [d for d in config.domains if (d == CODE_DOMAIN) == (reward == "code")]
+        values["spectrum"]["fusion"]["weights"] = None
+        if not values["domains"]:
+            raise ConfigurationError(
+                f"The configuration has no domain whose problems the reward {reward} judges: give --train-data."
+            )
     config = configuration.validate(values)
     made = config.signal.stages[0]
     if reward == "code" and not config.verification.allow_unsafe_code:
@@ -134,7 +140,9 @@ def signal(
         "domains": list(config.stage_domains(made)),
     }
     paths = {path: path for path in said.values()}
-    data = build(config, Path("."))["data"] if train_data is None else None
+    # The data need no model, and a plan would read all of it.
+    without_model = config.model_copy(update={"base_model": BaseModelSettings()})
+    data = build(without_model, Path("."))["data"] if train_data is None else None
     _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output, data)
 
 
@@ -195,7 +203,8 @@ def _run_alone(
                     if not (workspace / "step.log").exists():
                         raise
                     kept = output.with_name(f"{output.name}.log")
-                    os.replace(workspace / "step.log", kept)
+                    with kept.open("a") as file:
+                        file.write((workspace / "step.log").read_text(errors="replace"))
                     raise type(error)(f"{error} What it printed is in {kept}.") from error
         os.rename(result["folder"], output)
     for name, value in sorted(result["metrics"].items()):
@@ -237,8 +246,11 @@ def _load(model: Path, options: Mapping[str, Any], more: list[str]) -> Config:
     """The configuration asked for, else the settings' own defaults: every profile is made for one model."""
     overrides = [*options["overrides"], f"base_model.source={model}", *more]
     if options["profile"] or options["file"]:
-        return configuration.load(options["profile"], options["file"], overrides)
-    return configuration.load_defaults(overrides)
+        config = configuration.load(options["profile"], options["file"], overrides)
+    else:
+        config = configuration.load_defaults(overrides)
+    check_trainable(config.base_model.backend, config.base_model.quantization)
+    return config
 
 
 def _check(model: Path, output: Path) -> None:

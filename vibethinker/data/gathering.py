@@ -117,7 +117,7 @@ def _from_files(gathered: Gathered, data: DataSettings, paths: Mapping[str, str]
         gathered.protected[path.stem] = texts
         gathered.files.append(texts)
         unique = _merge(rows, {c.problem.domain: counts for c in rows})
-        gathered.evaluation[path.stem] = _sample(unique, data.evaluation_limit)
+        gathered.evaluation[path.stem] = sample(unique, data.evaluation_limit)
         gathered.sources.append(_source(file, path, "evaluation", counts))
     return pool
 
@@ -154,7 +154,7 @@ def _merge(candidates: list[Candidate], counts: Mapping[str, Counter[str]]) -> l
     return list(merged.values())
 
 
-def _sample(candidates: list[Candidate], limit: int | None) -> list[Candidate]:
+def sample(candidates: list[Candidate], limit: int | None) -> list[Candidate]:
     """`limit` problems in the file's order, chosen by their texts alone: every run measures on the same
     ones."""
     if limit is None or len(candidates) <= limit:

@@ -65,8 +65,3 @@ def all_training_ids(
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, problem: Problem | Trace, prompts: Prompts) -> list[int]:
     """`all_prompt_ids` of one problem."""
     return all_prompt_ids(tokenizer, [problem], prompts)[0]
-
-
-def training_ids(tokenizer: PreTrainedTokenizerBase, trace: Trace, prompts: Prompts) -> tuple[list[int], list[int]]:
-    """`all_training_ids` of one trace."""
-    return all_training_ids(tokenizer, [trace], prompts)[0]

@@ -38,7 +38,8 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
     set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     model = new_model(settings, tokenizer).to(run.device)
-    examples, left_out = to_examples(tokenizer, traces, Prompts(), settings.positions)
+    prompts = Prompts.model_validate(context.settings["prompts"])
+    examples, left_out = to_examples(tokenizer, traces, prompts, settings.positions)
     optimizer = MuonWithAdamW(model, settings.matrix_rate, settings.learning_rate)
     with memory_errors():
         last = fine_tune(model, tokenizer, examples, _as_sft(base_model), run, optimizer=optimizer)

@@ -20,7 +20,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Args:
         model: its weight matrices, embeddings excepted, go to Muon; everything else to AdamW.
-        matrix_rate: Muon's learning rate; each update of a matrix has about this spectral norm.
+        matrix_rate: Muon's learning rate; each update of an n × m matrix has about this spectral norm, times
+            √max(1, n/m).
         learning_rate: AdamW's.
     """
 
@@ -33,13 +34,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
             torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.0),
             torch.optim.AdamW(rest, lr=learning_rate, betas=BETAS, weight_decay=0.0, fused=True),
         )
-        super().__init__([{"params": matrices}, {"params": rest}], {"lr": learning_rate})
-        # The very groups of the two, so that what a schedule writes here reaches them.
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        groups = [{"params": matrices, "lr": matrix_rate}, {"params": rest, "lr": learning_rate}]
+        super().__init__(groups, {"lr": learning_rate})
 
     def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
         """One update of all parameters."""
         loss = None if closure is None else closure()
-        for part in self._parts:
+        # Handed over at each step, since accelerate replaces the groups, which a schedule writes to, by copies.
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
             part.step()
         return loss

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vibethinker.config import Config
+from vibethinker.data.gathering import gather, sample
 from vibethinker.data.schema import Problem
-from vibethinker.data.sources import TEXT_COLUMNS, read_candidates, read_rows, resolve
+from vibethinker.data.sources import TEXT_COLUMNS, Candidate, read_candidates, read_rows, resolve
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.settings import CODE_DOMAIN, Columns, DataFile
+from vibethinker.settings import CODE_DOMAIN, Columns, DataFile, Decontamination
 
 GOLD_COLUMNS = ("answer", "gold")
 ID_COLUMNS = ("id", "unique_id")
@@ -60,10 +61,10 @@ def named_set(name: str, config: Config) -> list[Problem]:
             f"{', '.join(known) or 'none'}: correct the name or path."
         )
     if data.source == "files":
-        return _problems(files[name], resolve(files[name].path, data.directory))
-    from vibethinker.data.gathering import gather
-
-    return [candidate.problem for candidate in gather(data, config.domains, config.seed, {}).evaluation[name]]
+        candidates = _candidates(files[name], resolve(files[name].path, data.directory))
+        return [candidate.problem for candidate in sample(candidates, data.evaluation_limit)]
+    alone = data.model_copy(update={"decontamination": Decontamination(enabled=False)})  # it is about training problems
+    return [candidate.problem for candidate in gather(alone, config.domains, config.seed, {}).evaluation[name]]
 
 
 def read_file(path: Path) -> list[Problem]:
@@ -76,7 +77,7 @@ def read_file(path: Path) -> list[Problem]:
     if first is None:
         raise DataError(f"{path} has no row: put one problem a line there.")
     number, row = first
-    return _problems(_recognised(row, f"{path}:{number}", path), path)
+    return [candidate.problem for candidate in _candidates(_recognised(row, f"{path}:{number}", path), path)]
 
 
 def _recognised(row: dict[str, Any], where: str, path: Path) -> DataFile:
@@ -101,11 +102,11 @@ def _recognised(row: dict[str, Any], where: str, path: Path) -> DataFile:
     return DataFile(path=str(path), domain=CODE_DOMAIN if tests else "math", columns=columns)
 
 
-def _problems(file: DataFile, path: Path) -> list[Problem]:
+def _candidates(file: DataFile, path: Path) -> list[Candidate]:
     candidates, counts = read_candidates(file, path, None)
     if counts["no_gold"] or not candidates:
         raise DataError(
             f"{path} has {counts['no_gold']} of {counts['rows']} problems without gold answer or tests, so they can't "
             "be graded: fill them in or remove the rows."
         )
-    return list({candidate.problem.id: candidate.problem for candidate in candidates}.values())
+    return list({candidate.problem.id: candidate for candidate in candidates}.values())

@@ -8,7 +8,7 @@ cost nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Protocol
 
@@ -22,13 +22,16 @@ class Graded(Protocol):
     verdicts: tuple[Verdict, ...]
 
 
-def consensus(outcomes: Sequence[Graded], verifier: Verifier) -> list[float]:
-    """For each mathematical problem the vote's score; see `cons_at_k`."""
+def consensus(
+    outcomes: Sequence[Graded], verifier: Verifier, progress: Callable[[int, int], None] | None = None
+) -> list[float]:
+    """For each mathematical problem the vote's score; see `cons_at_k`. `progress` is the verifier's."""
     right = [sum(v.counts is True for v in o.verdicts) for o in outcomes]
     wrong = [Counter(v.extracted for v in o.verdicts if v.counts is False and v.extracted) for o in outcomes]
     contested = [i for i, votes in enumerate(wrong) if 0 < right[i] <= votes.total()]
     pairs = [(i, pair) for i in contested for pair in combinations(sorted(wrong[i]), 2)]
-    verdicts = verifier.grade([Item("math", f"\\boxed{{{answer}}}", other) for _, (answer, other) in pairs])
+    items = [Item("math", f"\\boxed{{{answer}}}", other) for _, (answer, other) in pairs]
+    verdicts = verifier.grade(items, progress)
     equal: dict[int, list[tuple[str, str]]] = {i: [] for i in contested}
     for (i, pair), verdict in zip(pairs, verdicts, strict=True):
         if verdict.counts:

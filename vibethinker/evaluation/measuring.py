@@ -151,16 +151,23 @@ def pass_scores(outcomes: Sequence[Outcome], ks: Iterable[int]) -> dict[int, Sco
     }
 
 
-def scores(outcomes: Sequence[Outcome], settings: Evaluation, verifier: Verifier) -> dict[str, Score]:
+def scores(
+    outcomes: Sequence[Outcome], settings: Evaluation, verifier: Verifier, progress: Progress | None = None
+) -> dict[str, Score]:
     """metric → value, interval, problems and samples, as scores.json has them.
 
     `avg@n`, `pass@k` for each k, `cons@n` where there are mathematical problems, `truncated`, `mean_tokens`.
     """
     n = settings.samples
+
+    def voting(done: int, total: int) -> None:
+        if progress:
+            progress(n * len(outcomes), n * len(outcomes), f"comparing answers, {done} of {total}")
+
     graded = [o for o in outcomes if o.samples]
     result = {f"avg@{n}": score([o.correct / o.samples for o in graded], n)}
     result |= {f"pass@{k}": value for k, value in pass_scores(outcomes, settings.k).items()}
-    if votes := consensus([o for o in graded if o.problem.tests is None], verifier):
+    if votes := consensus([o for o in graded if o.problem.tests is None], verifier, voting):
         result[f"cons@{n}"] = score(votes, n)
     result["truncated"] = score([o.truncated for o in outcomes], n)
     result["mean_tokens"] = score([o.mean_tokens for o in outcomes], n)

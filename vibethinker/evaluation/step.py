@@ -54,8 +54,8 @@ def run(context: StepContext) -> Metrics:
 
             seed = derived_seed(context.settings["seed"], "evaluation", name)
             outcomes[name] = measure(engine, tokenizer, grader, problems, settings, prompts, seed, report)
+            found[name] = scores(outcomes[name], settings, grader, report)
             done += settings.samples * len(problems)
-            found[name] = scores(outcomes[name], settings, grader)
             if left_out := sum(o.left_out for o in outcomes[name]):
                 context.emit.warning(f"{name}: the verifier failed on {left_out} samples, which are left out.")
     write_json(context.output / "scores.json", found)

@@ -57,6 +57,9 @@ class Reporter(TrainerCallback):
         self._emit.metrics(state.global_step, scalars | self._speed(float(logs.get(self._tokens, 0.0))))
         self._emit.progress(state.global_step, self._steps, f"loss {row['loss']:.4f}")
 
+    def on_substep_end(self, args, state, control, **kwargs) -> None:
+        self._emit.progress(state.global_step, self._steps, "training")
+
     def _speed(self, tokens: float) -> dict[str, float]:
         now = time.monotonic()
         values = {"tokens_per_second": (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)}
@@ -85,10 +88,11 @@ class Collapse(TrainerCallback):
         self._found, self._without = False, 0
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
-        if "p" not in (logs or {}):
+        if "zero_variance" not in (logs or {}):
             return
-        self._found = self._found or logs["p"] > 0
-        self._without = 0 if logs["p"] > 0 else self._without + 1
+        p = logs.get("p", 0.0)  # none where every rollout was left out
+        self._found = self._found or p > 0
+        self._without = 0 if p > 0 else self._without + 1
         if self._found and self._without >= COLLAPSE_UPDATES:
             raise DivergedError(
                 f"No rollout has been right for {COLLAPSE_UPDATES} updates, though earlier ones were: the policy "

@@ -15,7 +15,8 @@ import torch
 from peft import LoraConfig
 from transformers import PrinterCallback, Trainer
 
-from vibethinker.errors import ConfigurationError, OutOfMemoryError
+from vibethinker.errors import OutOfMemoryError
+from vibethinker.execution import check_trainable
 from vibethinker.settings import BaseModelSettings, Lora
 from vibethinker.steps import Emitter, StepContext
 
@@ -45,10 +46,7 @@ class Run:
         Raises:
             ConfigurationError: it asks for a backend or quantisation that this version can't train with.
         """
-        if context.execution["backend"] != "transformers" or base_model.quantization != "none":
-            raise ConfigurationError(
-                "Training needs base_model.backend transformers and base_model.quantization none: set both."
-            )
+        check_trainable(context.execution["backend"], base_model.quantization)
         return cls(
             seed=context.settings["seed"],
             deterministic=context.settings["deterministic"],

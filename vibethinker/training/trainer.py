@@ -114,7 +114,7 @@ class SignalTrainer(GRPOTrainer):
         graded = [i for i, cut in enumerate(truncated) if not cut]
         values: list[float | None] = [0.0 if self._objective.truncated == "zero" else None] * len(text)
         found = self._grade([text[i] for i in graded], [number[i] for i in graded])
-        if graded and all(verdict is None for verdict in found):
+        if len(graded) >= self._objective.group_size and all(verdict is None for verdict in found):
             raise InfrastructureError(
                 f"The verifier failed on all {len(found)} rollouts of an update: mend the cause, which the step's log "
                 "may name, and run the step again."

@@ -45,7 +45,8 @@ class Verifier:
     def grade(self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
         """The items' verdicts, in order.
 
-        `progress` hears at most once a second how many of the items that need a worker are graded, and of how many.
+        `progress` hears at most once a second how many of the items that need a worker are graded, counted in their
+        order up to the first that isn't, and of how many.
         Raises ConfigurationError for code without `allow_unsafe`, ValueError for an unknown kind, and
         InfrastructureError when a worker can't be started.
         """

@@ -63,6 +63,7 @@ class Host:
         self._lock = threading.Lock()
         self._waiting: dict[int, queue.SimpleQueue[Event]] = {}
         self._next = 0
+        self._silent = threading.Event()
         threading.Thread(target=self._listen, name="worker-events", daemon=True).start()
 
     def run(
@@ -111,8 +112,8 @@ class Host:
 
     @property
     def alive(self) -> bool:
-        """Whether the server still runs."""
-        return self._process.poll() is None
+        """Whether the server still runs and speaks."""
+        return not self._silent.is_set() and self._process.poll() is None
 
     def close(self) -> None:
         """End the server and whatever it still runs."""
@@ -150,6 +151,7 @@ class Host:
                 events = self._waiting.get(event["id"])
             if events is not None:
                 events.put(event)
+        self._silent.set()
 
     def _lost(self) -> VibeThinkerError:
         status = self._process.poll()
