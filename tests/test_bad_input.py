@@ -142,3 +142,11 @@ def test_a_signal_stage_s_file_without_what_its_reward_needs(run, tmp_path: Path
     path = tmp_path / "stage.jsonl"
     path.write_text('{"problem": "1+1?", "answer": null}\n')
     refused(run("--profile", "micro", "--set", f"signal.stages.0.validation_data={path}"), "no problem with `answer`")
+
+
+def test_a_backend_that_cannot_train_yet(run) -> None:
+    refused(run("--profile", "micro", "--set", "base_model.backend=unsloth"), "base_model.backend transformers")
+
+
+def test_a_stage_s_domain_that_its_reward_cannot_judge(run) -> None:
+    refused(run("--profile", "micro", "--set", "signal.stages.0.domains=[code]"), "signal.stages.0.domains", "judge")

@@ -25,7 +25,7 @@ from vibethinker.settings import CODE_DOMAIN
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
     "data": 1,
-    "base": 3,
+    "base": 4,
     "import": 1,
     "specialist": 1,
     "probe": 1,

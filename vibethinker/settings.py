@@ -62,8 +62,8 @@ class EmbeddedModel(Settings):
     positions: int = setting(256, "longest sequence", unit="tokens", ge=64)
     steps: int = setting(300, "optimizer steps of its training", unit="steps", ge=1)
     batch_size: int = setting(128, "sequences an optimizer step", unit="sequences", ge=1)
-    learning_rate: float = setting(3e-3, "peak learning rate of embeddings and norms (AdamW)", gt=0)
-    matrix_rate: float = setting(0.02, "peak learning rate of the blocks' matrices (Muon)", gt=0)
+    learning_rate: float = setting(3e-3, "learning rate of embeddings and norms (AdamW)", gt=0)
+    matrix_rate: float = setting(0.02, "learning rate of the blocks' matrices (Muon)", gt=0)
 
 
 class RopeScaling(Settings):

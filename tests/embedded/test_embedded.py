@@ -45,7 +45,7 @@ def data(tmp_path) -> Path:
 def base(new_step, data):
     """A function **settings of the embedded model → the context of the base step, run."""
 
-    def train(**embedded):
+    def train(prompts=None, **embedded):
         embedded = SMALL | {"steps": 4, "batch_size": 16} | embedded
         settings = {
             "seed": 1,
@@ -159,3 +159,8 @@ def named(model) -> dict[str, list[str]]:
     names = [name for name, _ in model.named_parameters()]
     matrices = [n for n in names if "proj" in n]
     return {"matrices": matrices, "rest": [n for n in names if n not in matrices]}
+
+
+def test_the_base_learns_the_configured_prompts(base):
+    plain, asked = base(), base(prompts={"math_suffix": " Think."})
+    assert digests(plain.output)["model.safetensors"] != digests(asked.output)["model.safetensors"]

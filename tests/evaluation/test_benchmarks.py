@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from vibethinker import config
+from vibethinker.data.gathering import gather
 from vibethinker.data.schema import write_jsonl
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.evaluation.benchmarks import load_sets, read_file
+from vibethinker.settings import Decontamination
 
 
 @pytest.fixture
@@ -81,3 +83,25 @@ def test_what_cannot_be_measured_is_refused(file, tmp_path):
     path.write_text('{"problem": "?", "answer": "1"}\n{"problem": \n')
     with pytest.raises(DataError, match=r"set\.jsonl:2: "):
         read_file(path)
+
+
+def test_a_file_set_by_name_has_the_problems_that_the_data_step_takes(file):
+    path = file(*({"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(9)), name="sums.jsonl")
+    against = file({"problem": "1+1?"}, name="other.jsonl")
+    settings = config.load(
+        "tiny",
+        overrides=[
+            "data.source=files",
+            f"data.train=[{{path: '{path}', domain: algebra}}]",
+            f"data.evaluation=[{{path: '{path}', domain: algebra}}]",
+            "data.evaluation_limit=4",
+            f"data.decontamination.against=['{against}']",
+        ],
+        environ={},
+    )
+    data = settings.data.model_copy(update={"train": (), "decontamination": Decontamination(enabled=False)})
+    expected = gather(data, settings.domains, settings.seed, {str(path): str(path)}).evaluation["sums"]
+    assert load_sets(["sums"], settings)["sums"] == [candidate.problem for candidate in expected]
+    assert len(expected) == 4
+    generated = config.load("tiny", overrides=[f"data.decontamination.against=['{against}']"], environ={})
+    assert len(load_sets(["algebra"], generated)["algebra"]) == generated.data.procedural.evaluation

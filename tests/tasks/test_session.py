@@ -45,3 +45,16 @@ def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> 
     with pytest.raises(InfrastructureError, match="server ended"):
         opened.execute(step(failing_steps.wait), lambda event: event["event"] == "metrics" and server.kill())
     assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
+
+
+def test_too_little_memory_halves_all_that_memory_grows_with(opened: Session) -> None:
+    stage = Step("signal-1", "signal", {}, {}, "f" * 64, {})
+    before = opened._execution(stage, 1)
+    assert opened._halve(stage)
+    after = opened._execution(stage, 1)
+    assert after["signal_micro_batch"] == max(1, before["signal_micro_batch"] // 2)
+    assert after["generation_batch"] == before["generation_batch"] // 2
+    while opened._halve(stage):
+        pass
+    after = opened._execution(stage, 1)
+    assert (after["signal_micro_batch"], after["generation_batch"]) == (1, 1)

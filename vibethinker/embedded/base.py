@@ -2,7 +2,8 @@
 domains.
 
 The training is that of the specialists (`vibethinker.training.sft`) with random weights to start from and an
-optimizer of its own.
+optimizer of its own. After a warm-up its rate stays where it is: the specialists anneal the model, and what they add is
+larger than from a base that is annealed already (docs/results.md).
 """
 
 from __future__ import annotations
@@ -61,6 +62,6 @@ def _as_sft(base_model: BaseModelSettings) -> Sft:
         batch_size=settings.batch_size,
         max_length=settings.positions,
         learning_rate=settings.learning_rate,
-        final_learning_rate=settings.learning_rate / 10,
+        final_learning_rate=settings.learning_rate,
         checkpoints=1,
     )
