@@ -50,7 +50,7 @@ def base(new_step, data):
         settings = {
             "seed": 1,
             "deterministic": True,
-            "prompts": {},
+            "prompts": prompts or {},
             "base_model": {"source": "embedded", "embedded": embedded},
         }
         context = new_step(settings, {"data": data})
@@ -162,5 +162,6 @@ def named(model) -> dict[str, list[str]]:
 
 
 def test_the_base_learns_the_configured_prompts(base):
-    plain, asked = base(), base(prompts={"math_suffix": " Think."})
-    assert digests(plain.output)["model.safetensors"] != digests(asked.output)["model.safetensors"]
+    plain = digests(base().output)["model.safetensors"]
+    asked = digests(base(prompts={"math_suffix": " Think."}).output)["model.safetensors"]
+    assert plain != asked
