@@ -85,6 +85,7 @@ def _execute(asked: Planned) -> dict[str, Any]:
 
             if server:
                 server.wait()
+                server.give_way(session.GIVE_WAY)
             try:
                 summary = pipeline(profile=asked.config.profile, workspace=str(workspace))
             finally:

@@ -57,6 +57,10 @@ class Server:
                 time.sleep(0.1)
         raise InfrastructureError(f"Prefect's server didn't start; {self._log} has its last words.")
 
+    def give_way(self, niceness: int) -> None:
+        """Lower the priority of the server and all its threads."""
+        os.setpriority(os.PRIO_PGRP, self._process.pid, niceness)
+
     def close(self) -> None:
         """Stop it."""
         assert self._process.stdin

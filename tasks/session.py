@@ -7,6 +7,7 @@ the start of the Prefect server, and the flow then uses that one.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,9 @@ from vibethinker.worker.host import Event, Host
 from .slots import Slots
 
 ALONE = ("base", "signal")  # nothing else can run beside them, so they get all cores
+# Niceness of what orchestrates, once the worker runs: where training keeps all cores busy, even a twentieth of one that
+# others take in bursts stops every one of its threads, since each kernel waits for the slowest.
+GIVE_WAY = 10
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 # Kind of step → the execution settings that its memory grows with; of all others it is the generation batch.
 BATCHES = {
@@ -66,6 +70,7 @@ class Session:
         """Create the run's folder and start the worker host."""
         self.run.create(self.found, version_warnings(self.found))
         self._worker()
+        os.nice(max(0, GIVE_WAY - os.nice(0)))
 
     def track(self, tags: Mapping[str, str]) -> None:
         """Open the MLflow run; tags carry Prefect's ids."""
