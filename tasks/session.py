@@ -67,7 +67,7 @@ class Session:
         self._host: Host | None = None
 
     def begin(self) -> None:
-        """Create the run's folder and start the worker host."""
+        """Create the run's folder, start the worker host, and lower this process's priority for good."""
         self.run.create(self.found, version_warnings(self.found))
         self._worker()
         os.nice(max(0, GIVE_WAY - os.nice(0)))

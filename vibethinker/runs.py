@@ -55,7 +55,7 @@ class Run:
         configuration, whatever the profile, the file, the environment or a deployment contributed to it. Settings
         that the environment names are repeated, since it would win over the file. A refreshed step needs no second
         refresh."""
-        words = [program(), "run", "--config", str(self.folder / "config.yaml")]
+        words = [program("vibethinker"), "run", "--config", str(self.folder / "config.yaml")]
         for path, value in environment_settings(self.plan.config).items():
             words += ["--set", f"{path}={json.dumps(value)}"]
         for step in self.plan.steps:
@@ -150,10 +150,10 @@ class Run:
         return str(folder)
 
 
-def program() -> str:
-    """How the command line can be called from here: by its name, or by its path where the name finds none."""
-    script = Path(sys.executable).with_name("vibethinker")
-    return str(script) if script.is_file() and shutil.which("vibethinker") is None else "vibethinker"
+def program(name: str) -> str:
+    """How a command of this environment can be called: by its name, or by its path where the name finds none."""
+    script = Path(sys.executable).with_name(name)
+    return str(script) if script.is_file() and shutil.which(name) is None else name
 
 
 def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | None = None) -> dict[str, Any]:

@@ -140,9 +140,9 @@ def signal(
         "domains": list(config.stage_domains(made)),
     }
     paths = {path: path for path in said.values()}
-    # The data need no model, and a plan would read all of it.
-    without_model = config.model_copy(update={"base_model": BaseModelSettings()})
-    data = build(without_model, Path("."))["data"] if train_data is None else None
+    data = None
+    if train_data is None:  # the data need no model, and a plan would read all of it
+        data = build(config.model_copy(update={"base_model": BaseModelSettings()}), Path("."))["data"]
     _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output, data)
 
 

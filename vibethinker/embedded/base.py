@@ -2,8 +2,8 @@
 domains.
 
 The training is that of the specialists (`vibethinker.training.sft`) with random weights to start from and an
-optimizer of its own. After a warm-up its rate stays where it is: the specialists anneal the model, and what they add is
-larger than from a base that is annealed already (docs/results.md).
+optimizer of its own. After a warm-up its rate stays where it is, and the specialists anneal the model: fusion
+gained more so than from a base of like strength whose rate had decayed (docs/results.md).
 """
 
 from __future__ import annotations

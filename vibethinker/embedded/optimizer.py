@@ -1,7 +1,8 @@
 """The optimizer of the embedded base: Muon for the blocks' matrices, AdamW for embeddings and norms.
 
-On the generated problems, 800 steps of 32 sequences: validation loss 0.12 with Muon against 0.26 with AdamW, seed 2
-(docs/results.md). Only a network with random weights is trained so; whatever continues from weights uses AdamW.
+On the generated problems, 800 steps of 32 sequences at a decaying rate: validation loss 0.12 with Muon against 0.26
+with AdamW, seed 2 (docs/results.md). Only a network with random weights is trained so; whatever continues from weights
+uses AdamW.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ failed before that step has none: then the failures and the way on are what is s
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from vibethinker.reporting.highlights import highlights, interval, points
+from vibethinker.runs import program
 from vibethinker.tracking import store_uri
 
 WIDTH = 100
@@ -129,8 +128,7 @@ def _places(folder: Path, workspace: Path) -> Iterator[str]:
         parts = urlsplit(store)
         yield f"  MLflow  {parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     else:
-        command = "mlflow" if shutil.which("mlflow") else Path(sys.executable).with_name("mlflow")
-        yield f"  MLflow  {command} ui --backend-store-uri {store}"
+        yield f"  MLflow  {program('mlflow')} ui --backend-store-uri {store}"
     yield f"  resume  {resume}"
 
 
