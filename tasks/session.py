@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ ALONE = ("base", "signal")  # nothing else can run beside them, so they get all 
 # Niceness of what orchestrates, once the worker runs: where training keeps all cores busy, even a twentieth of one that
 # others take in bursts stops every one of its threads, since each kernel waits for the slowest.
 GIVE_WAY = 10
+DUE_SECONDS = 10.0
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 # Kind of step → the execution settings that its memory grows with; of all others it is the generation batch.
 BATCHES = {
@@ -62,6 +64,9 @@ class Session:
         self.failures: dict[str, VibeThinkerError] = {}
         self.tracker: RunTracker | None = None
         self._halved: dict[str, dict[str, int]] = {}
+        self._finished: set[str] = set()
+        self._asked: set[str] = set()
+        self._finished_at = 0.0
         self._revision = revision()
         self._starting = threading.Lock()
         self._host: Host | None = None
@@ -119,13 +124,16 @@ class Session:
         """
         preemptions = 0
         width = self.slots.total if step.kind in ALONE else 1
-        with self.slots.take(width, patient=role_of(step) == "evaluation") as slot:
+        self._asked.add(step.id)
+        with self.slots.take(width, self._training_is_due if role_of(step) == "evaluation" else None) as slot:
             if self.stopping.is_set():
                 raise PreemptedError("The run was stopped.")
             hear({"event": "started"})
             while True:
                 try:
-                    return self._worker().run(self._request(step, width, slot), hear, self.stopping.is_set)
+                    result = self._worker().run(self._request(step, width, slot), hear, self.stopping.is_set)
+                    self.finished(step)
+                    return result
                 except OutOfMemoryError as error:
                     if not self._halve(step):
                         raise
@@ -135,6 +143,23 @@ class Session:
                     if self.stopping.is_set() or preemptions > PREEMPTIONS:
                         raise
                     hear({"event": "warning", "text": "The step was preempted; running it again."})
+
+    def finished(self, step: Step) -> None:
+        """Note that a step's output is published, so that those that read it are due."""
+        self._finished.add(step.id)
+        self._finished_at = time.monotonic()
+
+    def _training_is_due(self) -> bool:
+        """Whether a step that evaluations wait for can start, and hasn't asked for a slot yet.
+
+        Its task needs a moment after the last one that it waited for; one that doesn't come in DUE_SECONDS has failed
+        before it could ask.
+        """
+        return time.monotonic() - self._finished_at < DUE_SECONDS and any(
+            step.id not in self._asked | self._finished and self._finished.issuperset(step.depends_on)
+            for step in self.plan.steps
+            if role_of(step) not in ("evaluation", "report")
+        )
 
     def close(self) -> None:
         """End the worker host and every child."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from tasks.slots import Slots
 
@@ -60,11 +61,12 @@ def test_a_wide_step_is_not_overtaken_by_narrow_ones() -> None:
 def test_a_patient_step_waits_for_those_who_are_not() -> None:
     slots, order = Slots(1), []
 
-    def work(name: str, patient: bool) -> None:
-        with slots.take(1, patient):
+    def work(name: str, expected: Callable[[], bool] | None) -> None:
+        with slots.take(1, expected):
             order.append(name)
 
-    threads = [threading.Thread(target=work, args=asked) for asked in (("evaluation", True), ("training", False))]
+    asked = [("evaluation", lambda: False), ("training", None)]
+    threads = [threading.Thread(target=work, args=one) for one in asked]
     with slots.take(1):
         for waiting, thread in enumerate(threads, start=1):
             thread.start()
@@ -72,6 +74,24 @@ def test_a_patient_step_waits_for_those_who_are_not() -> None:
                 pass
     for thread in threads:
         thread.join()
+    assert order == ["training", "evaluation"]
+
+
+def test_a_patient_step_leaves_free_slots_to_one_that_is_about_to_ask() -> None:
+    slots, order, asked = Slots(1), [], threading.Event()
+
+    def evaluation() -> None:
+        with slots.take(1, lambda: not asked.is_set()):
+            order.append("evaluation")
+
+    waiting = threading.Thread(target=evaluation)
+    waiting.start()
+    while len(slots._queue) < 1:
+        pass
+    with slots.take(1):
+        asked.set()
+        order.append("training")
+    waiting.join()
     assert order == ["training", "evaluation"]
 
 
