@@ -35,10 +35,11 @@ def run(dry_run: bool, **options: Any) -> None:
         show_plan(asked)
         return
     preflight.check(asked.plan)
-    check_workspace(asked.plan.workspace)
     found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
     published = all(s.state == "cached" for s in found.values())
-    summary = _reuse(asked, found) if published else _execute(asked)
+    tier = preflight.try_sandbox(asked.config) if asked.config.runs_code() and not published else None
+    check_workspace(asked.plan.workspace)
+    summary = _reuse(asked, found) if published else _execute(asked, tier)
     from vibethinker.reporting import text
 
     click.echo(text.summarise(summary, asked.plan.workspace))
@@ -65,7 +66,7 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
     return summary
 
 
-def _execute(asked: Planned) -> dict[str, Any]:
+def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
     from flows.display import display
     from flows.server import Server, deliver, environment
     from tasks import session
@@ -77,8 +78,10 @@ def _execute(asked: Planned) -> dict[str, Any]:
             server = Server(home, home / "server.log")
             stack.callback(server.close)
             os.environ.update(environment(home) | {"PREFECT_API_URL": server.url})
+        if tier:
+            click.echo(f"Programs run in the sandbox tier {tier}.", err=True)
         shown = stack.enter_context(display(asked.plan))
-        current = stack.enter_context(session.opened(asked.plan, shown, asked.refresh))
+        current = stack.enter_context(session.opened(asked.plan, shown, asked.refresh, tier))
         resume = current.run.resume_command
         try:
             from flows.pipeline import pipeline

@@ -73,7 +73,8 @@ def running(
                 plan[step_id]
             preflight.check(plan)
             check_workspace(folder)
-            current = stack.enter_context(session.opened(plan, Lines(plan), frozenset(refresh or ())))
+            tier = preflight.try_sandbox(plan.config) if plan.config.runs_code() else None
+            current = stack.enter_context(session.opened(plan, Lines(plan), frozenset(refresh or ()), tier))
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
         run = Running(current)
         try:

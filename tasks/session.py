@@ -55,8 +55,8 @@ class Display(Protocol):
 class Session:
     """One run in this process; see the module."""
 
-    def __init__(self, run: Run, found: Mapping[str, StepState], display: Display) -> None:
-        self.run, self.plan, self.display = run, run.plan, display
+    def __init__(self, run: Run, found: Mapping[str, StepState], display: Display, tier: str | None = None) -> None:
+        self.run, self.plan, self.display, self.tier = run, run.plan, display, tier
         self.found = found
         self.config = run.plan.config
         self.slots = Slots(hardware.slots(self.config))
@@ -87,7 +87,7 @@ class Session:
             self.run.id,
             self.run.id,
             self.config.model_dump(mode="json", by_alias=True),
-            {"vibethinker.profile": self.config.profile, **tags},
+            {"vibethinker.profile": self.config.profile, "vibethinker.sandbox": self.tier or "unused", **tags},
             self.run.folder,
             self.run.warn,
         )
@@ -225,9 +225,11 @@ def current() -> Session | None:
 
 
 @contextmanager
-def opened(plan: Plan, display: Display, refresh: frozenset[str] = frozenset()) -> Iterator[Session]:
-    """A begun session for the `with` block; closing it ends all its processes."""
-    session = Session(Run(plan), states(plan, Run(plan).store, refresh), display)
+def opened(
+    plan: Plan, display: Display, refresh: frozenset[str] = frozenset(), tier: str | None = None
+) -> Iterator[Session]:
+    """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run."""
+    session = Session(Run(plan), states(plan, Run(plan).store, refresh), display, tier)
     _sessions[session.run.id] = session
     token = _current.set(session)
     try:

@@ -85,7 +85,7 @@ def new_step(tmp_path):
             "sft_micro_batch": 8,
             "signal_micro_batch": 8,
             "generation_batch": 64,
-            "allow_unsafe_code": False,
+            "sandbox": {},
             "verifier_workers": 1,
             "backend": "transformers",
             "paths": {},

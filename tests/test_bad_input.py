@@ -99,7 +99,8 @@ def test_a_step_that_is_not_there(run, tmp_path) -> None:
 
 
 def test_code_is_not_run_without_leave(run) -> None:
-    refused(run("--set", "verification.allow_unsafe_code=false"), "verification.allow_unsafe_code=true")
+    unsafe = run("--set", "sandbox.tier=rlimits", "--set", "sandbox.allow_unsafe=false")
+    refused(unsafe, "no sandbox", "sandbox.allow_unsafe")
 
 
 def test_a_workspace_that_can_not_be_made(tmp_path) -> None:

@@ -107,7 +107,19 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(vibethinker, model
         ("has no weights", (*evaluate, bare, "--benchmark", problems)),
         ("broken.jsonl:2:", (*evaluate, models[0], "--benchmark", broken)),
         ("neither a file nor", (*evaluate, models[0], "--benchmark", "aime24")),
-        ("--allow-unsafe-code", (*evaluate, models[0], "--benchmark", code_file)),
+        (
+            "--allow-unsafe-code",
+            (
+                *evaluate,
+                models[0],
+                "--benchmark",
+                code_file,
+                "--set",
+                "sandbox.tier=rlimits",
+                "--set",
+                "sandbox.allow_unsafe=false",
+            ),
+        ),
         ("can't be written", ("evaluate", models[0], "--benchmark", problems, "--output", full)),
         (
             "no setting 'evaluation.sample'",

@@ -16,7 +16,7 @@ from vibethinker.settings import Probing
 from vibethinker.steps import StepContext
 from vibethinker.verification import Verdict
 
-EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "allow_unsafe_code": False, "verifier_workers": 1}
+EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "sandbox": {}, "verifier_workers": 1}
 SETTINGS = {
     "seed": 3,
     "domain": "algebra",
@@ -138,7 +138,9 @@ def test_the_step_measures_every_checkpoint_and_the_chosen_one_again(probe):
         (found["selected"], "validation", "validation-0"),
     ]
     assert emitter.positions == sorted(emitter.positions) and emitter.positions[-1] == (32, 32)
-    assert emitter.steps == [(1, ["pass@1", "pass@2", "pass@4"]), (2, ["pass@1", "pass@2", "pass@4"])]
+    *measured, (_, verified) = emitter.steps
+    assert measured == [(1, ["pass@1", "pass@2", "pass@4"]), (2, ["pass@1", "pass@2", "pass@4"])]
+    assert {"verifier/math/no_answer", "verifier/math/seconds_p95"} <= set(verified)
 
 
 def test_a_repetition_gives_the_same_bytes(probe):

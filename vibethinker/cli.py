@@ -19,6 +19,7 @@ from vibethinker.errors import VibeThinkerError
 
 COMMANDS = {
     "plan": "vibethinker.commands.inspect:plan",
+    "doctor": "vibethinker.commands.doctor:doctor",
     "status": "vibethinker.commands.inspect:status",
     "logs": "vibethinker.commands.inspect:logs",
     "report": "vibethinker.commands.inspect:report",

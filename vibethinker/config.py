@@ -30,6 +30,7 @@ from vibethinker.settings import (
     Execution,
     Objective,
     Prompts,
+    Sandbox,
     Settings,
     Signal,
     Spectrum,
@@ -74,6 +75,7 @@ class Config(Settings):
     signal: Signal = setting(Signal, "phase 2")
     evaluation: Evaluation = setting(Evaluation, "measurement")
     verification: Verification = setting(Verification, "limits of the verifiers")
+    sandbox: Sandbox = setting(Sandbox, "where programs run")
     worker: Worker = setting(Worker, "the interpreter of the steps")
     execution: Execution = setting(Execution, "how, never what")
     tracking: Tracking = setting(Tracking, "MLflow")
@@ -94,6 +96,16 @@ class Config(Settings):
             return stage.domains
         code = stage.reward == "code"
         return tuple(d for d in self.domains if (d == CODE_DOMAIN) == code)
+
+    def verifier(self) -> dict[str, Any]:
+        """What verdicts depend on."""
+        return {**self.verification.semantic(), "sandbox": self.sandbox.semantic()}
+
+    def runs_code(self) -> bool:
+        """Whether programs that a model wrote are run."""
+        files = (*self.data.train, *self.data.evaluation)
+        rewarded = any(stage.reward == "code" for stage in self.signal.stages)
+        return CODE_DOMAIN in self.domains or rewarded or any(file.columns.tests for file in files)
 
     def model_positions(self) -> int | None:
         """Longest sequence the base model takes, RoPE scaling included; None where its config.json isn't at hand."""

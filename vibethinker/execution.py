@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vibethinker import hardware
+from vibethinker import hardware, verifiers
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 
@@ -36,7 +36,7 @@ def execution_settings(config: Config, threads: int, paths: Mapping[str, str]) -
         "sft_micro_batch": config.spectrum.sft.micro_batch,
         "signal_micro_batch": config.signal.micro_batch,
         "generation_batch": config.execution.generation_batch,
-        "allow_unsafe_code": verification.allow_unsafe_code,
+        "sandbox": verifiers.execution(config.sandbox),
         "verifier_workers": min(verification.workers, threads),
         "backend": config.base_model.backend,
         "paths": dict(paths),

@@ -1,9 +1,9 @@
 """`vibethinker grade`: rows of a JSON-lines file in, their verdicts in another file out.
 
-Two passes over the input: the first only checks every row, so that a malformed one is reported before
-anything is written; the second grades what the output doesn't hold yet, in batches, appended as they come.
-Run again, it goes on where it stopped. Rows of the output: the row's `id`, `verdict`, `extracted`, `seconds`.
-Ids are all that is kept in memory.
+Two passes over the input: the first only checks every row, so that a malformed one is reported before anything is
+written; the second grades what the output doesn't hold yet, in batches, appended as they come. Run again, it goes on
+where it stopped. A row may carry `prompt`, what the response answers: an answer copied from it doesn't count. Rows of
+the output: the row's `id`, `verdict`, `extracted`, `seconds`. Ids are all that is kept in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.verification import CodeLimits, Item, Verdict, Verifier, check_tests
+from vibethinker.verification import CodeLimits, Grading, Item, Verdict, Verifier, check_tests
 from vibethinker.verification.schema import CODE_VERDICTS, MATH_VERDICTS
 
 _BATCH = 256
@@ -28,11 +28,13 @@ _REPORTED = 20  # malformed rows named in a message
 
 @dataclass
 class Summary:
-    """What one call did: verdicts counted by class, rows found graded already, malformed rows skipped."""
+    """What one call did: verdicts counted by class, rows found graded already, malformed rows skipped, and the
+    sandbox's tier where programs ran."""
 
     verdicts: Counter[str] = field(default_factory=Counter)
     already: int = 0
     bad: list[str] = field(default_factory=list)
+    tier: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,17 @@ def grade_file(
     source: Path,
     target: Path,
     skip_bad: bool = False,
-    allow_unsafe: bool = False,
+    code: CodeLimits | None = None,
     workers: int = 1,
+    math_seconds: float = 5.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
     """Grade the rows of `source` into `target`; `progress(done, total)` is called after each batch.
 
     Raises DataError for a missing or empty input, malformed rows (unless `skip_bad`) or an output that isn't
-    one of this command, and ConfigurationError for code without `allow_unsafe` and an output that can't be
+    one of this command, and ConfigurationError where no sandbox for programs works, or the output can't be
     written. Nothing is written then.
     """
-    if kind == "code" and not allow_unsafe:
-        raise ConfigurationError(
-            "grading code runs what a model wrote, under resource limits that are no sandbox: pass "
-            "--allow-unsafe-code (verification.allow_unsafe_code in a configuration) if this machine can take it"
-        )
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigurationError(f"{target} is the input too: name another file for the verdicts")
     summary = Summary()
@@ -79,19 +77,31 @@ def grade_file(
     graded, size = _read_target(kind, target)
     summary.already = len(keys & graded)
     wanted = keys - graded
-    limits = CodeLimits(allow_unsafe=allow_unsafe)
-    with _open(target, "ab") as output, Verifier(workers=workers, code=limits) as verifier:
-        output.truncate(size)
-        rows = _wanted_rows(kind, source, set(wanted))
-        while batch := list(islice(rows, _BATCH)):
-            verdicts = verifier.grade([row.item for row in batch])
-            output.writelines(_line(row, verdict) for row, verdict in zip(batch, verdicts, strict=True))
-            output.flush()
-            summary.verdicts.update(verdict.verdict for verdict in verdicts)
-            if progress:
-                progress(summary.verdicts.total(), len(wanted))
-        os.fsync(output.fileno())
+    with Verifier(workers, math_seconds, code) as verifier:
+        if kind == "code":
+            summary.tier = verifier.try_sandbox()
+        with _open(target, "ab") as output:
+            output.truncate(size)
+            for rows, verdicts in _graded(verifier, _wanted_rows(kind, source, set(wanted))):
+                output.writelines(_line(row, verdict) for row, verdict in zip(rows, verdicts, strict=True))
+                output.flush()
+                summary.verdicts.update(verdict.verdict for verdict in verdicts)
+                if progress:
+                    progress(summary.verdicts.total(), len(wanted))
+            os.fsync(output.fileno())
     return summary
+
+
+def _graded(verifier: Verifier, rows: Iterator[_Row]) -> Iterator[tuple[list[_Row], list[Verdict]]]:
+    """Rows with their verdicts, in batches; a batch is with the workers while the one before is waited for."""
+    before: tuple[list[_Row], Grading] | None = None
+    while batch := list(islice(rows, _BATCH)):
+        grading = verifier.submit([row.item for row in batch])
+        if before is not None:
+            yield before[0], before[1].verdicts()
+        before = batch, grading
+    if before is not None:
+        yield before[0], before[1].verdicts()
 
 
 def _line(row: _Row, verdict: Verdict) -> bytes:
@@ -154,13 +164,15 @@ def _parse(kind: str, line: bytes) -> _Row:
         raise _BadRow("'id' must be a string or an integer")
     if not isinstance(row["response"], str):
         raise _BadRow("'response' must be a string")
+    if not isinstance(row.get("prompt", ""), str):
+        raise _BadRow("'prompt' must be a string")
     gold = row[reference]
     if kind == "code":
         if problem := check_tests(gold):
             raise _BadRow(problem)
     elif isinstance(gold, bool) or not isinstance(gold, str | int | float) or not str(gold).strip():
         raise _BadRow("'gold' must be a non-empty string or a number")
-    return _Row(json.dumps(row["id"]), row["id"], Item(kind, row["response"], gold))
+    return _Row(json.dumps(row["id"]), row["id"], Item(kind, row["response"], gold, row.get("prompt", "")))
 
 
 def _read_target(kind: str, target: Path) -> tuple[set[str], int]:

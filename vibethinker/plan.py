@@ -165,7 +165,7 @@ class _Builder:
         self.config, self.workspace, self.replaced = config, workspace, replaced
         self.steps: dict[str, Step] = {}
         c = config
-        self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verification.semantic()}
+        self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verifier()}
         self.training = {
             "seed": c.seed,
             "prompts": c.prompts.semantic(),
@@ -225,7 +225,7 @@ class _Builder:
         }
         if data.teacher.model:  # only a teacher's traces depend on how prompts are written
             settings["prompts"] = self.config.prompts.semantic()
-        settings["verification"] = self.config.verification.semantic()
+        settings["verification"] = self.config.verifier()
         self._add("data", "data", settings, outside=outside)
 
     def _base(self) -> None:
@@ -281,7 +281,7 @@ class _Builder:
             }
             settings = {
                 **self.training,
-                "verification": self.config.verification.semantic(),
+                "verification": self.config.verifier(),
                 "stage": {k: v for k, v in stage.semantic().items() if k not in ("overrides", "domains")},
                 "objective": self.config.objective(stage).semantic(),
                 "domains": list(self.config.stage_domains(stage)),

@@ -9,13 +9,13 @@ import importlib.util
 from collections import Counter
 from pathlib import Path
 
-from vibethinker import validation
+from vibethinker import validation, verifiers
 from vibethinker.config import Config
 from vibethinker.data import sources
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.execution import check_trainable
 from vibethinker.plan import Plan, role_of
-from vibethinker.settings import CODE_DOMAIN
+from vibethinker.verification import Verifier
 
 MODEL_ROLES = ("base", "specialist", "fusion", "signal")
 
@@ -34,14 +34,6 @@ def check(plan: Plan) -> None:
         )
     if plan.ids("specialist", "signal"):
         check_trainable(config.base_model.backend, config.base_model.quantization)
-    runs_code = CODE_DOMAIN in config.domains or any(s.reward == "code" for s in config.signal.stages)
-    runs_code = runs_code or any(f.columns.tests for f in (*config.data.train, *config.data.evaluation))
-    if runs_code and not config.verification.allow_unsafe_code:
-        raise ConfigurationError(
-            "The run would execute programs that a model wrote, under resource limits but in no sandbox: set "
-            "verification.allow_unsafe_code=true on a machine where that is acceptable, or leave out the domain code "
-            "and the stages that reward it."
-        )
     for step in plan.steps:
         source = step.outside.get("source") or step.outside.get("local")
         if not source or not Path(source).is_dir() or role_of(step) not in MODEL_ROLES:
@@ -54,6 +46,16 @@ def check(plan: Plan) -> None:
         for said in ("train_data", "validation_data") if step.kind == "signal" else ():
             if path := step.settings["stage"][said]:
                 sources.read_stage_file(Path(step.outside[path]), step.settings["stage"]["reward"])
+
+
+def try_sandbox(config: Config) -> str:
+    """Run a program in the sandbox that is configured, and tell its tier.
+
+    Raises:
+        ConfigurationError: none works here, and running without isn't allowed.
+    """
+    with Verifier(code=verifiers.limits(config.sandbox)) as verifier:
+        return verifier.try_sandbox()
 
 
 def _check_files(config: Config) -> None:

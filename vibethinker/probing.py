@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.schema import Problem, read_jsonl
-from vibethinker.data.traces import verifier
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, pass_scores, write_rows
 from vibethinker.settings import Probing, Prompts
@@ -67,7 +67,7 @@ def run(context: StepContext) -> Metrics:
             )
         return found
 
-    with verifier(context) as grader:
+    with verifiers.of_step(context) as grader:
         candidates = [assess(folder, "probe") for folder in folders]
         for number, found in enumerate(candidates, start=1):
             context.emit.metrics(number, {f"pass@{k}": s["value"] for k, s in found["pass_at"].items()})

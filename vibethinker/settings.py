@@ -274,15 +274,34 @@ class Evaluation(Settings):
 
 
 class Verification(Settings):
-    """Limits of the verifiers."""
+    """The verifiers."""
 
     math_seconds: float = setting(5.0, "time limit of one answer", unit="s", gt=0)
-    code_seconds: float = setting(5.0, "wall time limit of one program over all its tests", unit="s", gt=0)
-    code_memory: int = setting(512, "memory limit of one program", unit="MiB", ge=64)
-    allow_unsafe_code: bool = setting(
-        False, "run model-written code under resource limits alone, which is no sandbox", execution=True
-    )
     workers: int = setting(1, "verifier processes a step", ge=1, execution=True)
+
+
+class Sandbox(Settings):
+    """Where programs that a model wrote run, and what each may use."""
+
+    tier: Literal["auto", "bubblewrap", "landlock", "rlimits"] = setting(
+        "auto", "how they are confined; auto is the strongest that holds on the machine", execution=True
+    )
+    allow_unsafe: bool = setting(
+        False, "run them under resource limits alone, which is no sandbox, where nothing stronger holds", execution=True
+    )
+    python: str | None = setting(
+        None,
+        "the interpreter that runs them; None is the steps' own. As root, one that user 65534 can run",
+        execution=True,
+    )
+    seconds: float = setting(
+        5.0, "wall time of a program over all its tests, and CPU time of a process", unit="s", gt=0
+    )
+    memory: int = setting(512, "memory of all its processes, and address space of each", unit="MiB", ge=64)
+    output: int = setting(1024, "output of a test case, and size of a file", unit="KiB", ge=1)
+    processes: int = setting(32, "processes at once", ge=2)
+    files: int = setting(64, "open files of a process", ge=16)
+    disk: int = setting(64, "size of its private folder", unit="MiB", ge=1)
 
 
 class Worker(Settings):

@@ -48,7 +48,7 @@ class Recorder:
         assert 0 <= done <= total
 
     def metrics(self, step: int, values: Any) -> None:
-        raise AssertionError("the data step has no optimizer steps")
+        assert step == 0 and all(name.startswith("verifier/") for name in values), "the step has no optimizer steps"
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
@@ -99,7 +99,7 @@ def prepare(tmp_path) -> Callable[..., Prepared]:
             execution={
                 "device": "cpu",
                 "generation_batch": 8,
-                "allow_unsafe_code": True,
+                "sandbox": {},
                 "verifier_workers": 1,
                 "paths": {name: name for name in named},
             },

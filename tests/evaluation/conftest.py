@@ -29,14 +29,18 @@ class Scripted:
     def __init__(self, answers: list[list[str]]) -> None:
         self.answers = answers
 
-    def generate(self, prompts, *, samples, max_tokens, temperature, top_p, seed, progress=None):
+    def generate(self, prompts, *, samples, max_tokens, temperature, top_p, seed, progress=None, ended=None):
         assert len(prompts) == len(self.answers) and all(len(texts) == samples for texts in self.answers)
         if progress:
             progress(len(prompts) * samples, len(prompts) * samples)
-        return [
+        generated = [
             [Completion(text, len(text), text.endswith("…"), tuple(range(len(text)))) for text in texts]
             for texts in self.answers
         ]
+        for index, completions in reversed(list(enumerate(generated))):  # any order will do
+            for sample, completion in enumerate(completions):
+                ended(index, sample, completion)
+        return generated
 
 
 @pytest.fixture

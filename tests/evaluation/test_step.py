@@ -18,7 +18,7 @@ SETTINGS = {
     "prompts": {},
     "verification": {},
 }
-EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "allow_unsafe_code": False, "verifier_workers": 1}
+EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "sandbox": {}, "verifier_workers": 1}
 
 
 class Recorder:

@@ -17,7 +17,9 @@ from vibethinker.training.signal import METRICS, run
 def signal(new_step, taught_folder, data_folder):
     """A function **settings of the objective → the context of a signal step, run."""
 
-    def train(*, stage=None, data=data_folder, domains=("algebra",), micro=16, seed=1, paths=None, **objective):
+    def train(
+        *, stage=None, data=data_folder, domains=("algebra",), micro=16, seed=1, paths=None, sandbox=None, **objective
+    ):
         stage = {"name": "sums", "context": 64, "steps": 2, "reward": "math"} | (stage or {})
         objective = {
             "group_size": 4,
@@ -36,7 +38,7 @@ def signal(new_step, taught_folder, data_folder):
             "base_model": {},
         }
         inputs = {"model": taught_folder, "data": data}
-        context = new_step(settings, inputs, signal_micro_batch=micro, paths=paths or {})
+        context = new_step(settings, inputs, signal_micro_batch=micro, paths=paths or {}, sandbox=sandbox or {})
         context.settings["measured"] = run(context)
         return context
 
@@ -126,12 +128,12 @@ def test_a_problem_without_gold_is_an_error_that_names_it(signal, tmp_path):
         signal(data=tmp_path)
 
 
-def test_a_stage_that_rewards_code_needs_permission_to_run_it(signal, tmp_path):
+def test_a_stage_that_rewards_code_needs_a_sandbox_or_leave_to_run_without(signal, tmp_path):
     tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [1], "expected": 2}]}
     (tmp_path / "rl").mkdir()
     write_jsonl(tmp_path / "rl" / "code.jsonl", [Problem("c", "code", "f?", "test", "MIT", tests=tests)])
-    with pytest.raises(ConfigurationError, match="allow_unsafe_code"):
-        signal(data=tmp_path, domains=("code",), stage={"reward": "code"})
+    with pytest.raises(ConfigurationError, match=r"sandbox\.allow_unsafe"):
+        signal(data=tmp_path, domains=("code",), stage={"reward": "code"}, sandbox={"tier": "rlimits"})
 
 
 def test_the_difficulty_filter_keeps_what_is_solved_sometimes(signal):

@@ -29,6 +29,14 @@ from vibethinker.verification import extract_answer, extract_program
         (r"the answer is \boxed{6", None),
         (r"\boxed{5} {{{", "5"),
         (r"\boxed{}", None),
+        (r"\boxed{5}, or rather \boxed{}", "5"),
+        (r"\boxed{5} as in \boxed{answer}", "5"),
+        (r"put it into \boxed{\text{your answer}}", None),
+        (r"$\boxed{2}$ or $\boxed{3}$", "2, 3"),
+        (r"\boxed{2}, \boxed{3} and \boxed{2}.", "2, 3"),
+        (r"\boxed{2}. No, it is \boxed{3}.", "3"),
+        (r"\fbox{7}", "7"),
+        ("**Answer:** 42", "42"),
         ("The answer is 3.5.", "3.5"),
         ("The final answer is: **12**", "12"),
         ("Answer: x + 1\nbye", "x + 1"),
@@ -39,6 +47,24 @@ from vibethinker.verification import extract_answer, extract_program
 )
 def test_the_last_answer_after_thinking_is_taken(response, answer):
     assert extract_answer(response) == answer
+
+
+EXAMPLE = (
+    "Question: what is 3 + 4?\nAnswer: adding them gives the sum that was asked for, \\boxed{7}\n\nQuestion: 5 + 8?"
+)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (EXAMPLE, None),
+        (f"The sum is \\boxed{{13}}\n\n{EXAMPLE}", "13"),
+        (r"Adding them gives \boxed{7}", "7"),  # its own words, whatever the number
+        (r"\boxed{7}", "7"),
+    ],
+)
+def test_an_example_copied_from_the_prompt_is_no_answer(response, answer):
+    assert extract_answer(response, EXAMPLE) == answer
 
 
 def test_a_megabyte_of_unclosed_boxes_is_read_once():

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from vibethinker.commands.grade import grade
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.grading import grade_file
+from vibethinker.verification import CodeLimits
 
 MATH = [
     {"id": "a", "gold": "3", "response": r"\boxed{3}"},
@@ -56,7 +57,7 @@ def test_math_rows_become_verdicts_in_order(tmp_path):
 
 def test_code_rows_become_verdicts(tmp_path):
     target = tmp_path / "out.jsonl"
-    grade_file("code", write(tmp_path / "in.jsonl", CODE), target, allow_unsafe=True)
+    grade_file("code", write(tmp_path / "in.jsonl", CODE), target)
     assert [(row["id"], row["verdict"]) for row in read(target)] == [
         ("add", "passed"),
         ("talk", "no_code"),
@@ -64,10 +65,10 @@ def test_code_rows_become_verdicts(tmp_path):
     ]
 
 
-def test_code_is_refused_unless_allowed_and_nothing_is_written(tmp_path):
+def test_without_a_sandbox_code_is_refused_and_nothing_is_written(tmp_path):
     target = tmp_path / "out.jsonl"
-    with pytest.raises(ConfigurationError, match="allow_unsafe_code"):
-        grade_file("code", write(tmp_path / "in.jsonl", CODE), target)
+    with pytest.raises(ConfigurationError, match="allow_unsafe"):
+        grade_file("code", write(tmp_path / "in.jsonl", CODE), target, code=CodeLimits(tier="rlimits"))
     assert not target.exists()
 
 
@@ -131,7 +132,7 @@ def test_malformed_rows_are_skipped_when_asked_and_told(tmp_path):
 def test_tests_without_a_case_are_malformed(tmp_path):
     row = {"id": "a", "response": "", "tests": {"kind": "stdin", "cases": []}}
     with pytest.raises(DataError, match=r"in\.jsonl:1: .*cases"):
-        grade_file("code", write(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl", allow_unsafe=True)
+        grade_file("code", write(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl")
 
 
 def test_files_that_cannot_serve_are_refused_in_a_sentence(tmp_path):

@@ -1,15 +1,14 @@
-"""Programs that cheat, hang, hoard or fork: none passes, none escapes, none holds the worker up."""
+"""Programs that cheat, hang, hoard or fork, in every tier: none passes, none escapes, none holds the worker up."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from vibethinker.errors import ConfigurationError
 from vibethinker.verification import CodeLimits, Item, Verifier
 
 SECRET = "48151623"
@@ -18,6 +17,31 @@ FUNCTION = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expe
 ASSERT = {"kind": "assert", "code": f"assert f() == '{SECRET}'"}
 CHECK = {"kind": "assert", "code": f"def check(c):\n    assert c() == '{SECRET}'\ncheck(f)"}
 FORMS = pytest.mark.parametrize("tests", [STDIN, FUNCTION, ASSERT, CHECK], ids=["stdin", "function", "assert", "check"])
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock", "rlimits"])
+def verifier(request):
+    """One that runs programs in this tier."""
+    limits = CodeLimits(seconds=1.5, memory_mib=256, tier=request.param, allow_unsafe=request.param == "rlimits")
+    with Verifier(code=limits) as confined:
+        try:
+            assert confined.try_sandbox() == request.param
+        except ConfigurationError as error:
+            pytest.skip(str(error))
+        yield confined
+
+
+@pytest.fixture
+def sandboxed(verifier):
+    """The same, and skipped where the tier is no sandbox."""
+    if verifier.tier == "rlimits":
+        pytest.skip("rlimits is no sandbox")
+    return verifier
+
+
+def run(verifier: Verifier, program: str, tests: object) -> str:
+    return verifier.grade([Item("code", f"```python\n{program}\n```", tests)])[0].verdict
+
 
 EQUAL_TO_ALL = """
 class Any(str):
@@ -127,12 +151,13 @@ def test_no_trick_passes_and_each_counts_as_wrong(verifier, tests, program):
         ("import time\ntime.sleep(60)", "time_limit"),
         ("x = bytearray(10**10)", "memory_limit"),
         ("x = []\nwhile True: x.append(bytearray(10**7))", "memory_limit"),
+        ("9**9**9**9", "time_limit"),
+        ("class C:\n    def __del__(self):\n        while True: pass\nc = C()\ndel c", "time_limit"),
     ],
 )
 @pytest.mark.slow
-def test_limits_hold_in_every_form(tests, program, verdict):
-    with Verifier(code=CodeLimits(seconds=1.0, memory_mib=256, allow_unsafe=True)) as verifier:
-        assert verifier.grade([Item("code", f"```python\n{program}\n```", tests)])[0].verdict == verdict
+def test_limits_hold_in_every_form(verifier, tests, program, verdict):
+    assert run(verifier, program, tests) == verdict
 
 
 @pytest.mark.slow
@@ -140,16 +165,57 @@ def test_limits_hold_in_every_form(tests, program, verdict):
     "program",
     [
         "while True: print('x' * 1000)",
+        "for _ in range(10): print('x' * 1_000_000_000)",
         "import os\nwhile True: os.write(1, b'x' * 65536)",
         "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
         "def f(): return 'x' * 50_000_000\nprint('x' * 50_000_000)",
         "def f(): return [0] * 5_000_000\nprint([0] * 5_000_000)",
+        "files = [open(f'f{n}', 'w') for n in range(1000)]",
     ],
 )
 @pytest.mark.parametrize("tests", [STDIN, FUNCTION], ids=["stdin", "function"])
 def test_hoarding_ends_the_program(verifier, tests, program):
-    verdict = verifier.grade([Item("code", f"```python\n{program}\n```", tests)])[0].verdict
-    assert verdict in ("runtime_error", "memory_limit", "time_limit")
+    assert run(verifier, program, tests) in ("runtime_error", "memory_limit", "time_limit")
+
+
+FORK_BOMB = """
+import os
+def f():
+    while True:
+        try: os.fork()
+        except OSError: pass
+f()
+"""
+MEMORY_OF_MANY = """
+import os, time
+def f():
+    for _ in range(8):
+        if os.fork() == 0:
+            block = bytearray(100_000_000)
+            for at in range(0, len(block), 4096): block[at] = 1
+            time.sleep(60)
+    time.sleep(60)
+f()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tests", [STDIN, FUNCTION], ids=["stdin", "function"])
+def test_a_fork_bomb_is_contained_and_ends_with_its_time(verifier, tests):
+    before = processes()
+    started = time.monotonic()
+    assert run(verifier, FORK_BOMB, tests) in ("time_limit", "memory_limit", "runtime_error")
+    assert time.monotonic() - started < 10
+    assert processes() <= before + 2
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_program_share_its_memory(verifier):
+    assert run(verifier, MEMORY_OF_MANY, STDIN) == "memory_limit"
+
+
+def processes() -> int:
+    return len([name for name in os.listdir("/proc") if name.isdigit()])
 
 
 LEFT_BEHIND = """
@@ -166,12 +232,11 @@ print('{secret}')
 
 @FORMS
 def test_a_grandchild_that_holds_the_pipe_neither_delays_nor_survives(verifier, tests):
-    marker = f"left-behind-{os.getpid()}-{time.monotonic_ns()}"
-    program = f"import ctypes\nctypes.CDLL(None).prctl(15, b'{marker[-15:]}')\n" + LEFT_BEHIND.format(secret=SECRET)
-    verdict = verifier.grade([Item("code", f"```python\n{program}\n```", tests)])[0]
+    marker = f"left-{os.getpid()}-{time.monotonic_ns()}"[-15:]
+    program = f"import ctypes\nctypes.CDLL(None).prctl(15, b'{marker}')\n" + LEFT_BEHIND.format(secret=SECRET)
     # Leaving processes behind isn't wrong in itself.
-    assert verdict.verdict == "passed"
-    assert marker[-15:] not in running_names()
+    assert run(verifier, program, tests) == "passed"
+    assert marker not in running_names()
 
 
 def running_names() -> set[str]:
@@ -184,56 +249,147 @@ def running_names() -> set[str]:
     return names
 
 
-def test_nothing_stays_of_what_a_program_writes(verifier, tmp_path):
-    note = tmp_path / "where"
-    tmp_path.chmod(0o777)
-    program = f"""
+MAZE = f"""
 import os
-open({str(note)!r}, 'w').write(os.getcwd())
 for depth in range(200):
     os.mkdir('d')
     os.chdir('d')
 open('file', 'w').write('x')
+os.symlink('/', 'root')
 os.chmod('.', 0)
 print('{SECRET}')
 """
-    verdict = verifier.grade([Item("code", f"```python\n{program}\n```", STDIN)])[0]
-    assert verdict.verdict == "passed"
-    folder = Path(note.read_text())
-    assert folder.parent.is_dir()
-    assert not folder.exists()
+
+
+def test_nothing_stays_of_what_a_program_writes(verifier):
+    assert run(verifier, MAZE, STDIN) == "passed"
+    fresh = f"import os\nassert not [n for n in os.listdir('.') if not n.startswith('.')]\nprint('{SECRET}')"
+    assert run(verifier, fresh, STDIN) == "passed"
+
+
+def test_no_folder_stays_on_the_host(tmp_path):
+    before = set(os.listdir("/tmp"))
+    for tier in ("auto", "landlock"):
+        with Verifier(code=CodeLimits(tier=tier)) as confined:
+            assert run(confined, MAZE, STDIN) == "passed"
+    left = {name for name in set(os.listdir("/tmp")) - before if name.startswith("vibethinker-")}
+    assert left == set()
 
 
 def test_a_program_sees_nothing_of_the_environment(verifier):
     tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expected": []}]}
     # The hash seed, and the locale that Python sets for itself.
     program = "import os\ndef f(): return [n for n in os.environ if n not in ('PYTHONHASHSEED', 'LC_CTYPE')]"
-    assert verifier.grade([Item("code", f"```python\n{program}\n```", tests)])[0].verdict == "passed"
+    assert run(verifier, program, tests) == "passed"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a program another user")
-def test_root_gives_programs_another_user_and_no_way_to_fork_without_end():
-    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
-    if python is None or subprocess.run([python, "-P", "-c", ""], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("no Python of 3.11 or later in /usr/local/bin or /usr/bin that another user could run")
-    tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expected": [65534, True]}]}
-    program = """
-import os, time
+def attempts(*statements: str) -> str:
+    """A program whose `f` tells which of the statements didn't fail."""
+    return f"""
+import ctypes, os, signal, socket, subprocess, sys
+LIBC = ctypes.CDLL(None, use_errno=True)
+def check(result):
+    if result < 0: raise OSError(ctypes.get_errno(), 'refused')
 def f():
-    try:
-        for _ in range(1000):
-            if os.fork() == 0:
-                time.sleep(60)
-    except OSError:
-        return [os.getuid(), True]
-    return [os.getuid(), False]
+    done = []
+    for statement in {list(statements)!r}:
+        try: exec(statement, globals())
+        except (OSError, subprocess.SubprocessError): continue
+        done.append(statement)
+    return done
 """
-    with Verifier(code=CodeLimits(allow_unsafe=True, python=python)) as verifier:
-        assert verifier.grade([Item("code", f"```python\n{program}\n```", tests)])[0].verdict == "passed"
+
+
+FORBIDDEN = {
+    "network": [
+        "socket.create_connection(('127.0.0.1', PORT), timeout=1)",
+        "socket.create_connection(('1.1.1.1', 53), timeout=1)",
+        "socket.getaddrinfo('example.org', 80)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 53))",
+        "socket.socket(socket.AF_UNIX).connect('\\0abstract')",
+    ],
+    "files": [
+        "open('/etc/passwd').read()",
+        "open('/etc/hostname').read()",
+        "open('NOTE').read()",
+        "open('NOTE', 'a').write('x')",
+        "open('/usr/lib/x', 'w')",
+        "open(sys.base_prefix + '/lib/x', 'w')",
+        "open(os.__file__, 'a')",
+        "os.symlink('NOTE', 'link'); open('link').read()",
+        "os.link('NOTE', 'hard')",
+        "os.symlink('/', 'root'); open('root/etc/passwd').read()",
+        "os.mkdir('/var/tmp/x')",
+        "os.mkdir('/dev/shm/x')",
+        "os.listdir('/home')",
+    ],
+    "processes": [
+        "open('/proc/1/environ').read()",
+        "open(f'/proc/{os.getppid()}/environ').read()",
+        "open('/proc/self/environ').read()",
+        "os.kill(WORKER, 0)",
+        "os.kill(WORKER, signal.SIGTERM)",
+        "check(LIBC.ptrace(16, os.getppid(), 0, 0))",
+        "check(LIBC.ptrace(16, WORKER, 0, 0))",
+        "check(LIBC.process_vm_readv(WORKER, 0, 0, 0, 0, 0))",
+        "check(LIBC.prctl(38, 0, 0, 0, 0))",
+        "os.setuid(0)",
+        "os.setpriority(os.PRIO_USER, 0, 19)",
+    ],
+    "namespaces": [
+        "check(LIBC.unshare(0x10000000))",
+        "check(LIBC.mount(b'none', b'/tmp', b'tmpfs', 0, 0))",
+        "os.chroot('.')",
+        "check(LIBC.syscall(272, 0x10000000))",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(FORBIDDEN))
+def test_nothing_forbidden_succeeds(sandboxed, tmp_path, kind):
+    import socket
+
+    tmp_path.chmod(0o777)
+    note = tmp_path / "note"
+    note.write_text("private")
+    note.chmod(0o666)
+    tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expected": []}]}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = {"PORT": str(server.getsockname()[1]), "NOTE": str(note), "WORKER": str(os.getpid())}
+        statements = []
+        for statement in FORBIDDEN[kind]:
+            for name, value in places.items():
+                statement = statement.replace(name, value)
+            statements.append(statement)
+        assert run(sandboxed, attempts(*statements), tests) == "passed"
+    assert note.read_text() == "private"
+
+
+def test_what_programs_need_succeeds(sandboxed):
+    needed = [
+        "import asyncio; asyncio.run(asyncio.sleep(0))",
+        "import threading; t = threading.Thread(target=print); t.start(); t.join()",
+        "open('file', 'w').write('x'); assert open('file').read() == 'x'",
+        "import tempfile; tempfile.TemporaryFile().close()",
+        "assert os.waitpid(os.fork() or os._exit(0), 0)[1] == 0",
+        "import json, math, heapq, re, decimal, fractions, itertools, collections, random, hashlib, datetime, bisect",
+    ]
+    tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expected": needed}]}
+    assert run(sandboxed, attempts(*needed), tests) == "passed"
+
+
+def test_programs_are_not_root(sandboxed):
+    tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expected": False}]}
+    assert run(sandboxed, "import os\ndef f(): return 0 in (os.getuid(), os.geteuid(), os.getgid())", tests) == "passed"
+
+
+def test_a_tier_that_cannot_be_had_is_refused_with_its_reason(monkeypatch):
+    with Verifier(code=CodeLimits(tier="rlimits")) as verifier, pytest.raises(ConfigurationError, match="allow_unsafe"):
+        verifier.try_sandbox()
 
 
 def test_bad_programs_leave_their_neighbours_alone(verifier):
     good = f"```python\nprint('{SECRET}')\n```"
-    bad = ["import os\nos._exit(1)", "raise SystemExit(1)", "import os\nos.kill(os.getpid(), 9)", "1 / 0"]
+    bad = ["import os\nos._exit(1)", "raise SystemExit(1)", "import os\nos.kill(os.getpid(), 9)", "1 / 0", FORK_BOMB]
     items = [item for b in bad for item in (Item("code", f"```python\n{b}\n```", STDIN), Item("code", good, STDIN))]
     assert [v.counts for v in verifier.grade(items)] == [False, True] * len(bad)

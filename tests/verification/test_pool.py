@@ -11,8 +11,9 @@ import time
 
 import pytest
 
+import vibethinker.verification.pool
 import vibethinker.verification.verifier
-from vibethinker.errors import InfrastructureError
+from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.verification import CodeLimits, Item, Verifier
 
 HARD = Item("math", r"\boxed{\sqrt{9}}", "3")
@@ -84,11 +85,46 @@ def test_a_closed_verifier_can_be_used_again():
         assert verifier.grade([HARD])[0].verdict == "correct"
 
 
-def test_a_worker_that_cannot_start_is_an_infrastructure_error():
+def test_a_worker_that_cannot_start_is_an_infrastructure_error(monkeypatch):
+    monkeypatch.setattr(vibethinker.verification.pool, "WORKER", "vibethinker.verification.no_such_module")
+    with Verifier() as verifier, pytest.raises(InfrastructureError, match="no_such_module"):
+        verifier.grade([HARD])
+
+
+def test_an_interpreter_that_does_not_start_is_a_configuration_error():
     limits = CodeLimits(allow_unsafe=True, python="/no/such/python")
     tests = {"kind": "stdin", "cases": [{"input": "", "output": ""}]}
-    with Verifier(code=limits) as verifier, pytest.raises(InfrastructureError, match="/no/such/python"):
+    with Verifier(code=limits) as verifier, pytest.raises(ConfigurationError, match="/no/such/python"):
         verifier.grade([Item("code", "```python\npass\n```", tests)])
+
+
+def test_grading_goes_on_while_its_caller_does_something_else():
+    with Verifier(workers=2) as verifier:
+        first, second = verifier.submit([HARD, EASY]), verifier.submit([EASY, HARD])
+        assert [v.verdict for v in second.verdicts()] == ["correct"] * 2
+        assert [v.verdict for v in first.verdicts()] == ["correct"] * 2
+
+
+def test_a_full_queue_makes_the_caller_wait(monkeypatch):
+    monkeypatch.setattr(vibethinker.verification.pool, "_WAITING", 4)
+    with Verifier() as verifier:
+        items = [Item("math", f"\\boxed{{\\sqrt{{{n * n}}}}}", str(n)) for n in range(2, 40)]
+        submitted = verifier.submit(items)
+        # All but those that the queue and the worker hold were graded before `submit` returned.
+        waiting = [reply for _, _, reply in submitted._shared.values() if not reply.done()]
+        assert len(waiting) <= 4
+        assert {v.verdict for v in submitted.verdicts()} == {"correct"}
+
+
+def test_verdicts_and_their_times_are_counted():
+    wrong = Item("math", r"\boxed{4}", "3")
+    with Verifier() as verifier:
+        verifier.grade([EASY, HARD, wrong, Item("math", "no idea", "3")])
+        values = verifier.statistics.values()
+    assert {k: v for k, v in values.items() if "seconds" not in k} == {
+        "math/correct": 2, "math/no_answer": 1, "math/wrong": 1
+    }  # fmt: skip
+    assert 0 < values["math/seconds_p50"] <= values["math/seconds_p95"] <= values["math/seconds_p99"] < 5
 
 
 OWNER = """
@@ -99,7 +135,7 @@ verifier.grade([Item("math", r"\\boxed{\\sqrt{9}}", "3")])
 stdin = {"kind": "stdin", "cases": [{"input": "", "output": ""}]}
 verifier.grade([Item("code", "```python\\npass\\n```", stdin)])
 busy = [
-    Item("math", r"\\boxed{9^{9^{9}}}", "3"),
+    Item("math", r"\\boxed{\\prod_{k=1}^{10^8} k}", "3"),
     Item("code", "```python\\nimport os, time\\nos.fork()\\nos.setsid()\\nos.fork()\\ntime.sleep(600)\\n```", stdin),
 ]
 threading.Thread(target=verifier.grade, args=(busy,), daemon=True).start()

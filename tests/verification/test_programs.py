@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vibethinker.errors import ConfigurationError
-from vibethinker.verification import Item, Verifier, check_tests
+from vibethinker.verification import check_tests
 from vibethinker.verification.programs import same_json, same_output
 
 
@@ -126,11 +125,6 @@ def test_assert_code_that_asserts_nothing_about_the_program_never_passes(grade_p
 def test_each_case_starts_afresh(grade_program):
     program = "import builtins\nassert not hasattr(builtins, 'seen')\nbuiltins.seen = 1\nprint(2 * int(input()))"
     assert grade_program(program, DOUBLE) == "passed"
-
-
-def test_code_is_refused_unless_the_profile_allows_it():
-    with Verifier() as verifier, pytest.raises(ConfigurationError, match=r"verification\.allow_unsafe_code"):
-        verifier.grade([Item("code", "no fence", DOUBLE)])
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def data() -> None:
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="A new or empty folder.")
 def prepare(profile: str | None, file: str | None, overrides: tuple[str, ...], output: Path) -> None:
     """Run the data step alone: disjoint splits, verified traces and card.json in a folder."""
-    from vibethinker import config, hardware, plan
+    from vibethinker import config, hardware, plan, verifiers
     from vibethinker.data.prepare import run
     from vibethinker.steps import StepContext
 
@@ -46,7 +46,7 @@ def prepare(profile: str | None, file: str | None, overrides: tuple[str, ...], o
             execution={
                 "device": hardware.device(settings),
                 "generation_batch": settings.execution.generation_batch,
-                "allow_unsafe_code": settings.verification.allow_unsafe_code,
+                "sandbox": verifiers.execution(settings.sandbox),
                 "verifier_workers": settings.verification.workers,
                 "paths": dict(step.outside),
             },

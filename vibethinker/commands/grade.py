@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from vibethinker import config as configuration
+from vibethinker.commands.options import configuration_options
+
 
 @click.command(epilog="Example: vibethinker grade --kind math responses.jsonl verdicts.jsonl")
 @click.option("--kind", required=True, type=click.Choice(["math", "code"]), help="What the responses hold.")
@@ -17,18 +20,28 @@ import click
 @click.option(
     "--allow-unsafe-code",
     is_flag=True,
-    help="Run the programs under resource limits alone, which is no sandbox; --kind code refuses without it.",
+    help="Where no sandbox works, run the programs under resource limits alone.",
 )
+@configuration_options
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Verifier processes.  [default: one a core]")
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
-def grade(kind: str, skip_bad: bool, allow_unsafe_code: bool, workers: int | None, source: Path, target: Path) -> None:
+def grade(
+    kind: str, skip_bad: bool, allow_unsafe_code: bool, workers: int | None, source: Path, target: Path,
+    profile: str | None, file: str | None, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
     """Grade the responses in IN.jsonl and append id, verdict, extracted and seconds to OUT.jsonl.
 
-    Rows are {id, gold, response} for math and {id, response, tests} for code. Ids that OUT.jsonl holds
-    already are passed over, so an interrupted call goes on where it stopped.
+    Rows are {id, gold, response} for math, with {prompt} where an answer copied from it mustn't count, and {id,
+    response, tests} for code. Ids that OUT.jsonl holds already are passed over, so an interrupted call goes on where it
+    stopped.
     """
+    from vibethinker import verifiers
     from vibethinker.grading import grade_file
+
+    config = configuration.load(profile, file, overrides)
+    unsafe = allow_unsafe_code or (file is not None and config.sandbox.allow_unsafe)
+    code = verifiers.limits(config.sandbox.model_copy(update={"allow_unsafe": unsafe}))
 
     with ExitStack() as stack:
         bar: Any = None  # shown once there is something to grade
@@ -45,7 +58,8 @@ def grade(kind: str, skip_bad: bool, allow_unsafe_code: bool, workers: int | Non
             source,
             target,
             skip_bad=skip_bad,
-            allow_unsafe=allow_unsafe_code,
+            code=code,
+            math_seconds=config.verification.math_seconds,
             workers=workers or os.cpu_count() or 1,
             progress=show,
         )
@@ -53,4 +67,5 @@ def grade(kind: str, skip_bad: bool, allow_unsafe_code: bool, workers: int | Non
         click.echo(f"skipped {problem}", err=True)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(summary.verdicts.items()))
     already = f"; {summary.already} were graded already" if summary.already else ""
-    click.echo(f"{target}: {counts or 'nothing new'}{already}")
+    tier = f"; programs ran in the sandbox tier {summary.tier}" if summary.tier else ""
+    click.echo(f"{target}: {counts or 'nothing new'}{already}{tier}")

@@ -78,19 +78,15 @@ def grader(config: Config, problems: Sequence[Problem], allow_unsafe_code: bool)
     """The verifier for these problems.
 
     Raises:
-        ConfigurationError: some are code, and running it was not allowed.
+        ConfigurationError: some are code, and no sandbox works here.
     """
-    from vibethinker import hardware
-    from vibethinker.verification import CodeLimits, Verifier
+    from vibethinker import hardware, verifiers
+    from vibethinker.verification import Verifier
 
-    if any(problem.tests is not None for problem in problems) and not allow_unsafe_code:
-        raise ConfigurationError(
-            "Grading code runs what the model wrote, under resource limits that are no sandbox: pass "
-            "--allow-unsafe-code if this machine can take it, or leave out the code problems."
-        )
-    limits = config.verification
-    code = CodeLimits(seconds=limits.code_seconds, memory_mib=limits.code_memory, allow_unsafe=allow_unsafe_code)
-    with Verifier(workers=hardware.cores(), math_seconds=limits.math_seconds, code=code) as verifier:
+    sandbox = config.sandbox.model_copy(update={"allow_unsafe": allow_unsafe_code or config.sandbox.allow_unsafe})
+    with Verifier(hardware.cores(), config.verification.math_seconds, verifiers.limits(sandbox)) as verifier:
+        if any(problem.tests is not None for problem in problems):
+            click.echo(f"Programs run in the sandbox tier {verifier.try_sandbox()}.", err=True)
         yield verifier
 
 

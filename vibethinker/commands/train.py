@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vibethinker import config as configuration
+from vibethinker import preflight
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, DataError, VibeThinkerError
@@ -124,17 +125,14 @@ def signal(
             )
     config = configuration.validate(values)
     made = config.signal.stages[0]
-    if reward == "code" and not config.verification.allow_unsafe_code:
-        raise ConfigurationError(
-            "Rewarding code runs what the model writes, under resource limits but in no sandbox: add --set "
-            "verification.allow_unsafe_code=true on a machine where that is acceptable."
-        )
+    if reward == "code":
+        click.echo(f"Programs run in the sandbox tier {preflight.try_sandbox(config)}.", err=True)
     settings = {
         "seed": config.seed,
         "prompts": config.prompts.semantic(),
         "base_model": config.base_model.semantic(),
         "deterministic": config.deterministic,
-        "verification": config.verification.semantic(),
+        "verification": config.verifier(),
         "stage": {k: v for k, v in made.semantic().items() if k not in ("overrides", "domains")},
         "objective": config.objective(made).semantic(),
         "domains": list(config.stage_domains(made)),

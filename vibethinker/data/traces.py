@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vibethinker import verifiers
 from vibethinker.data.schema import Problem, Trace
 from vibethinker.data.sources import GENERATED, Candidate
-from vibethinker.settings import CODE_DOMAIN, DataSettings, Verification
+from vibethinker.settings import CODE_DOMAIN, DataSettings
 from vibethinker.steps import StepContext
-from vibethinker.verification import CodeLimits, Item, Verdict, Verifier, extract_program
+from vibethinker.verification import Item, Verdict, extract_program
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def make_traces(
     def grade(items: Sequence[Item]) -> list[Verdict]:
         return grader.grade(items, lambda done, total: context.emit.progress(done, total, "verifying traces"))
 
-    with verifier(context) as grader:
+    with verifiers.of_step(context) as grader:
         kept = _verified(drafts, data.solutions, grade, counts)
         if data.teacher.model is not None:
             from vibethinker.data.teacher import ask
@@ -73,20 +74,6 @@ def make_traces(
         counts[problem.domain]["traces"] += len(of_problem)
         counts[problem.domain]["without_trace"] += not of_problem
     return traces
-
-
-def verifier(context: StepContext) -> Verifier:
-    """The verifier with the run's limits, in as many processes as the execution settings allow."""
-    limits = Verification.model_validate(context.settings["verification"])
-    return Verifier(
-        workers=context.execution["verifier_workers"],
-        math_seconds=limits.math_seconds,
-        code=CodeLimits(
-            seconds=limits.code_seconds,
-            memory_mib=limits.code_memory,
-            allow_unsafe=context.execution["allow_unsafe_code"],
-        ),
-    )
 
 
 def _verified(

@@ -102,13 +102,20 @@ def measure(
     seed: int,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Sample and grade `settings.samples` completions of each problem, in the problems' order.
+    """Sample and grade `settings.samples` completions of each problem, in the problems' order; what has been sampled is
+    graded while the rest is.
 
     Args:
         seed: of the samples; see `derived_seed`.
         progress: called with sampled and all completions, and whether it is `sampling` or `grading`.
     """
     report = progress or (lambda done, total, text: None)
+    grading = verifier.submit([])
+    places: dict[tuple[int, int], int] = {}
+
+    def ended(index: int, sample: int, completion: Completion) -> None:
+        places[index, sample] = grading.add(grading_item(problems[index], completion.text))
+
     sampled = engine.generate(
         all_prompt_ids(tokenizer, problems, prompts),
         samples=settings.samples,
@@ -117,17 +124,13 @@ def measure(
         top_p=settings.top_p,
         seed=seed,
         progress=lambda done, total: report(done, total, "sampling"),
+        ended=ended,
     )
-    items = [
-        grading_item(problem, completion.text)
-        for problem, completions in zip(problems, sampled, strict=True)
-        for completion in completions
-    ]
-    report(len(items), len(items), "grading")
-    verdicts = verifier.grade(items, lambda done, total: report(len(items), len(items), f"grading, {done} of {total}"))
-    n = settings.samples
+    count = len(problems) * settings.samples
+    report(count, count, "grading")
+    verdicts = grading.verdicts(lambda done, total: report(count, count, f"grading, {done} of {total}"))
     return [
-        Outcome(problem, tuple(completions), tuple(verdicts[i * n : (i + 1) * n]))
+        Outcome(problem, tuple(completions), tuple(verdicts[places[i, s]] for s in range(settings.samples)))
         for i, (problem, completions) in enumerate(zip(problems, sampled, strict=True))
     ]
 
@@ -136,7 +139,7 @@ def grading_item(problem: Problem, text: str) -> Item:
     """The verifier's item for one response: code where the problem has tests, else mathematics."""
     if problem.tests is not None:
         return Item("code", text, problem.tests)
-    return Item("math", text, problem.answer)
+    return Item("math", text, problem.answer, problem.problem)
 
 
 def pass_scores(outcomes: Sequence[Outcome], ks: Iterable[int]) -> dict[int, Score]:

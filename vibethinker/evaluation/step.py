@@ -11,9 +11,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.schema import Problem, read_jsonl
-from vibethinker.data.traces import verifier
 from vibethinker.errors import DataError
 from vibethinker.evaluation.measuring import Outcome, Score, derived_seed, measure, scores, write_rows
 from vibethinker.settings import Evaluation, Prompts
@@ -46,7 +46,7 @@ def run(context: StepContext) -> Metrics:
     done = 0
     outcomes: dict[str, list[Outcome]] = {}
     found: dict[str, dict[str, Score]] = {}
-    with verifier(context) as grader:
+    with verifiers.of_step(context) as grader:
         for name, problems in sets.items():
 
             def report(finished: int, _: int, doing: str, name: str = name, done: int = done) -> None:

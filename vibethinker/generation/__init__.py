@@ -30,6 +30,10 @@ class Completion:
     ids: tuple[int, ...]
 
 
+# Index of the prompt, index of the sample, the completion.
+Ended = Callable[[int, int, Completion], None]
+
+
 class Engine(Protocol):
     """Samples completions of prompts that are already token ids."""
 
@@ -43,6 +47,7 @@ class Engine(Protocol):
         top_p: float,
         seed: int,
         progress: Progress | None = None,
+        ended: Ended | None = None,
     ) -> list[list[Completion]]:
         """For each prompt, `samples` completions.
 
@@ -55,4 +60,5 @@ class Engine(Protocol):
                 off.
             seed: the same seed and arguments give the same completions on one machine.
             progress: called with finished and all completions, at least every 64 decoding steps.
+            ended: called once for each completion, while others may still be sampled, in any order.
         """

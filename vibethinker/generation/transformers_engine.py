@@ -24,7 +24,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.generation import Completion, Progress
+from vibethinker.generation import Completion, Ended, Progress
 from vibethinker.generation.attention import grouped_attention
 from vibethinker.generation.sampling import UniformStreams, draw
 from vibethinker.models import is_adapter, load_model, load_tokenizer
@@ -77,6 +77,7 @@ class TransformersEngine:
         top_p: float,
         seed: int,
         progress: Progress | None = None,
+        ended: Ended | None = None,
     ) -> list[list[Completion]]:
         """See `Engine.generate`. A prompt that fills the model's positions gives empty, truncated
         completions.
@@ -90,36 +91,46 @@ class TransformersEngine:
                 ">= 0 and 0 < top_p <= 1"
             )
         report = progress or (lambda done, total: None)
-        generated: list[list[list[int]]] = [[[] for _ in range(samples)] for _ in prompts]
+        generated = [[Completion("", 0, True, ())] * samples for _ in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         fits = [index for index in order if self._positions is None or len(prompts[index]) < self._positions]
         sequences: list[Row] = [(index, sample) for index in fits for sample in range(samples)]
+
+        def end(row: Row, ids: list[int]) -> None:
+            index, sample = row
+            generated[index][sample] = self._completion(ids)
+            if ended:
+                ended(index, sample, generated[index][sample])
+
         total = len(prompts) * samples
         done = total - len(sequences)
         sampling = _Sampling(max_tokens, temperature, top_p, seed)
+        for index in set(order).difference(fits):
+            for sample in range(samples):
+                end((index, sample), [])
         was_training = self._model.training
         self._model.eval()
         try:
             with torch.inference_mode(), grouped_attention(self._model):
                 for start in range(0, len(sequences), self._batch):
                     rows = sequences[start : start + self._batch]
-                    finished = self._decode(prompts, rows, sampling, lambda n, done=done: report(done + n, total))
-                    for (index, sample), ids in zip(rows, finished, strict=True):
-                        generated[index][sample] = ids
+                    self._decode(prompts, rows, sampling, end, lambda n, done=done: report(done + n, total))
                     done += len(rows)
                     report(done, total)
         finally:
             self._model.train(was_training)
-        return [[self._completion(ids) for ids in of_prompt] for of_prompt in generated]
+        return generated
 
     def _decode(
         self,
         prompts: Sequence[Sequence[int]],
         rows: Sequence[Row],
         sampling: _Sampling,
+        end: Callable[[Row, list[int]], None],
         report: Callable[[int], None],
-    ) -> list[list[int]]:
-        """The generated ids of each row, decoded together; `report` is told how many have ended."""
+    ) -> None:
+        """Decode the rows together; `end` gets each row's ids when it leaves the batch, `report` how many have
+        ended."""
         steps = sampling.max_tokens
         if self._positions is not None:
             steps = min(steps, self._positions - min(len(prompts[index]) for index, _ in rows))
@@ -133,6 +144,12 @@ class TransformersEngine:
         written = torch.full((len(rows), steps), -1, device=device)
         in_batch = torch.arange(len(rows), device=device)
         open_ = torch.ones(len(rows), dtype=torch.bool, device=device)
+
+        def leave(left: torch.Tensor) -> None:
+            gone = in_batch[left]
+            for number, ids in zip(gone.tolist(), written[gone].tolist(), strict=True):
+                end(rows[number], [token for token in ids if token >= 0])
+
         for step in range(steps):
             if sampling.temperature == 0:
                 tokens = logits.argmax(-1)
@@ -148,6 +165,7 @@ class TransformersEngine:
             if step % _REPORT_STEPS == _REPORT_STEPS - 1:
                 report(len(rows) - left)
             if left <= _KEPT_SHARE * len(open_):
+                leave(~open_)
                 kept = open_.nonzero().squeeze(-1)
                 cache.batch_select_indices(kept)
                 streams.keep(kept.tolist())
@@ -155,7 +173,7 @@ class TransformersEngine:
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
             positions = (lengths + step).unsqueeze(-1)
             logits = self._forward(tokens.unsqueeze(-1), mask if padded else None, positions, cache)
-        return [[token for token in row if token >= 0] for row in written.tolist()]
+        leave(torch.ones_like(open_))
 
     def _prefill(self, prompts: list[Sequence[int]], cache: DynamicCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Fill the cache with a row for each prompt, equal ones computed once.

@@ -16,7 +16,7 @@ weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +24,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
+from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_jsonl
 from vibethinker.data.sources import read_stage_file
-from vibethinker.data.traces import verifier
 from vibethinker.errors import DataError
 from vibethinker.evaluation.measuring import Outcome, derived_seed, grading_item, measure, scores
+from vibethinker.generation import Completion
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, load_tokenizer, save_model, seed_everything, set_threads
 from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage
@@ -70,7 +71,7 @@ def run(context: StepContext) -> Metrics:
 
     Raises:
         DataError: the stage has no usable problem, or one that its reward can't judge.
-        ConfigurationError: it rewards code and running code isn't allowed.
+        ConfigurationError: it rewards code and no sandbox works here.
         DivergedError: loss or gradient became NaN or infinite, or no rollout is right any more.
         InfrastructureError: the verifier failed on every rollout of an update.
         OutOfMemoryError: the device's memory did not suffice.
@@ -80,8 +81,10 @@ def run(context: StepContext) -> Metrics:
     set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     start, validation = context.inputs["model"], {}
-    with verifier(context) as grader, memory_errors():
+    with verifiers.of_step(context) as grader, memory_errors():
         training = SignalTraining(context, run, load_tokenizer(start), grader)
+        if training.stage.reward == "code":
+            grader.try_sandbox()  # before hours of rollouts rather than at the first program
         problems = training.problems()
         method = training.objective.method
         model = load_model(start, device=run.device, dtype=run.weights_dtype(method))
@@ -99,6 +102,36 @@ def run(context: StepContext) -> Metrics:
         {"stage": training.stage.name, "counts": counts, "validation": validation},
     )
     return counts | {f"validation/{name}": score["value"] for name, score in validation.items()}
+
+
+class RolloutGrading:
+    """Grades the rollouts of one generation after the other, each from the moment that it has ended."""
+
+    def __init__(self, verifier: Verifier, problems: Sequence[Problem], tell: Callable[[str], None]) -> None:
+        self._verifier, self._problems, self._tell = verifier, problems, tell
+        self._start()
+
+    def _start(self) -> None:
+        self._grading = self._verifier.submit([])
+        self._places: dict[tuple[int, str], int] = {}
+
+    def ended(self, number: int, completion: Completion) -> None:
+        """A rollout of problem `number` is known, while others are still being sampled."""
+        if not completion.truncated:
+            self._place(number, completion.text)
+
+    def _place(self, number: int, text: str) -> int:
+        if (number, text) not in self._places:
+            self._places[number, text] = self._grading.add(grading_item(self._problems[number], text))
+        return self._places[number, text]
+
+    def __call__(self, texts: Sequence[str], numbers: Sequence[int]) -> list[bool | None]:
+        """The verdicts on all rollouts of the generation."""
+        self._tell(f"grading {len(texts)} rollouts")
+        places = [self._place(number, text) for number, text in zip(numbers, texts, strict=True)]
+        verdicts = self._grading.verdicts(lambda done, total: self._tell(f"{done} of {total} answers graded"))
+        self._start()
+        return [verdicts[place].counts for place in places]
 
 
 @dataclass
@@ -169,18 +202,14 @@ class SignalTraining:
         def progress(text: str) -> None:
             run.emit.progress(trainer.state.global_step, stage.steps, text)
 
-        def grade(texts: Sequence[str], numbers: Sequence[int]) -> list[bool | None]:
-            progress(f"grading {len(texts)} rollouts")
-            items = [grading_item(problems[n], text) for n, text in zip(numbers, texts, strict=True)]
-            verdicts = self.grader.grade(items, lambda done, total: progress(f"{done} of {total} answers graded"))
-            return [verdict.counts for verdict in verdicts]
+        graded = RolloutGrading(self.grader, problems, progress)
 
         def sampled(done: int, total: int) -> None:
             progress(f"{done} of {total} rollouts")
 
         trainer = SignalTrainer(
             objective=objective,
-            grade=grade,
+            grade=graded,
             model=model,
             args=GRPOConfig(
                 **arguments,
@@ -205,7 +234,7 @@ class SignalTraining:
             train_dataset=Dataset.from_dict({"prompt": [ids[n] for n in order], "number": order}),
             processing_class=self.tokenizer,
             peft_config=lora_config(objective.lora) if objective.method == "lora" else None,
-            rollout_func=Rollouts(self._engine(model), objective, self.max_tokens, run.seed, sampled),
+            rollout_func=Rollouts(self._engine(model), objective, self.max_tokens, run.seed, sampled, graded.ended),
             callbacks=[
                 Reporter(run.emit, run.metrics_file, stage.steps, METRICS, tokens="num_tokens"),
                 Collapse(),

@@ -51,6 +51,7 @@ class Rollouts:
         max_tokens: longest completion.
         seed: of the run; each generation derives its own.
         progress: called with finished and all rollouts of the generation.
+        ended: called with the problem's number and each rollout as soon as it is known.
     """
 
     def __init__(
@@ -60,14 +61,20 @@ class Rollouts:
         max_tokens: int,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
+        ended: Callable[[int, Completion], None] | None = None,
     ) -> None:
         self._engine, self._objective, self._max_tokens = engine, objective, max_tokens
-        self._seed, self._progress = seed, progress
+        self._seed, self._progress, self._ended = seed, progress, ended
 
     def __call__(self, prompts: list[list[int]], trainer: GRPOTrainer) -> Batch:
         """The completions of `prompts`, token ids, in which each prompt stands `group_size` times in a
         row."""
-        size = self._objective.group_size
+        size, tell = self._objective.group_size, self._ended
+
+        def ended(index: int, sample: int, completion: Completion) -> None:
+            if tell:
+                tell(trainer.numbers[index * size], completion)
+
         with trainer.accelerator.autocast():
             groups = self._engine.generate(
                 prompts[::size],
@@ -77,6 +84,7 @@ class Rollouts:
                 top_p=self._objective.top_p,
                 seed=(self._seed << 32) + trainer.state.global_step,
                 progress=self._progress,
+                ended=ended,
             )
         completions: list[Completion] = [completion for group in groups for completion in group]
         return {
@@ -98,6 +106,7 @@ class SignalTrainer(GRPOTrainer):
             problem's, in the order of training.
 
     Attributes:
+        numbers: of the problems of the generation, one a rollout.
         row: what `log` adds to TRL's metrics for the current update; a histogram among them.
         totals: counts over the whole training, for signal.json.
     """
@@ -105,6 +114,7 @@ class SignalTrainer(GRPOTrainer):
     def __init__(self, *, objective: Objective, grade: Grade, **trl: Any) -> None:
         self._objective = objective
         self._grade = grade
+        self.numbers: list[int] = []
         self.row: dict[str, Any] = {}
         self.totals = dict.fromkeys(("rollouts", "truncated", "infrastructure", "groups", "zero_variance"), 0)
         super().__init__(reward_funcs=[self.verdicts], **trl)
@@ -141,6 +151,7 @@ class SignalTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
+        self.numbers = [row["number"] for row in inputs]
         batch = super()._generate_and_score_completions(inputs)
         verdicts = self._verdicts
         advantages = batch["advantages"].view_as(verdicts)

@@ -1,109 +1,248 @@
-r"""The exact path: decides equal strings, plain numbers, polynomials in one letter and plain words.
+r"""Whether an answer equals the gold one: the comparison of forms, and the exact path for their leaves.
 
-It runs in the caller's process, so it evaluates nothing: regular expressions, `Fraction` on bounded digits,
-dictionaries of integer coefficients. What it can't decide for certain it leaves (None) to math-verify; a
-property test holds the two together. Decimals closer than `_DOUBT` are left too, since math-verify rounds to
-six places. Words (`\text{east}`) are compared as words here, because math-verify reads letters as a product,
-in which "seat" equals "east".
+`decide` runs in the caller's process, so it evaluates nothing: regular expressions, exact fractions, dictionaries of
+integer coefficients. Where a leaf is more than it can compare, it says None, and a worker compares the same forms
+with a full comparison of leaves (`equivalence`). A property test holds the two together.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-LONGEST_ANSWER = 2000  # characters
-_DEEPEST = 12  # nested brackets: parsing time is exponential in them
-_LONGEST_NUMBER = 40  # characters: no gigantic integers
-_DECIMAL_DIGITS = 15  # what a double holds: beyond, math-verify rounds
-_DOUBT = Fraction(1, 100_000)
+from vibethinker.verification import forms, literals, units
+from vibethinker.verification.forms import Answer, Form
+from vibethinker.verification.notation import normalise
 
-_SPACING = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)(?![a-zA-Z])|~")
-_SPACES = re.compile(r"(?<![0-9A-Za-z.,])\s+|\s+(?![0-9A-Za-z.,])")
-_BRACKETS = re.compile(r"[{}()\[\]]")
-_FRACTION_STYLE = re.compile(r"\\[dtc]frac")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
-_NUMBER = re.compile(r"([+-]?)(\d+)?(\.\d+)?", re.ASCII)
-_RATIO = re.compile(r"([+-]?)(?:\\frac\{(-?\d+)\}\{(-?\d+)\}|\\frac(\d)(\d)|(\d+)/(\d+))", re.ASCII)
-# Letters that math-verify might take for a constant or a unit (e, i, d, m, t …) are left to it.
+LONGEST_ANSWER = 2000  # characters
+_MOST_ITEMS = 64
+
+# True, False, or None where it can't be told cheaply.
+Decision = bool | None
+CompareLeaves = Callable[[str, str], Decision]
+
+# Letters that may stand for a constant or a unit (e, i, d, m, t …) aren't read as variables.
 _TERM = re.compile(
     r"([+-]?)(?:(\d{1,9})?(?:(?<=\d)(?:\*|\\cdot ?| ))?([xyz])(?:\^(?:(\d{1,2})|\{(\d{1,2})\}))?|(\d{1,9}))",
     re.ASCII,
 )
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}\\$]*)\}")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z' -]*")
-_BARE_WORDS = re.compile(r"[A-Za-z]{4,}(?: [A-Za-z]+)*")
+_CHOICE = re.compile(r"\(?([A-Z])\)?|\\text\{\(?([A-Z])\)?\}|\(\\text\{([A-Z])\}\)")
+_CHOSEN = re.compile(
+    r"(?:\\text\{)?(?:option|choice|answer)?:? ?(?:\(([A-Za-z])\)|([A-Z])(?:[).:]|$|\}| ?$))\}?(?P<rest>.*)",
+    re.IGNORECASE,
+)
+_OTHER_CHOICE = re.compile(r"\([A-Z]\)|\b(?:or|and)\b|^,")
 
 
-@lru_cache(maxsize=4096)
-def normalise(answer: str) -> str:
-    r"""Drop what never changes a meaning: delimiters, spacing, dollars, thousands separators, a full stop."""
-    text = answer.strip()
-    if text.startswith("\\(") and text.endswith("\\)"):
-        text = text[2:-2]
-    text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("\u2212", "-")
-    text = _SPACING.sub(lambda m: " " if m.group() in ("\\ ", "~") else "", text)
-    text = _FRACTION_STYLE.sub(r"\\frac", text)
-    text = _SPACES.sub("", text.strip())
-    if text.endswith(".") and not text.endswith(".."):
-        text = text[:-1]
-    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+def decide(gold: str, answer: str, leaves: CompareLeaves | None = None) -> Decision:
+    """Whether `answer` equals `gold`, both as they were written; `leaves` compares single values, exactly by default.
 
-
-def decide(gold: str, answer: str) -> bool | None:
-    """Whether `answer` equals `gold`, or None where math-verify must decide. Both are normalised."""
+    None: a leaf that the exact path can't compare decides.
+    """
     if gold == answer:
         return True
-    if len(answer) > LONGEST_ANSWER or _depth(answer) > _DEEPEST:
+    if len(answer) > max(LONGEST_ANSWER, 2 * len(gold)):
         return False
-    first, second = _number(gold), _number(answer)
-    if first is not None and second is not None:
-        if first[0] == second[0]:
+    expected, given = normalise(gold), normalise(answer)
+    if expected == given:
+        return True
+    if forms.depth(given) > forms.DEEPEST:
+        return False
+    if choice := _CHOICE.fullmatch(expected):
+        return _chosen(given) == next(filter(None, choice.groups()))
+    return _compare(forms.read(expected), forms.read(given), leaves or exact)
+
+
+def _chosen(answer: str) -> str | None:
+    """The letter of a multiple-choice answer; a small one counts in brackets only."""
+    match = _CHOSEN.fullmatch(answer)
+    if match is None or _OTHER_CHOICE.search(match["rest"]):
+        return None
+    letter = match[1].upper() if match[1] else match[2]
+    return letter if letter.isupper() else None
+
+
+def _compare(gold: Answer, given: Answer, leaves: CompareLeaves) -> Decision:
+    if gold.name and given.name and gold.name != given.name:
+        # Different names, or an equation that happens to have one on a side: as equations.
+        return leaves(gold.text, given.text)
+    expected, found = gold.form, given.form
+    if isinstance(expected, forms.Leaf) and "=" in expected.text and given.name:
+        return leaves(gold.text, given.text)
+    if gold.name and isinstance(found, forms.Leaf) and "=" in found.text:
+        return leaves(gold.text, given.text)
+    return _compare_forms(expected, found, leaves)
+
+
+def _compare_forms(gold: Form, given: Form, leaves: CompareLeaves) -> Decision:
+    def equal(pair: tuple[Form, Form]) -> Decision:
+        return _compare_forms(*pair, leaves)
+
+    if isinstance(gold, forms.Leaf) and isinstance(given, forms.Leaf):
+        return True if gold.text == given.text else leaves(gold.text, given.text)
+    match gold, given:
+        case forms.Several(), forms.Leaf():
+            given = _split_thousands(given)
+        case forms.FiniteSet(items=(only,)), _ if not isinstance(given, forms.FiniteSet | forms.Several):
+            return equal((only, given))
+        case _, forms.FiniteSet(items=(only,)) if not isinstance(gold, forms.FiniteSet | forms.Several):
+            return equal((gold, only))
+    match gold, given:
+        case forms.Words(text=first), forms.Words(text=second):
+            return first == second
+        case (forms.Words(text=words), forms.Leaf(text=text)) | (forms.Leaf(text=text), forms.Words(text=words)):
+            return words == text.lower().replace(" ", "")
+        case forms.Several(items=first), forms.Several(items=second):
+            return _matching(first, second, equal)
+        case (
+            (forms.FiniteSet(items=first), forms.FiniteSet(items=second))
+            | (forms.FiniteSet(items=first), forms.Several(items=second))
+            | (forms.Several(items=first), forms.FiniteSet(items=second))
+        ):
+            return _same_set(first, second, equal)
+        case forms.Bracketed(), forms.Bracketed():
+            if (gold.left, gold.right) != (given.left, given.right):
+                return False
+            return _in_order(gold.items, given.items, equal)
+        case (forms.Bracketed(left="(", right=")", items=first), forms.Several(items=second)) | (
+            forms.Several(items=first),
+            forms.Bracketed(left="(", right=")", items=second),
+        ):
+            return _in_order(first, second, equal)
+        case forms.Union(items=first), forms.Union(items=second):
+            return _same_set(first, second, equal)
+        case forms.Matrix(), forms.Matrix():
+            if [len(row) for row in gold.rows] != [len(row) for row in given.rows]:
+                return False
+            return _all(
+                equal(pair) for a, b in zip(gold.rows, given.rows, strict=True) for pair in zip(a, b, strict=True)
+            )
+        case forms.Exactly(), forms.Exactly():
+            return gold == given
+        case (forms.Exactly(parts=(digits,), base=int()), forms.Leaf(text=text)) | (
+            forms.Leaf(text=text),
+            forms.Exactly(parts=(digits,), base=int()),
+        ):
+            return text.lstrip("0").lower() == digits
+        case forms.Named(values=first), forms.Named(values=second):
+            same_names = [name for name, _ in first] == [name for name, _ in second]
+            return same_names and _in_order([f for _, f in first], [f for _, f in second], equal)
+        case forms.Named(values=values), forms.Bracketed(left="(", right=")") | forms.Several():
+            return _in_order([form for _, form in values], given.items, equal)
+        case forms.Bracketed(left="(", right=")") | forms.Several(), forms.Named(values=values):
+            return _in_order(gold.items, [form for _, form in values], equal)
+    return False
+
+
+def _split_thousands(leaf: forms.Leaf) -> Form:
+    """A number with commas as the list that it may be; where the other side is one."""
+    parts = leaf.text.split(",")
+    return forms.Several(tuple(map(forms.Leaf, parts))) if len(parts) > 1 and all(parts) else leaf
+
+
+def _all(decisions: Iterable[Decision]) -> Decision:
+    known: Decision = True
+    for decision in decisions:
+        if decision is False:
+            return False
+        if decision is None:
+            known = None
+    return known
+
+
+def _in_order(
+    first: Sequence[Form], second: Sequence[Form], equal: Callable[[tuple[Form, Form]], Decision]
+) -> Decision:
+    return len(first) == len(second) and _all(map(equal, zip(first, second, strict=True)))
+
+
+def _same_set(
+    first: Sequence[Form], second: Sequence[Form], equal: Callable[[tuple[Form, Form]], Decision]
+) -> Decision:
+    """Whether each item has an equal one on the other side."""
+    if len(first) > _MOST_ITEMS or len(second) > _MOST_ITEMS:
+        return False
+    table = [[equal((a, b)) for b in second] for a in first]
+    return bool(first) == bool(second) and _all(map(_any, [*table, *map(list, zip(*table, strict=True))]))
+
+
+def _any(decisions: Sequence[Decision]) -> Decision:
+    return True if True in decisions else None if None in decisions else False
+
+
+def _matching(
+    first: Sequence[Form], second: Sequence[Form], equal: Callable[[tuple[Form, Form]], Decision]
+) -> Decision:
+    """Whether the items pair up, each with an equal one."""
+    if len(first) != len(second) or len(first) > _MOST_ITEMS:
+        return False
+    table = [[equal((a, b)) for b in second] for a in first]
+    if _pairs_up([[value is True for value in row] for row in table]):
+        return True
+    return None if _pairs_up([[value is not False for value in row] for row in table]) else False
+
+
+def _pairs_up(allowed: Sequence[Sequence[bool]]) -> bool:
+    """Whether a perfect matching exists, by augmenting paths."""
+    partner: dict[int, int] = {}
+
+    def place(row: int, tried: set[int]) -> bool:
+        for column, possible in enumerate(allowed[row]):
+            if possible and column not in tried:
+                tried.add(column)
+                if column not in partner or place(partner[column], tried):
+                    partner[column] = row
+                    return True
+        return False
+
+    return all(place(row, set()) for row in range(len(allowed)))
+
+
+def exact(gold: str, answer: str) -> Decision:
+    """Whether two single values are equal, by written numbers and polynomials alone."""
+    first, second = units.split(gold), units.split(answer)
+    return quantities(first, second, _exact_values)
+
+
+def quantities(first: units.Quantity, second: units.Quantity, equal: CompareLeaves) -> Decision:
+    """Compare two quantities, their values by `equal`."""
+    if units.PERCENT in (first.unit, second.unit) and first.unit != second.unit:
+        other = second.unit if first.unit == units.PERCENT else first.unit
+        if other is not None:
+            return False
+        as_written = equal(first.core, second.core)
+        if as_written:
             return True
-        exact = not (first[1] or second[1])
-        return False if exact or abs(first[0] - second[0]) > _DOUBT else None
+        percent = first if first.unit == units.PERCENT else second
+        hundredth = f"\\frac{{{percent.core}}}{{100}}"
+        if number := literals.read(percent.core):
+            hundredth = f"\\frac{{{number.value.numerator}}}{{{number.value.denominator}00}}"
+        scaled = equal(hundredth, second.core) if percent is first else equal(first.core, hundredth)
+        return _any([as_written, scaled])
+    if first.unit and second.unit and first.unit != second.unit:
+        return False
+    return equal(first.core, second.core)
+
+
+def _exact_values(gold: str, answer: str) -> Decision:
+    if gold == answer:
+        return True
+    first, second = literals.read(gold), literals.read(answer)
+    if first is not None and second is not None:
+        return literals.same(first, second)
     left, right = _polynomial(gold), _polynomial(answer)
     if left is not None and right is not None:
         return left == right
-    return _same_words(gold, answer)
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall(text):
-        depth += 1 if bracket in "{([" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-@lru_cache(maxsize=4096)
-def _number(text: str) -> tuple[Fraction, bool] | None:
-    """The value of an integer, decimal or simple fraction, and whether it was written as a decimal."""
-    if not text or len(text) > _LONGEST_NUMBER:
-        return None
-    if match := _NUMBER.fullmatch(text):
-        sign, whole, decimals = match.groups()
-        if whole is None and decimals is None:
-            return None
-        digits = (whole or "0") + (decimals or "")
-        if decimals and len(digits) - 1 > _DECIMAL_DIGITS:
-            return None
-        value = Fraction(digits)
-        return (-value if sign == "-" else value), decimals is not None
-    if match := _RATIO.fullmatch(text):
-        top, bottom = (int(part) for part in match.groups()[1:] if part is not None)
-        if bottom == 0:
-            return None
-        value = Fraction(top, bottom)
-        return (-value if match[1] == "-" else value), False
+    if (first and right) or (left and second):
+        return False  # a decimal or a fraction, and a polynomial with a letter or another number
     return None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def _polynomial(text: str) -> dict[tuple[str, int], int] | None:
     """Coefficients by (letter, degree) of a sum of integer monomials in x, y or z, or None."""
-    if not text or len(text) > 200 or not any(letter in text for letter in "xyz"):
+    if not text or len(text) > 200:
         return None
     coefficients: dict[tuple[str, int], int] = {}
     position = 0
@@ -118,11 +257,3 @@ def _polynomial(text: str) -> dict[tuple[str, int], int] | None:
         coefficients[key] = coefficients.get(key, 0) + value
         position = term.end()
     return {key: value for key, value in coefficients.items() if value}
-
-
-def _same_words(gold: str, answer: str) -> bool | None:
-    wrapped, answer_text = _TEXT.fullmatch(gold), _TEXT.fullmatch(answer)
-    expected = wrapped[1].strip() if wrapped else gold
-    given = answer_text[1].strip() if answer_text else answer
-    is_words = (_WORDS if wrapped else _BARE_WORDS).fullmatch(expected)
-    return expected.casefold() == given.casefold() if is_words and _WORDS.fullmatch(given) else None

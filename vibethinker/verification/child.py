@@ -1,6 +1,6 @@
 """The script of a sandboxed process: serves one untrusted program, or runs the code of asserts against one.
 
-It is run by a bare interpreter (`child.pyc ROLE DESCRIPTOR…`) for every program, so it imports nothing that
+It is run by a bare interpreter (`child.pyc ROLE LIMITS DESCRIPTOR…`) for every program, so it imports nothing that
 costs: json and socket would double its start. Requests reach it as marshal, from trusted peers; replies leave
 it as lines of JSON, which a peer can read without trust. A reply repeats its request's nonce, so a program
 can't answer what wasn't asked yet, and it is plain data, compared by the peer.
@@ -313,9 +313,24 @@ def run_tests(request, program):
     return {"ended": ended, "raised": raised, "asserts": asserts, "uses": program.uses}
 
 
-def main(role, *numbers):
+def limit(values):
+    """Set resource limits, given as `NUMBER=VALUE,…`, for this process and what it starts, for good.
+
+    Here and not before the interpreter starts: that would take a slow kind of fork, and in a user namespace the kernel
+    counts only the processes that were started under the namespace's own limit.
+    """
+    import resource
+
+    for pair in values.split(","):
+        kind, value = map(int, pair.split("="))
+        resource.setrlimit(kind, (value, value))
+
+
+def main(role, limits, *numbers):
     descriptors = [int(number) for number in numbers]
     sys.argv[:] = ["program.py"]
+    os.environ.pop("PWD", None)  # bwrap's
+    limit(limits)
     if role == "tester" and sys.platform == "linux":
         # Expected values are in this process: keep the program, which has the same user, from reading them.
         import ctypes

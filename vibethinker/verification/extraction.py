@@ -1,27 +1,39 @@
-r"""The final answer or the program in a response.
+r"""The final answer or the program in a response; docs/verification.md states the rules.
 
-Reasoning ends at the last `</think>`. Math, in this order:
-1. the last closed `\boxed{}` after it (of the whole text where there is no `</think>`, so an unclosed
-   `<think>` hides nothing);
-2. what follows the last "answer is" or "answer:" after it, to the end of the line or sentence;
-3. the last closed box anywhere.
-A box that is never closed was cut off and isn't an answer. Only one answer is ever taken, so boxing
-several guesses gains nothing: the last counts.
+Math: reasoning ends at the last `</think>`. The answer is the last closed `\boxed{}` after it, together with those
+that nothing but "and", "or" and punctuation parts from it; else what follows the last "answer is"; else the last
+closed box anywhere. Boxes that hold nothing or a placeholder, and those copied from the prompt, are passed over.
 
-Code: the last closed fenced block marked as Python or not marked at all, after `</think>`, else anywhere;
-where no such block is closed, the last open one, to the end. Text outside a fence is never run.
+Code: the last closed fenced block marked as Python or not marked at all, after `</think>`, else anywhere; where no
+such block is closed, the last open one, to the end. Text outside a fence is never run.
 """
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
+
+COPIED = 40  # characters before a box that stand in the prompt as well, where it is copied
 
 # "answer is" is looked for near the end only, which bounds the work on a long text.
 _PHRASE_WINDOW = 2000
-_BRACE = re.compile(r"\\(?:boxed\s*\{|.)|[{}]", re.DOTALL)
+_BRACE = re.compile(r"\\(?:(?:boxed|fbox)\s*\{|.)|[{}]", re.DOTALL)
+_BETWEEN = re.compile(r"(?:[\s$,;.*]|\\[()\[\],; ]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
+_PLACEHOLDER = re.compile(
+    r"(?:\\(?:text|mathrm)\{)?\s*(?:|\?+|\.{2,}|…|\\[lc]?dots|_+|\\underline\{.*\}|<.*>|\[.*answer.*\]|"
+    r"(?:your |the |final |my )*(?:answer|result|solution)(?: here)?)\s*\}?",
+    re.IGNORECASE,
+)
 _PHRASE = re.compile(r"\banswer\s*(?:is|[:=])[:\s]*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|\.(?:\s|$)")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = frozenset({"", "python", "python3", "py"})
+
+
+class _Box(NamedTuple):
+    start: int  # of the command
+    end: int  # behind the brace
+    content: str
 
 
 def after_thinking(text: str) -> str:
@@ -29,50 +41,69 @@ def after_thinking(text: str) -> str:
     return text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
 
 
-def last_box(text: str) -> str | None:
-    r"""The content of the last closed `\boxed{}`, nested braces kept, escaped ones not counted; linear."""
-    start = text.rfind("\\boxed")
-    if start < 0:
-        return None
-    found = _boxes(text, start)
-    if not found and text.find("\\boxed") < start:
-        found = _boxes(text, text.find("\\boxed"))
-    return found
-
-
-def _boxes(text: str, start: int) -> str | None:
-    """The box that opens last among those closed at or after `start`."""
-    open_braces: list[int] = []  # the start of a box's content, or -1 for a plain brace
-    best = (-1, -1)
-    for token in _BRACE.finditer(text, start):
-        mark = token.group()
-        if mark == "{":
-            open_braces.append(-1)
-        elif mark.startswith("\\boxed"):
-            open_braces.append(token.end())
-        elif mark == "}" and open_braces:
-            opened = open_braces.pop()
-            if opened > best[0]:
-                best = (opened, token.start())
-    return text[best[0] : best[1]].strip() if best[0] >= 0 else None
-
-
-def extract_answer(response: str) -> str | None:
-    """The final answer of a mathematical response, or None."""
+def extract_answer(response: str, prompt: str = "") -> str | None:
+    """The final answer of a mathematical response, or None; `prompt` is what it answers, where that is known."""
     visible = after_thinking(response)
-    found = last_box(visible) or _phrase(visible[-_PHRASE_WINDOW:])
+    found = boxed(visible, prompt) or _phrase(visible[-_PHRASE_WINDOW:], prompt)
     if not found and len(visible) < len(response):
-        found = last_box(response)
+        found = boxed(response, prompt)
     return found or None
 
 
-def _phrase(text: str) -> str | None:
+def boxed(text: str, prompt: str = "") -> str | None:
+    """The content of the last box, or of the last boxes side by side, joined by commas."""
+    boxes = [box for box in _boxes(text) if not _PLACEHOLDER.fullmatch(box.content) and not _copied(text, box, prompt)]
+    if not boxes:
+        return None
+    answer = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        if not _BETWEEN.fullmatch(text, box.end, answer[0].start):
+            break
+        answer.insert(0, box)
+    return ", ".join(dict.fromkeys(box.content for box in answer))
+
+
+def _boxes(text: str) -> list[_Box]:
+    """The closed boxes that hold no other, in order; nested braces kept, escaped ones not counted; linear in the
+    text."""
+    start = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=-1)
+    if start < 0:
+        return []
+    found: list[_Box] = []
+    open_braces: list[tuple[int, int]] = []  # start of the command (-1 for a plain brace), start of the content
+    for token in _BRACE.finditer(text, start):
+        mark = token[0]
+        if mark == "{":
+            open_braces.append((-1, token.end()))
+        elif mark.startswith(("\\boxed", "\\fbox")):
+            open_braces.append((token.start(), token.end()))
+        elif mark == "}" and open_braces:
+            command, content = open_braces.pop()
+            if command >= 0 and not (found and found[-1].start > command):
+                found.append(_Box(command, token.end(), text[content : token.start()].strip()))
+    return found
+
+
+def _copied(text: str, box: _Box, prompt: str) -> bool:
+    """Whether a box stands in the prompt too, with what is before it."""
+    return bool(prompt) and box.start >= COPIED and text[box.start - COPIED : box.end] in prompt
+
+
+def _phrase(text: str, prompt: str) -> str | None:
     phrases = list(_PHRASE.finditer(text))
     if not phrases:
         return None
-    # A sentence ends at a full stop before a space: the one in 3.5 isn't an end.
-    answer = re.split(r"\n|\.(?:\s|$)", text[phrases[-1].end() :], maxsplit=1)[0].strip(" \t*")
-    return answer if answer and "\\boxed" not in answer else None  # a box that was cut off, or an empty one
+    start = phrases[-1].end()
+    # The full stop in 3.5 ends no sentence.
+    end = _SENTENCE_END.search(text, start)
+    stop = end.start() if end else len(text)
+    answer = text[start:stop].strip(" \t*")
+    if (
+        not answer or "\\boxed" in answer or _PLACEHOLDER.fullmatch(answer)
+    ):  # a box that was cut off, passed over or empty
+        return None
+    before = max(0, phrases[-1].start() - COPIED)
+    return None if prompt and phrases[-1].start() >= COPIED and text[before:stop] in prompt else answer
 
 
 def extract_program(response: str) -> str | None:

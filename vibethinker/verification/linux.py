@@ -1,6 +1,6 @@
-"""Process control that Python doesn't offer: prctl, and the list of a process's children.
+"""Process control that Python doesn't offer: prctl, mounts, Landlock and seccomp, and what /proc tells of processes.
 
-On other systems these do nothing, and workers end when their channel closes.
+On other systems these do nothing, fail or find nothing, and workers end when their channel closes.
 """
 
 from __future__ import annotations
@@ -8,9 +8,25 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
-_SET_PDEATHSIG, _SET_DUMPABLE, _CAPBSET_DROP, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
+_SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+_SECCOMP_MODE_FILTER = 2
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
+_NEW_MOUNTS, _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1, 0x20, 0x1000, 0x4000, 0x40000
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def _call(name: str, *arguments: object) -> int:
+    """A function of the C library; OSError where it says -1."""
+    if _LIBC is None:
+        raise OSError(f"{name} is Linux's")
+    result = getattr(_LIBC, name)(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return int(result)
 
 
 def _prctl(option: int, value: int) -> bool:
@@ -32,19 +48,82 @@ def adopt_orphans() -> None:
     _prctl(_SET_CHILD_SUBREAPER, 1)
 
 
-def give_up_privileges() -> None:
-    """No capability survives the next exec, root's included, and none can be gained."""
-    capability = 0
-    while _prctl(_CAPBSET_DROP, capability):
-        capability += 1
+def gain_nothing() -> None:
+    """From here on, no exec gives this process or its descendants a privilege."""
     _prctl(_SET_NO_NEW_PRIVS, 1)
 
 
-def children() -> list[int]:
-    """Process ids of this process's children."""
-    pid = os.getpid()
+def set_seccomp_filter(program: object) -> None:
+    """Apply a struct sock_fprog, given by reference; OSError where the kernel refuses."""
+    _call("prctl", _SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)
+
+
+def landlock_version() -> int:
+    """Of the running kernel; 0 where it has none."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children") as listing:
-            return [int(child) for child in listing.read().split()]
+        return _call("syscall", _LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     except OSError:
-        return []
+        return 0
+
+
+def landlock_create(ruleset: ctypes.Structure) -> int:
+    """The descriptor of a new ruleset."""
+    size = ctypes.c_size_t(ctypes.sizeof(ruleset))
+    return _call("syscall", _LANDLOCK_CREATE, ctypes.byref(ruleset), size, 0)
+
+
+def landlock_add(descriptor: int, beneath: ctypes.Structure) -> None:
+    """Add a rule about what lies beneath a path."""
+    _call("syscall", _LANDLOCK_ADD, descriptor, 1, ctypes.byref(beneath), 0)
+
+
+def landlock_restrict(descriptor: int) -> None:
+    """Apply a ruleset to this thread and what it starts."""
+    _call("syscall", _LANDLOCK_RESTRICT, descriptor, 0)
+
+
+def leave_mounts() -> None:
+    """From here on, what this process mounts is its own and its descendants' to see, and ends with them; root only."""
+    _call("unshare", _NEW_MOUNTS)
+    _call("mount", b"none", b"/", None, ctypes.c_ulong(_RECURSIVE | _PRIVATE), None)
+
+
+def mount_memory(target: str) -> None:
+    """Mount an empty file system in memory at a folder; root only."""
+    _call("mount", b"none", target.encode(), b"tmpfs", ctypes.c_ulong(0), b"mode=0755,size=64k")
+
+
+def bind(source: str, target: str) -> None:
+    """Mount the folder `source` at the folder `target` too, read-only; root only."""
+    _call("mount", source.encode(), target.encode(), None, ctypes.c_ulong(_BIND), None)
+    flags = ctypes.c_ulong(_BIND | _REMOUNT | _READ_ONLY)
+    _call("mount", b"none", target.encode(), None, flags, None)
+
+
+def children(pid: int | None = None) -> list[int]:
+    """Process ids of the children of a process, this one by default."""
+    pid = pid or os.getpid()
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as listing:
+                found += map(int, listing.read().split())
+    return found
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process and its descendants hold, shared pages counted once each process."""
+    total = 0
+    with suppress(OSError), open(f"/proc/{pid}/statm") as sizes:
+        total = int(sizes.read().split()[1]) * _PAGE
+    return total + sum(map(resident, children(pid)))
+
+
+def threads_of(user: int) -> int:
+    """How many threads a user has on this machine, which RLIMIT_NPROC counts."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid == user:
+                count += len(os.listdir(f"/proc/{name}/task"))
+    return count

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vibethinker.errors import InfrastructureError
+from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
+from vibethinker.verification import folders
 
 WORKER = "vibethinker.verification.worker"
 Reply = dict[str, Any]  # {"verdict": str, "seconds": float}
@@ -37,6 +38,7 @@ _AHEAD = {
     "math": 16,
     "code": 1,
 }  # items sent to a worker at once: their requests must fit into a socket's buffer
+_WAITING = 256  # items a worker that `submit` takes before it lets its caller wait
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # no secrets
 
 
@@ -49,24 +51,37 @@ class Task:
 
 
 class Pool:
-    """At most `workers` workers of a kind ("math" or "code") with these settings and `seconds` an item."""
+    """At most `workers` workers of a kind ("math" or "code") with these settings and `seconds` an item.
+
+    `tier` is where programs run, known once a worker has started.
+    """
 
     def __init__(self, kind: str, workers: int, seconds: float, settings: dict[str, Any]) -> None:
         self.kind, self.workers, self.seconds, self.settings = kind, workers, seconds, settings
+        self.tier: str | None = None
         self._lock = threading.Lock()
         self._open()
 
     def _open(self) -> None:
         self._pid = os.getpid()
+        self._room = threading.Semaphore(_WAITING * self.workers)
         self.tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._threads: list[_Worker] = []
 
     def submit(self, request: dict[str, Any]) -> Future[Reply]:
-        """The reply to come, or from it InfrastructureError: no worker starts, or the pool was closed."""
+        """The reply to come; waits while too many others are to come.
+
+        From the reply: InfrastructureError, when no worker starts or the pool was closed, and ConfigurationError, when
+        programs can't be run as configured.
+        """
         with self._lock:
             if self._pid != os.getpid():
                 self._open()  # a fork of the owner: its threads didn't come along, its workers aren't ours
-            task = Task(request)
+            room = self._room
+        room.acquire()
+        task = Task(request)
+        task.reply.add_done_callback(lambda _: room.release())
+        with self._lock:
             self.tasks.put(task)
             if len(self._threads) < self.workers:
                 self._threads.append(_Worker(self))
@@ -143,8 +158,8 @@ class _Worker(threading.Thread):
             process = self._process
         if not process.ready:
             try:
-                process.wait_until_ready()
-            except InfrastructureError:
+                self.pool.tier = process.wait_until_ready()
+            except VibeThinkerError:
                 self._end()
                 raise
         return process
@@ -168,6 +183,8 @@ class _Process:
         self.ready = False
         self.socket, theirs = socket.socketpair()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end
+        self.root = folders.make() if kind == "code" else None
+        settings = settings | {"root": self.root}
         # -P and this path: the package that runs here, whatever the current folder holds; then where its libraries are.
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -183,9 +200,10 @@ class _Process:
             )
         self.lines = self.socket.makefile("rb")
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> str | None:
+        """The sandbox's tier, of a worker that runs programs."""
         try:
-            self.receive(_START_SECONDS)
+            said = self.receive(_START_SECONDS)
         except OSError:
             with suppress(subprocess.TimeoutExpired):
                 self.popen.wait(_STOP_SECONDS)
@@ -193,7 +211,10 @@ class _Process:
             lines = self.log.read().decode(errors="replace").strip().splitlines()
             reason = lines[-1] if lines else f"it ended with status {self.popen.returncode} and said nothing"
             raise InfrastructureError(f"the {self.kind} verifier's worker didn't start: {reason}") from None
+        if "refused" in said:
+            raise ConfigurationError(said["refused"])
         self.ready = True
+        return said.get("tier")
 
     def send(self, requests: list[dict[str, Any]]) -> None:
         self.socket.settimeout(_GRACE_SECONDS)
@@ -217,3 +238,5 @@ class _Process:
         self.lines.close()
         self.socket.close()
         self.log.close()
+        if self.root is not None:
+            folders.remove(self.root)  # the worker has, unless it was killed

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
+from vibethinker.verification import linux
 from vibethinker.verification.asserts import COUNTER, Call, TestCode, prepare
 from vibethinker.verification.child import MEMORY_EXIT, decode, encode, frame
 from vibethinker.verification.sandbox import Sandbox
@@ -72,14 +73,17 @@ def judge(program: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[str
 class Child:
     """A process of the sandbox and the worker's end of its socket."""
 
-    def __init__(self, sandbox: Sandbox, role: str, folder: str, *descriptors: int) -> None:
+    def __init__(
+        self, sandbox: Sandbox, role: str, folder: str, *descriptors: int, seconds: float = _START_SECONDS
+    ) -> None:
         self.socket, theirs = socket.socketpair()
         with theirs:
             self.process: subprocess.Popen[bytes] = sandbox.start(role, folder, theirs.fileno(), *descriptors)
+        self.memory = sandbox.limits.memory_mib << 20
         # A reply holds one output, each of whose bytes JSON may write as six.
         self.longest = 8 * sandbox.limits.output_bytes + (1 << 16)
         self.buffer = bytearray()
-        self.deadline = time.monotonic() + _START_SECONDS
+        self.deadline = time.monotonic() + seconds
         try:
             self._line()
         except Ended:
@@ -137,6 +141,8 @@ class Child:
             elif self.process.poll() is not None:
                 # A grandchild holds the socket open.
                 raise self._gone()
+            elif linux.resident(self.process.pid) > self.memory:
+                raise Ended("memory_limit")  # the kernel's limit holds for each process, this one for all together
         line = bytes(self.buffer[:end])
         del self.buffer[: end + 1]
         return line

@@ -16,6 +16,7 @@ CODE_VERDICTS = (
     "no_code",
     "infrastructure",
 )
+TIERS = ("bubblewrap", "landlock", "rlimits")  # the strongest first
 RIGHT = frozenset({"correct", "passed"})
 LEFT_OUT = frozenset({"error", "infrastructure"})
 
@@ -37,6 +38,7 @@ class Verdict:
 class Item(NamedTuple):
     """One response to grade.
 
+    `prompt`, where given, is what the response answers: an answer copied from it doesn't count.
     `kind` is "math" or "code". `reference` is the gold answer (math) or the tests (code), which are
     `{"kind": "stdin", "cases": [{"input", "output"}]}`,
     `{"kind": "function", "entry_point", "cases": [{"args", "expected"}]}` or `{"kind": "assert", "code"}`;
@@ -46,22 +48,33 @@ class Item(NamedTuple):
     kind: str
     response: str
     reference: Any
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
 class CodeLimits:
-    """What one program may use.
+    """What one program may use, and where it runs.
 
-    `seconds` is wall time (and CPU time of each process) over all the tests of a program, counted from the
-    moment the interpreter is ready. `memory_mib` is address space of each process; `output_bytes` bounds each
-    file and each case's output. `python` is the interpreter that runs programs, None for this one: as root it
-    should be one that user 65534 can execute, since only then programs lose root's identity. Nothing runs
-    without `allow_unsafe`: these are limits against accidents, no sandbox.
+    Attributes:
+        seconds: wall time over all the tests of a program, counted from the moment the interpreter is ready, and CPU
+            time of each of its processes.
+        memory_mib: memory of all its processes together, and address space of each.
+        output_bytes: of each case's output, and of each file.
+        processes: how many it may have at once.
+        files: how many each process may have open.
+        disk_mib: of its private folder, where the tier can bound it.
+        tier: one of TIERS, or "auto" for the strongest that holds on this machine.
+        allow_unsafe: run programs in the tier "rlimits", which is no sandbox, where no other holds.
+        python: the interpreter that runs programs; None for the one that runs this.
     """
 
     seconds: float = 5.0
     memory_mib: int = 512
     output_bytes: int = 1 << 20
+    processes: int = 32
+    files: int = 64
+    disk_mib: int = 64
+    tier: str = "auto"
     allow_unsafe: bool = False
     python: str | None = None
 

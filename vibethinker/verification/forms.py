@@ -1,0 +1,369 @@
+r"""The structure of an answer: one value, several, a set, a tuple or interval, a union, a matrix, words, a ratio…
+
+`read` takes a normalised text apart down to its leaves, single values that `answers` compares; it evaluates nothing.
+Whatever it doesn't recognise is one leaf. A name in front (`x =`, `f(x) =`, `x \in`) is told apart from the form that
+it names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from vibethinker.verification import literals
+
+DEEPEST = 12  # nested brackets: LaTeX's parser takes exponential time in them
+
+_TOKEN = re.compile(r"\\begin\{[a-zA-Z]+\*?\}|\\end\{[a-zA-Z]+\*?\}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+_OPENING, _CLOSING = frozenset("{([") | {"\\{", "\\langle"}, frozenset("})]") | {"\\}", "\\rangle"}
+_CONNECTIVE = re.compile(r"(?:(?<=[^A-Za-z\\])|^)(?:and|or)(?=[^A-Za-z]|$)")
+_RELATIONS = {"<": "<", ">": ">", "\\le": "<=", "\\ge": ">="}
+_GREEK = (
+    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|nu|phi|psi|rho|sigma|tau|omega|Delta|Omega|Theta)(?![a-z])"
+)
+_LETTER = (
+    rf"(?:[A-Za-z]{{1,4}}|{_GREEK}|"
+    r"\\(?:vec|hat|bar|overline|overrightarrow|mathbf|mathcal|text|operatorname) ?\{?[A-Za-z ]+\}?)"
+)
+_NAME = re.compile(
+    rf"{_LETTER}(?:_(?:\w|\{{[^{{}}]*\}}))?'*(?:\([^()=]{{1,40}}\))?|\([A-Za-z](?:_\w)?(?:, ?[A-Za-z](?:_\w)?)+\)|"
+    r"\\(?:angle|measuredangle|triangle|operatorname\{m\}\\angle) ?[A-Za-z]+|m\\angle ?[A-Za-z]+|\|[A-Za-z]+\||"
+    r"\\frac\{d[a-z]?\}\{d[a-z]\}|[A-Za-z ]{2,40}"
+)
+_NO_NAMES = frozenset({"\\pi", "e", "i", "\\infty", "-\\infty"})
+_RATIO = re.compile(
+    r"(\d{1,9}(?:\.\d{1,9})?)((?: ?: ?\d{1,9}(?:\.\d{1,9})?)+)( ?(?:\\text\{ ?)?[ap]\.? ?m\.?\}?)?", re.IGNORECASE
+)
+_BASE = re.compile(r"\(?(\d[0-9A-Za-z]*|[0-9A-Fa-f]{2,})\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{ ?(\w+)\}\}?)")
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
+_MATRIX = re.compile(
+    r"(?:[\[(])?\\begin\{(p|b|B|small)?(?:matrix|array)\}(?:\{[clr|]+\})?(.*)\\end\{(?:p|b|B|small)?(?:matrix|array)\}(?:[\])])?",
+    re.DOTALL,
+)
+# ]0,1] and the like: brackets turned away exclude the end.
+_TURNED = re.compile(r"(\])([^()\[\]]+,[^()\[\]]+)([\[\])])|([\[(])([^()\[\]]+,[^()\[\]]+)(\[)")
+_OPENED, _CLOSED = {"]": "(", "[": "[", "(": "("}, {"[": ")", "]": "]", ")": ")"}
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_TEXT = re.compile(r"\\text\{([^{}\\$]*)\}")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z' ,-]*")
+_BARE_WORDS = re.compile(r"[a-z]{4,}(?:[ -][a-z']+)*|[a-z]+(?: [a-z']+)+")  # fewer letters may be a product
+_SHORT_WORDS = frozenset({"yes", "no", "odd", "all", "any", "one", "two", "six", "ten", "dne"})
+_EMPTY = frozenset(
+    {"no solution", "no solutions", "none", "empty set", "no real solution", "no real solutions", "null"}
+)
+_REALS = frozenset({"all real numbers", "all reals", "all real", "real numbers", "any real number"})
+_ARTICLE = re.compile(r"^(?:an?|the) (?=.)")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value, as LaTeX; or anything that has no structure."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """Plain words, in one spelling and without blanks."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Several:
+    """Values without brackets: order doesn't matter, number does. `name` is what stands in front of each."""
+
+    items: tuple[Form, ...]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class FiniteSet:
+    """Values in braces: neither order nor number matters. The empty set has none."""
+
+    items: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Bracketed:
+    """A tuple, a point or an interval: items in order between brackets, `left` and `right`."""
+
+    left: str
+    right: str
+    items: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Union:
+    """Intervals and sets joined; order doesn't matter."""
+
+    items: tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of entries."""
+
+    rows: tuple[tuple[Form, ...], ...]
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """A ratio, a time or a number in a base: equal to itself alone. `base` is None where none is stated."""
+
+    parts: tuple[str, ...]
+    base: int | None = None
+
+
+@dataclass(frozen=True)
+class Named:
+    """Values by distinct names."""
+
+    values: tuple[tuple[str, Form], ...]
+
+
+Form = Leaf | Words | Several | FiniteSet | Bracketed | Union | Matrix | Exactly | Named
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A form, the name in front of it if there is one, and the text as a whole."""
+
+    name: str | None
+    form: Form
+    text: str
+
+
+REALS = Bracketed("(", ")", (Leaf("-\\infty"), Leaf("\\infty")))
+EMPTY = FiniteSet(())
+
+
+@lru_cache(maxsize=8192)
+def read(text: str) -> Answer:
+    """A normalised text as an answer."""
+    if depth(text) > DEEPEST:
+        return Answer(None, Leaf(text), text)
+    name, rest = _strip_name(text)
+    form = _form(rest)
+    return Answer(form.name if name is None and isinstance(form, Several) else name, form, text)
+
+
+def depth(text: str) -> int:
+    """How deep its brackets are nested."""
+    current = deepest = 0
+    for token in _TOKEN.findall(text):
+        current += (token in _OPENING) - (token in _CLOSING)
+        deepest = max(deepest, current)
+    return deepest
+
+
+def split(text: str, separators: frozenset[str]) -> list[tuple[str, str]]:
+    """The parts between separators outside all brackets, each with the separator in front of it."""
+    parts, separator, start, level = [], "", 0, 0
+    for token in _TOKEN.finditer(text):
+        mark = token[0]
+        if mark in _OPENING or mark.startswith("\\begin"):
+            level += 1
+        elif mark in _CLOSING or mark.startswith("\\end{"):
+            level -= 1
+        elif mark in separators and level == 0:
+            parts.append((separator, text[start : token.start()].strip()))
+            separator, start = mark, token.end()
+    return [*parts, (separator, text[start:].strip())]
+
+
+def _strip_name(text: str) -> tuple[str | None, str]:
+    approximate = [part for part in split(text, frozenset({"\\approx"})) if part[1]] or [("", text)]
+    text = text if len(approximate) > 1 else approximate[0][1]
+    if len(approximate) > 1:
+        first = approximate[0][1]
+        text = approximate[1][1] if _is_name(first) and "=" not in first else first
+        if _is_name(first) and "=" not in first:
+            return _plain(first), text
+    membership = split(text, frozenset({"\\in"}))
+    if len(membership) == 2 and _is_name(membership[0][1]):
+        return _plain(membership[0][1]), membership[1][1]
+    sides = [side for _, side in split(text, frozenset({"="}))]
+    if len(sides) > 1 and all(sides) and not _SEPARATED.search(text):
+        if _is_name(sides[0]):
+            return _plain(sides[0]), sides[-1]
+        if len(sides) == 2 and _is_name(sides[1]) and not _is_name(sides[0]):
+            return _plain(sides[1]), sides[0]
+        if len(sides) > 2 or _numeric(sides[0]):
+            return None, sides[-1]
+    return None, text
+
+
+_SEPARATED = re.compile(r"=.*(?:,|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])).*=")
+
+
+def _numeric(text: str) -> bool:
+    """Whether it has no variable, so that it names nothing and has nothing to solve for."""
+    return not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", re.sub(_GREEK, " a ", text)))
+
+
+def _is_name(text: str) -> bool:
+    return text not in _NO_NAMES and _NAME.fullmatch(text) is not None
+
+
+def _plain(name: str) -> str:
+    return _TEXT.sub(r"\1", name).replace("{", "").replace("}", "").replace(" ", "").replace("\\", "")
+
+
+def _form(text: str) -> Form:
+    if literals.read(text):
+        return Leaf(text)
+    return _worded(text) or _structured(text) or Leaf(text)
+
+
+def _worded(text: str) -> Form | None:
+    wrapped = _TEXT.fullmatch(text)
+    plain = " ".join((wrapped[1] if wrapped else text).replace('"', "").replace("'", "'").strip(" .'").lower().split())
+    if plain in _EMPTY or text == "\\emptyset" or text == "\\{\\}":
+        return EMPTY
+    if plain in _REALS or text == "\\mathbb{R}":
+        return REALS
+    if plain in ("infinity", "-infinity"):
+        return Leaf(text.replace("infinity", "\\infty"))
+    pattern = _WORDS if wrapped or plain in _SHORT_WORDS else _BARE_WORDS
+    if pattern.fullmatch(plain) and (wrapped or not _CONNECTIVE.search(plain)):
+        return Words(_ARTICLE.sub("", plain, count=1).replace(" ", ""))
+    return None
+
+
+def _structured(text: str) -> Form | None:
+    return (
+        _union(text)
+        or _several(text)
+        or _bracketed(text)
+        or _matrix(text)
+        or _inequality(text)
+        or _plus_minus(text)
+        or _exactly(text)
+    )
+
+
+def _union(text: str) -> Form | None:
+    parts = [part.strip() for part in text.split("\\cup")]
+    if len(parts) == 1:
+        parts = re.split(r"(?<=[\])}]) ?U ?(?=[\[({\\])", text)
+    return Union(tuple(_form(part) for part in parts)) if len(parts) > 1 and all(parts) else None
+
+
+def _several(text: str) -> Form | None:
+    marked = _CONNECTIVE.sub(lambda m: ";" if m[0] == "and" else "\\or ", text)
+    # In 1,234 and 5,678 the commas that no space follows are of the numbers.
+    parts = split(_THOUSANDS.sub("\0", marked), frozenset({",", ";", "\\or"}))
+    parts = [(mark, part.replace("\0", ",")) for mark, part in parts if part]
+    if len(parts) < 2:
+        return None
+    answers = [read(part) for _, part in parts]
+    intervals = [
+        isinstance(a.form, Bracketed) and _inequality(part) is not None
+        for a, (_, part) in zip(answers, parts, strict=True)
+    ]
+    if all(intervals) and any(mark == "\\or" for mark, _ in parts):
+        return Union(tuple(answer.form for answer in answers))
+    names = [answer.name for answer in answers]
+    if all(names) and len(set(names)) == len(names) and not all("_" in str(name) for name in names):
+        return Named(tuple(sorted((str(a.name), a.form) for a in answers)))
+    if names[0] and len(set(filter(None, names))) > 1 and not all("_" in str(name) for name in names if name):
+        return None
+    items: list[Form] = []
+    for answer in answers:
+        items += answer.form.items if isinstance(answer.form, Several) else (answer.form,)
+    return Several(tuple(items), names[0] if len(set(filter(None, names))) == 1 else None)
+
+
+def _bracketed(text: str) -> Form | None:
+    for opening, closing in (("\\{", "\\}"), ("\\langle", "\\rangle")):
+        if text.startswith(opening) and text.endswith(closing) and _spans(text):
+            items = _items(text[len(opening) : -len(closing)])
+            if opening == "\\{":
+                return FiniteSet(items) if not any(_is_condition(item) for item in items) else None
+            return Bracketed("(", ")", items)
+    if turned := _TURNED.fullmatch(text):
+        left, ends, right = filter(None, turned.groups())
+        text = f"{_OPENED[left]}{ends}{_CLOSED[right]}"
+    if text[:1] not in ("(", "[") or text[-1:] not in (")", "]") or not _spans(text):
+        return None
+    items = _items(text[1:-1])
+    if len(items) == 1:
+        return _form(text[1:-1])
+    left, right = text[0], text[-1]
+    if len(items) > 2 and left + right == "[]":
+        left, right = "(", ")"  # no interval: brackets are a matter of taste
+    return Bracketed(left, right, items)
+
+
+def _spans(text: str) -> bool:
+    """Whether the bracket that opens it closes at its end."""
+    level = 0
+    for token in _TOKEN.finditer(text):
+        level += (token[0] in _OPENING) - (token[0] in _CLOSING)
+        if level == 0:
+            return token.end() == len(text)
+    return False
+
+
+def _items(text: str) -> tuple[Form, ...]:
+    separators = frozenset({";"}) if len(split(text, frozenset({";"}))) > 1 else frozenset({","})
+    return tuple(_form(part) for _, part in split(text, separators) if part)
+
+
+def _is_condition(item: Form) -> bool:
+    return isinstance(item, Leaf) and ("\\mid" in item.text or "|" in item.text or ":" in item.text)
+
+
+def _matrix(text: str) -> Form | None:
+    match = _MATRIX.fullmatch(text)
+    if match is None or "\\begin" in match[2]:
+        return None
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2].replace("\\hline", "")) if row.strip()]
+    return Matrix(tuple(tuple(_form(entry.strip()) for entry in row.split("&")) for row in rows))
+
+
+def _inequality(text: str) -> Form | None:
+    parts = split(text, frozenset(_RELATIONS))
+    signs = [_RELATIONS[mark] for mark, _ in parts[1:]]
+    sides = [side for _, side in parts]
+    if not signs or not all(sides):
+        return None
+    if len(signs) == 1:
+        if _is_name(sides[0]):
+            end, sign = sides[1], signs[0]
+        elif _is_name(sides[1]):
+            end, sign = sides[0], signs[0].translate(str.maketrans("<>", "><"))
+        else:
+            return None
+        if sign[0] == "<":
+            return Bracketed("(", "]" if sign == "<=" else ")", (Leaf("-\\infty"), _form(end)))
+        return Bracketed("[" if sign == ">=" else "(", ")", (_form(end), Leaf("\\infty")))
+    if len(signs) == 2 and _is_name(sides[1]) and signs[0][0] == signs[1][0]:
+        if signs[0][0] == ">":
+            sides, signs = sides[::-1], signs[::-1]
+        left, right = "[" if "=" in signs[0] else "(", "]" if "=" in signs[1] else ")"
+        return Bracketed(left, right, (_form(sides[0]), _form(sides[2])))
+    return None
+
+
+def _plus_minus(text: str) -> Form | None:
+    if "\\pm" not in text and "\\mp" not in text:
+        return None
+    upper = re.sub(r"\\mp ?", "-", re.sub(r"\\pm ?", "+", text)).removeprefix("+")
+    lower = re.sub(r"\\mp ?", "+", re.sub(r"\\pm ?", "-", text)).removeprefix("+")
+    return Several((_form(upper), _form(lower)))
+
+
+def _exactly(text: str) -> Form | None:
+    if match := _RATIO.fullmatch(text):
+        numbers = [str(int(n)) if n.isdigit() else n for n in re.split(r" ?: ?", match[1] + match[2])]
+        half = re.sub(r"[^apm]", "", re.sub(r"\\text", "", match[3] or "").lower())
+        return Exactly(tuple(numbers) + ((half,) if half else ()))
+    if match := _BASE.fullmatch(text):
+        base = int(match[2]) if match[2] else _BASES.get(match[3].lower(), 0)
+        digits = match[1].lstrip("0").lower() or "0"
+        if 2 <= base <= 36 and all(int(digit, 36) < base for digit in digits):
+            return Exactly((digits,), base)
+    return None
