@@ -52,6 +52,51 @@ def test_every_pair_judged_by_hand_gets_its_verdict(verifier, form):
     assert [(row, verdict) for row, verdict in zip(rows, found, strict=True) if verdict != row["verdict"]] == []
 
 
+def test_pairs_that_a_reviewer_found_judged_wrongly_are_so_no_more(verifier):
+    rows = [json.loads(line) for line in (Path(__file__).parent / "found.jsonl").read_text().splitlines()]
+    found = verdicts(verifier, [(row["gold"], row["answer"]) for row in rows])
+    assert [(row, verdict) for row, verdict in zip(rows, found, strict=True) if verdict != row["verdict"]] == []
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("0.5", r"\cot 0"),
+        ("2.5", "(-1)!"),
+        ("y=2x+1", "x=(1,2)"),
+        ("y=2x+1", r"x \in \mathbb{R}"),
+        ("0.5", r"\frac{0}{0}"),
+    ],
+)
+def test_an_answer_that_cannot_be_computed_is_wrong_and_not_left_out(verifier, gold, answer):
+    assert verdicts(verifier, [(gold, answer)]) == ["wrong"]
+
+
+def nested(depth: int) -> str:
+    text = "1"
+    for _ in range(depth):
+        text = f"x<({text} or x>1)"
+    return text
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        r"\text{" + " " * 500_000 + "x}",
+        "[" + "answer" * 150_000,
+        "1}" + r"\boxed{1}" * 100_000 + r"\boxed{1",
+        r"\$" * 990,
+        ")" * 400 + r"\cup " + "(" * 400 + "1" + ")" * 400,
+        ",".join([nested(12)] * 14),
+        "{" * 900 + "}" * 900,
+    ],
+    ids=range(7),
+)
+def test_no_answer_keeps_its_caller_busy(verifier, box):
+    # Where the time grows with the square of the length, or twofold with each level, this doesn't end.
+    assert verdicts(verifier, [("7", box)])[0] in ("wrong", "no_answer")
+
+
 @pytest.mark.parametrize(
     ("gold", "answer", "equal"),
     [

@@ -32,7 +32,7 @@ _CHOSEN = re.compile(
     r"(?:\\text\{)?(?:option|choice|answer)?:? ?(?:\(([A-Za-z])\)|([A-Z])(?:[).:]|$|\}| ?$))\}?(?P<rest>.*)",
     re.IGNORECASE,
 )
-_OTHER_CHOICE = re.compile(r"\([A-Z]\)|\b(?:or|and)\b|^,")
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])[A-Z](?![A-Za-z])|\b(?:or|and)\b|^,")
 
 
 def decide(gold: str, answer: str, leaves: CompareLeaves | None = None) -> Decision:
@@ -51,7 +51,10 @@ def decide(gold: str, answer: str, leaves: CompareLeaves | None = None) -> Decis
         return False
     if choice := _CHOICE.fullmatch(expected):
         return _chosen(given) == next(filter(None, choice.groups()))
-    return _compare(forms.read(expected), forms.read(given), leaves or exact)
+    try:
+        return _compare(forms.read(expected), forms.read(given), leaves or exact)
+    except RecursionError:
+        return False
 
 
 def _chosen(answer: str) -> str | None:
@@ -105,8 +108,8 @@ def _compare_forms(gold: Form, given: Form, leaves: CompareLeaves) -> Decision:
             if (gold.left, gold.right) != (given.left, given.right):
                 return False
             return _in_order(gold.items, given.items, equal)
-        case (forms.Bracketed(left="(", right=")", items=first), forms.Several(items=second)) | (
-            forms.Several(items=first),
+        case (forms.Bracketed(left="(", right=")", items=first), forms.Several(items=second, either=False)) | (
+            forms.Several(items=first, either=False),
             forms.Bracketed(left="(", right=")", items=second),
         ):
             return _in_order(first, second, equal)
@@ -128,9 +131,9 @@ def _compare_forms(gold: Form, given: Form, leaves: CompareLeaves) -> Decision:
         case forms.Named(values=first), forms.Named(values=second):
             same_names = [name for name, _ in first] == [name for name, _ in second]
             return same_names and _in_order([f for _, f in first], [f for _, f in second], equal)
-        case forms.Named(values=values), forms.Bracketed(left="(", right=")") | forms.Several():
+        case forms.Named(values=values), forms.Bracketed(left="(", right=")") | forms.Several(either=False):
             return _in_order([form for _, form in values], given.items, equal)
-        case forms.Bracketed(left="(", right=")") | forms.Several(), forms.Named(values=values):
+        case forms.Bracketed(left="(", right=")") | forms.Several(either=False), forms.Named(values=values):
             return _in_order(gold.items, [form for _, form in values], equal)
     return False
 
@@ -215,9 +218,8 @@ def quantities(first: units.Quantity, second: units.Quantity, equal: CompareLeav
         if as_written:
             return True
         percent = first if first.unit == units.PERCENT else second
-        hundredth = f"\\frac{{{percent.core}}}{{100}}"
-        if number := literals.read(percent.core):
-            hundredth = f"\\frac{{{number.value.numerator}}}{{{number.value.denominator}00}}"
+        number = literals.read(percent.core)
+        hundredth = str(number.hundredth()) if number else f"\\frac{{{percent.core}}}{{100}}"
         scaled = equal(hundredth, second.core) if percent is first else equal(first.core, hundredth)
         return _any([as_written, scaled])
     if first.unit and second.unit and first.unit != second.unit:

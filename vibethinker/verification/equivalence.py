@@ -33,14 +33,21 @@ _CLEANING = NormalizationConfig(
 )
 _DECIMAL = re.compile(r"(\d*)\.(\d+)")
 _SEPARATOR = re.compile(r"(?<=\d)[, ](?=\d{3}(?!\d))")
+# What the parser would pass over in silence.
+_DROPPED = re.compile(r"\d ?(?:_|'|\^\{?(?:\\text\{)?[A-Z'])|\\equiv")
+_E_NOTATION = re.compile(r"(?<=\d)[eE]([+-]?\d+)")
+_NEGATIVE_ODD_ROOT = re.compile(r"\\sqrt\[(\d*[13579])\]\{-([^{}]*)\}")
 _MIXED = re.compile(r"(\d+) (\d+)/(\d+)")
 _SCALE = re.compile(rf" ?(?:\\text\{{)?({'|'.join(literals.SCALES)})s?\}}?")
 _TOWER = re.compile(r"\d+(?:\^\d+)+")
 _EXPONENT = re.compile(r"\^\{([\d^ ]+)\}")
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _MOST_DIGITS = 1_000_000  # of a power of integers, which sympy computes on sight
-_DIGITS, _TOLERANCE = 40, sympy.Rational(1, 10**30)
-_TRIED_POINTS, _AGREEING_POINTS = 12, 5
+_DIGITS = 40
+_PRECISION, _TOLERANCE = 200, sympy.Rational(1, 10**100)
+_TRIED_POINTS, _AGREEING_POINTS = 20, 8
+_SCALES = (3, 3, 100_000, 50)  # of the points tried, one after the other
+_TURNED = {">": "<", ">=": "<="}
 
 
 class UnreadableGoldError(Exception):
@@ -70,7 +77,15 @@ def _equal(gold: str, answer: str) -> bool:
     expected = _expression(gold)
     if expected is None:
         raise UnreadableGoldError(gold)
-    given = _expression(answer)
+    try:
+        return _equals(gold, answer, expected, _expression(answer))
+    except (RecursionError, MemoryError):
+        raise
+    except Exception:  # of sympy, which raises all sorts: the gold could be read, so the answer is at fault
+        return False
+
+
+def _equals(gold: str, answer: str, expected: Any, given: Any) -> bool:
     if given is None:
         return False
     for written, other in ((gold, given), (answer, expected)):
@@ -81,8 +96,9 @@ def _equal(gold: str, answer: str) -> bool:
         same = _same_value(expected, given)
         if same is not None:
             return same
-    if isinstance(expected, Relational) and isinstance(given, Relational):
-        return _same_relation(expected, given)
+    if isinstance(expected, Relational) or isinstance(given, Relational):
+        # A name in front of a value has been dropped already: what is left says something of a variable.
+        return isinstance(expected, Relational) and isinstance(given, Relational) and _same_relation(expected, given)
     return bool(verify(expected, given, timeout_seconds=None))
 
 
@@ -104,16 +120,16 @@ def _same_relation(first: Relational, second: Relational) -> bool:
         if isinstance(relation, sympy.GreaterThan | sympy.StrictGreaterThan):
             difference = -difference
         sides.append(difference)
-    strict = [isinstance(r, sympy.StrictGreaterThan | sympy.StrictLessThan) for r in (first, second)]
-    kinds = [isinstance(r, sympy.Eq) for r in (first, second)]
-    if strict[0] != strict[1] or kinds[0] != kinds[1]:
+    operators = {_TURNED.get(relation.rel_op, relation.rel_op) for relation in (first, second)}
+    if len(operators) > 1:
         return False
-    if kinds[0]:
+    symmetric = operators <= {"==", "!="}
+    if symmetric:
         sides = [sympy.fraction(sympy.together(side))[0] for side in sides]
     symbols = sorted(sides[0].free_symbols | sides[1].free_symbols, key=str)
     point = {s: sympy.Rational(3 + 2 * n, 7 + n) for n, s in enumerate(symbols)}
     ratio = (sides[0] / sides[1]).subs(point).evalf(_DIGITS)
-    if not ratio.is_number or not ratio.is_finite or ratio == 0 or not (kinds[0] or ratio.is_positive):
+    if not ratio.is_number or not ratio.is_finite or ratio == 0 or not (symmetric or ratio.is_positive):
         return False
     return _same_value(sides[0], sides[1] * sympy.nsimplify(ratio, rational=True)) is True
 
@@ -127,8 +143,9 @@ def _same_value(first: sympy.Expr, second: sympy.Expr) -> bool | None:
     agreed = 0
     for attempt in range(_TRIED_POINTS):
         # Every other point is positive: some functions have values there alone.
-        low = sympy.Rational(1, 7) if attempt % 2 else -3
-        point = {s: low + sympy.Rational(chance.randrange(1, 3000), 997) for s in symbols}
+        scale = _SCALES[attempt // 2 % len(_SCALES)]
+        low = 0 if attempt % 2 else -1
+        point = {s: scale * (low + sympy.Rational(chance.randrange(1, 1994), 997) / (1 + attempt % 2)) for s in symbols}
         same = _close(first, second, point)
         if same is False:
             return False
@@ -152,8 +169,9 @@ def _close(first: sympy.Expr, second: sympy.Expr, point: dict[sympy.Symbol, symp
     if a.is_infinite or b.is_infinite:
         return bool(a == b)
     try:
-        size, gap = max(abs(a), abs(b)), abs(a - b)
-        return bool(gap <= _TOLERANCE * size or size <= _TOLERANCE)
+        size = max(abs(a), abs(b))
+        gap = abs((first - second).evalf(15, subs=point, maxn=_PRECISION))
+        return bool(gap <= _TOLERANCE * size)
     except (TypeError, ValueError):
         return None
 
@@ -164,9 +182,10 @@ def _expression(text: str) -> Any:
     flat, before = text, ""
     while flat != before:
         flat, before = _EXPONENT.sub(r"^\1 ", flat), flat
-    if any(map(_explodes, _TOWER.findall(flat))):
+    if any(map(_explodes, _TOWER.findall(flat))) or _DROPPED.search(text):
         return None
     written = _MIXED.sub(r"\1\\frac{\2}{\3}", _SEPARATOR.sub("", text))
+    written = _NEGATIVE_ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", _E_NOTATION.sub(r"\\cdot 10^{\1}", written))
     written = _SCALE.sub(lambda m: f"\\cdot 10^{{{literals.SCALES[m[1]]}}}", written)
     exact = _DECIMAL.sub(lambda m: f"\\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", written)
     real = not (_IMAGINARY.search(exact) or should_treat_as_complex(exact))
@@ -182,6 +201,9 @@ def _expression(text: str) -> Any:
             return None
         if isinstance(parsed, sympy.Expr) and not real and "\\sum" not in text and "\\prod" not in text:
             parsed = parsed.subs({s: sympy.I for s in parsed.free_symbols if s.name == "i"})
+        if isinstance(parsed, sympy.Basic):
+            # Whether a text speaks of i mustn't make two variables of one.
+            parsed = parsed.xreplace({s: sympy.Symbol(s.name, real=True) for s in parsed.free_symbols})
         return parsed
     except (RecursionError, MemoryError):
         raise

@@ -19,13 +19,16 @@ COPIED = 40  # characters before a box that stand in the prompt as well, where i
 _PHRASE_WINDOW = 2000
 _BRACE = re.compile(r"\\(?:(?:boxed|fbox)\s*\{|.)|[{}]", re.DOTALL)
 _BETWEEN = re.compile(r"(?:[\s$,;.*]|\\[()\[\],; ]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
+_LONGEST_PLACEHOLDER = 60
 _PLACEHOLDER = re.compile(
-    r"(?:\\(?:text|mathrm)\{)?\s*(?:|\?+|\.{2,}|…|\\[lc]?dots|_+|\\underline\{.*\}|<.*>|\[.*answer.*\]|"
-    r"(?:your |the |final |my )*(?:answer|result|solution)(?: here)?)\s*\}?",
+    r"(?:\\(?:text|mathrm)\{ ?)?(?:|\?+|\.{2,}|…|\\[lc]?dots|_+|"
+    r"\\underline\{(?:[\s_~]|\\quad|\\hspace\{\w*\})*\}|<.*>|\[[^]]*answer[^]]*\]|"
+    r"(?:your |the |final |my )*(?:answer|result|solution)(?: here)?) ?\}?",
     re.IGNORECASE,
 )
-_PHRASE = re.compile(r"\banswer\s*(?:is|[:=])[:\s]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|\.(?:\s|$)")
+_PHRASE = re.compile(r"\banswer\s*(?:is\b|[:=])[:\s]*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|\.(?:\s|$)|,? (?:because|since|which|as (?:required|desired))\b")
+_ESCAPED_END = re.compile(r"(?<!\\)\\$")
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 _PYTHON = frozenset({"", "python", "python3", "py"})
 
@@ -52,15 +55,17 @@ def extract_answer(response: str, prompt: str = "") -> str | None:
 
 def boxed(text: str, prompt: str = "") -> str | None:
     """The content of the last box, or of the last boxes side by side, joined by commas."""
-    boxes = [box for box in _boxes(text) if not _PLACEHOLDER.fullmatch(box.content) and not _copied(text, box, prompt)]
-    if not boxes:
-        return None
-    answer = [boxes[-1]]
-    for box in reversed(boxes[:-1]):
-        if not _BETWEEN.fullmatch(text, box.end, answer[0].start):
+    answer: list[_Box] = []  # from the last to the first
+    for box in reversed(_boxes(text)):
+        if answer and not _BETWEEN.fullmatch(text, box.end, answer[-1].start):
             break
-        answer.insert(0, box)
-    return ", ".join(dict.fromkeys(box.content for box in answer))
+        if not _is_placeholder(box.content) and not _copied(text, box, prompt):
+            answer.append(box)
+    return ", ".join(dict.fromkeys(box.content for box in reversed(answer))) or None
+
+
+def _is_placeholder(content: str) -> bool:
+    return len(content) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(content) is not None
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -80,7 +85,8 @@ def _boxes(text: str) -> list[_Box]:
         elif mark == "}" and open_braces:
             command, content = open_braces.pop()
             if command >= 0 and not (found and found[-1].start > command):
-                found.append(_Box(command, token.end(), text[content : token.start()].strip()))
+                # An escaped blank at the end loses its blank to `strip`.
+                found.append(_Box(command, token.end(), _ESCAPED_END.sub("", text[content : token.start()].strip())))
     return found
 
 
@@ -98,9 +104,7 @@ def _phrase(text: str, prompt: str) -> str | None:
     end = _SENTENCE_END.search(text, start)
     stop = end.start() if end else len(text)
     answer = text[start:stop].strip(" \t*")
-    if (
-        not answer or "\\boxed" in answer or _PLACEHOLDER.fullmatch(answer)
-    ):  # a box that was cut off, passed over or empty
+    if not answer or "\\boxed" in answer or _is_placeholder(answer):  # a box that was cut off, passed over or empty
         return None
     before = max(0, phrases[-1].start() - COPIED)
     return None if prompt and phrases[-1].start() >= COPIED and text[before:stop] in prompt else answer

@@ -8,11 +8,13 @@ it names.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 
 from vibethinker.verification import literals
 
+_MOST_SIGNS = 3
 DEEPEST = 12  # nested brackets: LaTeX's parser takes exponential time in them
 
 _TOKEN = re.compile(r"\\begin\{[a-zA-Z]+\*?\}|\\end\{[a-zA-Z]+\*?\}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
@@ -31,11 +33,13 @@ _NAME = re.compile(
     r"\\(?:angle|measuredangle|triangle|operatorname\{m\}\\angle) ?[A-Za-z]+|m\\angle ?[A-Za-z]+|\|[A-Za-z]+\||"
     r"\\frac\{d[a-z]?\}\{d[a-z]\}|[A-Za-z ]{2,40}"
 )
+_VARIABLE = re.compile(rf"(?:[A-Za-z]|{_GREEK})(?:_(?:\w|\{{[^{{}}]*\}}))?(?:\([A-Za-z]\))?")
+_DENIAL = re.compile(r"\b(?:not|but|isn|never|except)\b", re.IGNORECASE)
 _NO_NAMES = frozenset({"\\pi", "e", "i", "\\infty", "-\\infty"})
 _RATIO = re.compile(
     r"(\d{1,9}(?:\.\d{1,9})?)((?: ?: ?\d{1,9}(?:\.\d{1,9})?)+)( ?(?:\\text\{ ?)?[ap]\.? ?m\.?\}?)?", re.IGNORECASE
 )
-_BASE = re.compile(r"\(?(\d[0-9A-Za-z]*|[0-9A-Fa-f]{2,})\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{ ?(\w+)\}\}?)")
+_BASE = re.compile(r"(-?)\(?(\d[0-9A-Za-z]*|[0-9A-Fa-f]{2,})\)?_(?:\{?(\d{1,2})\}?|\{?\\text\{ ?(\w+)\}\}?)")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
 _MATRIX = re.compile(
     r"(?:[\[(])?\\begin\{(p|b|B|small)?(?:matrix|array)\}(?:\{[clr|]+\})?(.*)\\end\{(?:p|b|B|small)?(?:matrix|array)\}(?:[\])])?",
@@ -44,10 +48,12 @@ _MATRIX = re.compile(
 # ]0,1] and the like: brackets turned away exclude the end.
 _TURNED = re.compile(r"(\])([^()\[\]]+,[^()\[\]]+)([\[\])])|([\[(])([^()\[\]]+,[^()\[\]]+)(\[)")
 _OPENED, _CLOSED = {"]": "(", "[": "[", "(": "("}, {"[": ")", "]": "]", ")": ")"}
+_OTHER_COMMA = re.compile(r",(?!\d{3}(?!\d))(?! )")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TEXT = re.compile(r"\\text\{([^{}\\$]*)\}")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' ,-]*")
 _BARE_WORDS = re.compile(r"[a-z]{4,}(?:[ -][a-z']+)*|[a-z]+(?: [a-z']+)+")  # fewer letters may be a product
+_CAPITALS = re.compile(r"[A-Z]{2,}")
 _SHORT_WORDS = frozenset({"yes", "no", "odd", "all", "any", "one", "two", "six", "ten", "dne"})
 _EMPTY = frozenset(
     {"no solution", "no solutions", "none", "empty set", "no real solution", "no real solutions", "null"}
@@ -76,6 +82,7 @@ class Several:
 
     items: tuple[Form, ...]
     name: str | None = None
+    either: bool = False  # joined by "or"
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class Bracketed:
     left: str
     right: str
     items: tuple[Form, ...]
+    variable: str | None = field(default=None, compare=False)  # of the inequality that it was written as
 
 
 @dataclass(frozen=True)
@@ -146,14 +154,24 @@ def read(text: str) -> Answer:
         return Answer(None, Leaf(text), text)
     name, rest = _strip_name(text)
     form = _form(rest)
-    return Answer(form.name if name is None and isinstance(form, Several) else name, form, text)
+    if name is None and isinstance(form, Several):
+        name = form.name
+    if name is None and isinstance(form, Bracketed):
+        name = form.variable
+    if name is None and isinstance(form, Union):
+        names = {part.variable for part in form.items if isinstance(part, Bracketed)}
+        name = names.pop() if len(names) == 1 else None
+    letters = name[1:-1].split(",") if name and name[0] == "(" else []
+    if isinstance(form, Bracketed) and len(letters) == len(form.items) > 0:
+        return Answer(None, Named(tuple(sorted(zip(letters, form.items, strict=True), key=lambda pair: pair[0]))), text)
+    return Answer(name, form, text)
 
 
 def depth(text: str) -> int:
     """How deep its brackets are nested."""
     current = deepest = 0
     for token in _TOKEN.findall(text):
-        current += (token in _OPENING) - (token in _CLOSING)
+        current = max(0, current + (token in _OPENING) - (token in _CLOSING))
         deepest = max(deepest, current)
     return deepest
 
@@ -204,7 +222,7 @@ def _numeric(text: str) -> bool:
 
 
 def _is_name(text: str) -> bool:
-    return text not in _NO_NAMES and _NAME.fullmatch(text) is not None
+    return text not in _NO_NAMES and _NAME.fullmatch(text) is not None and not _DENIAL.search(text)
 
 
 def _plain(name: str) -> str:
@@ -226,6 +244,8 @@ def _worded(text: str) -> Form | None:
         return REALS
     if plain in ("infinity", "-infinity"):
         return Leaf(text.replace("infinity", "\\infty"))
+    if _CAPITALS.fullmatch(text):
+        return Words("".join(sorted(plain)) if len(plain) == 2 else plain)  # AB is the segment BA
     pattern = _WORDS if wrapped or plain in _SHORT_WORDS else _BARE_WORDS
     if pattern.fullmatch(plain) and (wrapped or not _CONNECTIVE.search(plain)):
         return Words(_ARTICLE.sub("", plain, count=1).replace(" ", ""))
@@ -253,27 +273,27 @@ def _union(text: str) -> Form | None:
 
 def _several(text: str) -> Form | None:
     marked = _CONNECTIVE.sub(lambda m: ";" if m[0] == "and" else "\\or ", text)
-    # In 1,234 and 5,678 the commas that no space follows are of the numbers.
-    parts = split(_THOUSANDS.sub("\0", marked), frozenset({",", ";", "\\or"}))
+    if not _OTHER_COMMA.search(text):
+        # In 1,234 and 5,678 the commas that no space follows are of the numbers.
+        marked = _THOUSANDS.sub("\0", marked)
+    parts = split(marked, frozenset({",", ";", "\\or"}))
     parts = [(mark, part.replace("\0", ",")) for mark, part in parts if part]
     if len(parts) < 2:
         return None
     answers = [read(part) for _, part in parts]
-    intervals = [
-        isinstance(a.form, Bracketed) and _inequality(part) is not None
-        for a, (_, part) in zip(answers, parts, strict=True)
-    ]
-    if all(intervals) and any(mark == "\\or" for mark, _ in parts):
+    either = any(mark == "\\or" for mark, _ in parts)
+    variables = {a.form.variable if isinstance(a.form, Bracketed) else None for a in answers}
+    if either and len(variables) == 1 and None not in variables:
         return Union(tuple(answer.form for answer in answers))
     names = [answer.name for answer in answers]
-    if all(names) and len(set(names)) == len(names) and not all("_" in str(name) for name in names):
+    if not either and all(names) and len(set(names)) == len(names) and not all("_" in str(name) for name in names):
         return Named(tuple(sorted((str(a.name), a.form) for a in answers)))
     if names[0] and len(set(filter(None, names))) > 1 and not all("_" in str(name) for name in names if name):
         return None
     items: list[Form] = []
     for answer in answers:
         items += answer.form.items if isinstance(answer.form, Several) else (answer.form,)
-    return Several(tuple(items), names[0] if len(set(filter(None, names))) == 1 else None)
+    return Several(tuple(items), names[0] if len(set(filter(None, names))) == 1 else None, either)
 
 
 def _bracketed(text: str) -> Form | None:
@@ -281,6 +301,7 @@ def _bracketed(text: str) -> Form | None:
         if text.startswith(opening) and text.endswith(closing) and _spans(text):
             items = _items(text[len(opening) : -len(closing)])
             if opening == "\\{":
+                items = tuple(i for item in items for i in (item.items if isinstance(item, Several) else (item,)))
                 return FiniteSet(items) if not any(_is_condition(item) for item in items) else None
             return Bracketed("(", ")", items)
     if turned := _TURNED.fullmatch(text):
@@ -331,29 +352,39 @@ def _inequality(text: str) -> Form | None:
     if not signs or not all(sides):
         return None
     if len(signs) == 1:
-        if _is_name(sides[0]):
-            end, sign = sides[1], signs[0]
-        elif _is_name(sides[1]):
-            end, sign = sides[0], signs[0].translate(str.maketrans("<>", "><"))
+        if _VARIABLE.fullmatch(sides[0]):
+            variable, end, sign = sides[0], sides[1], signs[0]
+        elif _VARIABLE.fullmatch(sides[1]):
+            variable, end, sign = sides[1], sides[0], signs[0].translate(str.maketrans("<>", "><"))
         else:
             return None
         if sign[0] == "<":
-            return Bracketed("(", "]" if sign == "<=" else ")", (Leaf("-\\infty"), _form(end)))
-        return Bracketed("[" if sign == ">=" else "(", ")", (_form(end), Leaf("\\infty")))
-    if len(signs) == 2 and _is_name(sides[1]) and signs[0][0] == signs[1][0]:
+            return Bracketed("(", "]" if sign == "<=" else ")", (Leaf("-\\infty"), _form(end)), _plain(variable))
+        return Bracketed("[" if sign == ">=" else "(", ")", (_form(end), Leaf("\\infty")), _plain(variable))
+    if len(signs) == 2 and _VARIABLE.fullmatch(sides[1]) and signs[0][0] == signs[1][0]:
         if signs[0][0] == ">":
             sides, signs = sides[::-1], signs[::-1]
         left, right = "[" if "=" in signs[0] else "(", "]" if "=" in signs[1] else ")"
-        return Bracketed(left, right, (_form(sides[0]), _form(sides[2])))
+        return Bracketed(left, right, (_form(sides[0]), _form(sides[2])), _plain(sides[1]))
     return None
 
 
 def _plus_minus(text: str) -> Form | None:
-    if "\\pm" not in text and "\\mp" not in text:
+    count = text.count("\\pm")
+    if not count and "\\mp" not in text:
         return None
-    upper = re.sub(r"\\mp ?", "-", re.sub(r"\\pm ?", "+", text)).removeprefix("+")
-    lower = re.sub(r"\\mp ?", "+", re.sub(r"\\pm ?", "-", text)).removeprefix("+")
-    return Several((_form(upper), _form(lower)))
+    if count > _MOST_SIGNS:
+        return Leaf(text)
+    # One sign for all where a \mp says that they belong together, else each by itself.
+    together = count <= 1 or "\\mp" in text
+    choices = [("+",) * count, ("-",) * count] if together else list(product("+-", repeat=count))
+    found = []
+    for signs in choices:
+        upper = iter(signs)
+        written = re.sub(r"\\pm ?", lambda _, upper=upper: next(upper), text)
+        written = re.sub(r"\\mp ?", "-" if signs[:1] != ("-",) else "+", written)
+        found.append(_form(written.removeprefix("+")))
+    return Several(tuple(found))
 
 
 def _exactly(text: str) -> Form | None:
@@ -362,8 +393,8 @@ def _exactly(text: str) -> Form | None:
         half = re.sub(r"[^apm]", "", re.sub(r"\\text", "", match[3] or "").lower())
         return Exactly(tuple(numbers) + ((half,) if half else ()))
     if match := _BASE.fullmatch(text):
-        base = int(match[2]) if match[2] else _BASES.get(match[3].lower(), 0)
-        digits = match[1].lstrip("0").lower() or "0"
+        base = int(match[3]) if match[3] else _BASES.get(match[4].lower(), 0)
+        digits = match[2].lstrip("0").lower() or "0"
         if 2 <= base <= 36 and all(int(digit, 36) < base for digit in digits):
-            return Exactly((digits,), base)
+            return Exactly((match[1] + digits,), base)
     return None

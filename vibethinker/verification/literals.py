@@ -25,7 +25,7 @@ _SCIENTIFIC = re.compile(
 )
 _E_NOTATION = re.compile(rf"([+-]?{_UNSIGNED})[eE]([+-]?\d{{1,3}})", re.ASCII)
 SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}  # powers of ten
-_SCALE = re.compile(rf"(.+?) ?(?:\\text\{{)?({'|'.join(SCALES)})s?\}}?")
+_SCALE = re.compile(rf"(.+?) ?(?:\\text\{{)?({'|'.join(SCALES)})s?\}}?", re.IGNORECASE)
 
 
 class Literal(NamedTuple):
@@ -33,6 +33,16 @@ class Literal(NamedTuple):
 
     value: Fraction
     places: int | None
+
+    def hundredth(self) -> Literal:
+        """What so many per cent are."""
+        return Literal(self.value / 100, None if self.places is None else self.places + 2)
+
+    def __str__(self) -> str:
+        if self.places is None:
+            return f"\\frac{{{self.value.numerator}}}{{{self.value.denominator}}}"
+        digits = f"{abs(int(self.value * 10**self.places)):0{self.places + 1}d}"
+        return f"{'-' if self.value < 0 else ''}{digits[: -self.places]}.{digits[-self.places :]}"
 
 
 def same(first: Literal, second: Literal) -> bool:
@@ -42,13 +52,13 @@ def same(first: Literal, second: Literal) -> bool:
     if (first.places is None) == (second.places is None):
         return False
     rounded, exact = (first, second) if first.places is not None else (second, first)
-    return rounds_to(exact.value, rounded) and exact.value.denominator != 1
+    return rounds_to(exact.value, rounded)
 
 
 def rounds_to(exact: Fraction, rounded: Literal) -> bool:
-    """Whether `rounded`, a decimal, has at least six places, and is `exact` rounded to them."""
+    """Whether `rounded`, a decimal other than 0, has at least six places, and is `exact` rounded to them."""
     places = rounded.places or 0
-    return places >= ROUNDED_PLACES and abs(exact - rounded.value) * 2 * 10**places <= 1
+    return rounded.value != 0 and places >= ROUNDED_PLACES and abs(exact - rounded.value) * 2 * 10**places <= 1
 
 
 @lru_cache(maxsize=8192)
@@ -56,7 +66,7 @@ def read(text: str) -> Literal | None:
     """The number that a normalised text is, or None where it isn't only a number."""
     if not text or len(text) > LONGEST:
         return None
-    if text[0] == "(" and text[-1] == ")" and "(" not in text[1:]:
+    if text[0] == "(" and text[-1] == ")" and not set("(,") & set(text[1:]):  # (1,100) is a pair
         text = text[1:-1]
     return _decimal(text) or _quotient(text) or _mixed(text) or _scientific(text) or _scaled(text)
 
@@ -115,4 +125,4 @@ def _scientific(text: str) -> Literal | None:
 def _scaled(text: str) -> Literal | None:
     match = _SCALE.fullmatch(text)
     number = match and read(match[1])
-    return Literal(number.value * 10 ** SCALES[match[2]], None) if match and number else None
+    return Literal(number.value * 10 ** SCALES[match[2].lower()], None) if match and number else None

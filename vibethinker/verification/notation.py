@@ -1,7 +1,7 @@
 r"""One spelling for what can be written in many ways: LaTeX's and Unicode's variants, delimiters, spaces.
 
-Nothing that could change a meaning is touched; what follows works on the result alone. Spaces are kept only between two
-alphanumeric characters (`1 1/2`, `5 m`) and behind a comma before one (`1, 234`, a list).
+What follows works on the result alone. What TeX doesn't print goes, and `**` is a power. Spaces are kept only between
+two alphanumeric characters (`1 1/2`, `5 m`) and behind a comma before one (`1, 234`, a list).
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ _UNICODE = {
     "′": "'", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "％": "%", "（": "(", "）": ")",
     "，": ", ", "：": ":", "\t": " ", "\n": " ",
 }  # fmt: skip
+_FULL_WIDTH = {0xFF10 + digit: ord("0") + digit for digit in range(10)}
 _ROOT = re.compile(r"√(?:\(([^()]*)\)|(\d+|[a-zA-Z]))")
 _SAME = {
     r"\leq": r"\le", r"\leqslant": r"\le", r"\geq": r"\ge", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<",
     r"\gt": ">", r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\varnothing": r"\emptyset",
     r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lbrack": "[", r"\rbrack": "]", r"\degree": r"^\circ",
     r"\R": r"\mathbb{R}", r"\dbinom": r"\binom", r"\tbinom": r"\binom", r"\simeq": r"\approx",
-    r"\land": r"\text{and}", r"\lor": r"\text{or}", r"\fbox": r"\boxed", r"\left": "", r"\right": "",
-    r"\displaystyle": "", r"\textstyle": "", r"\limits": "", r"\big": "", r"\Big": "", r"\bigl": "",
-    r"\bigr": "", r"\Bigl": "", r"\Bigr": "", r"\mleft": "", r"\mright": "", r"\quad": " ", r"\qquad": " ",
-    r"\thinspace": " ", r"\ldots": "...", r"\dots": "...", r"\cdots": "...",
+    r"\vee": r"\text{or}", r"\wedge": r"\text{and}", r"\land": r"\text{and}", r"\lor": r"\text{or}",
+    r"\fbox": r"\boxed", r"\left": "", r"\right": "", r"\displaystyle": "", r"\textstyle": "", r"\limits": "",
+    r"\big": "", r"\Big": "", r"\bigl": "", r"\bigr": "", r"\Bigl": "", r"\Bigr": "", r"\mleft": "",
+    r"\mright": "", r"\quad": " ", r"\qquad": " ", r"\thinspace": " ", r"\ldots": "...", r"\dots": "...",
+    r"\cdots": "...",
 }  # fmt: skip
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _SPACING = re.compile(r"(?<!\\)\\[,;: ]|~")
-_PHANTOM = re.compile(r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)")
+_UNPRINTED = re.compile(
+    r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)|\\(?:hspace\*?|vspace|tag|label|color|textcolor)\{[^{}]*\}|"
+    r"\\(?:bf|rm|it|sf|tt|large|Large|LARGE|huge|Huge|small|tiny|normalsize|checkmark|boldmath)(?![A-Za-z])"
+)
+_BARE_ARGUMENT = re.compile(r"(\\(?:mathbb|vec|hat|bar)) ([A-Za-z])")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|tt|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|bm|boldsymbol|operatorname\*?)\s*"
     r"\{([^{}]*)\}"
@@ -52,17 +58,25 @@ def normalise(answer: str) -> str:
     r"""`answer` in the one spelling; texts in any font become `\text{…}`, their blanks single."""
     text = answer.strip()
     if not text.isascii():
+        text = text.translate(_FULL_WIDTH)
         for character, replacement in _UNICODE.items():
             text = text.replace(character, replacement)
         text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2]}}}", text)
     if text.startswith("**") and text.endswith("**"):
         text = text[2:-2]  # bold type
-    text = text.replace("**", "^").replace("`", "").replace("\\!", "").replace("{,}", ",").replace("\\%", "%")
+    text = (
+        text.replace("**", "^")
+        .replace("`", "")
+        .replace("\\!", "")
+        .replace("{,}", ",")
+        .replace("{:}", ":")
+        .replace("\\%", "%")
+    )
     if text.startswith(("\\(", "\\[")) and text.endswith(("\\)", "\\]")):
         text = text[2:-2]
     text = text.replace("\\$", "\\dollar ").replace("$", "").replace("\\dollar ", "\\$")
     text = _COMMAND.sub(lambda m: _SAME.get(m[0], m[0]), text)
-    text = _SPACING.sub(" ", _PHANTOM.sub("", text))
+    text = _BARE_ARGUMENT.sub(r"\1{\2}", _SPACING.sub(" ", _UNPRINTED.sub("", text)))
     text = _DEGREE.sub(r"^\\circ ", text)
     text = _TEXT.sub(_text, text)
     text = _FRACTION.sub(_braced_fraction, text)

@@ -35,9 +35,10 @@ _START_SECONDS = 120.0
 _GRACE_SECONDS = 60.0  # beyond an item's limit, for the limit is kept in the worker
 _STOP_SECONDS = 3.0
 _AHEAD = {
-    "math": 16,
+    "math": 8,
     "code": 1,
 }  # items sent to a worker at once: their requests must fit into a socket's buffer
+_CLOSED = "the verifier was closed while it graded: grade again with an open one"
 _WAITING = 256  # items a worker that `submit` takes before it lets its caller wait
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # no secrets
 
@@ -77,11 +78,14 @@ class Pool:
         with self._lock:
             if self._pid != os.getpid():
                 self._open()  # a fork of the owner: its threads didn't come along, its workers aren't ours
-            room = self._room
+            room, tasks = self._room, self.tasks
         room.acquire()
         task = Task(request)
         task.reply.add_done_callback(lambda _: room.release())
         with self._lock:
+            if self.tasks is not tasks:
+                task.reply.set_exception(InfrastructureError(_CLOSED))
+                return task.reply
             self.tasks.put(task)
             if len(self._threads) < self.workers:
                 self._threads.append(_Worker(self))
@@ -120,6 +124,7 @@ class _Worker(threading.Thread):
                 while pending:
                     self._exchange(pending)
             except Exception as error:
+                self._end()  # whatever it still says belongs to no one
                 # The caller waits for the replies: there the error is raised.
                 for task in pending:
                     task.reply.set_exception(error)
@@ -147,12 +152,12 @@ class _Worker(threading.Thread):
             if process.popen.returncode == -signal.SIGALRM:
                 verdict = "timeout"
             if not self._closed:
-                pending.popleft().reply.set_result({"verdict": verdict, "seconds": self.pool.seconds})
+                pending.popleft().reply.set_result({"verdict": verdict, "seconds": self.pool.seconds, "again": True})
 
     def _running(self) -> _Process:
         with self._lock:
             if self._closed:
-                raise InfrastructureError("the verifier was closed while it graded: grade again with an open one")
+                raise InfrastructureError(_CLOSED)
             if self._process is None:
                 self._process = _Process(self.pool.kind, self.pool.settings)
             process = self._process
@@ -204,9 +209,11 @@ class _Process:
         """The sandbox's tier, of a worker that runs programs."""
         try:
             said = self.receive(_START_SECONDS)
-        except OSError:
+        except (OSError, ValueError):  # the latter where `end` has closed what is read from
             with suppress(subprocess.TimeoutExpired):
                 self.popen.wait(_STOP_SECONDS)
+            if self.log.closed:
+                raise InfrastructureError(_CLOSED) from None
             self.log.seek(0)
             lines = self.log.read().decode(errors="replace").strip().splitlines()
             reason = lines[-1] if lines else f"it ended with status {self.popen.returncode} and said nothing"

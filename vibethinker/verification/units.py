@@ -27,18 +27,23 @@ _ABBREVIATIONS = "mm|cm|dm|km|mg|kg|gm|lbs?|oz|ml|mL|gal|ft|yd|mph|kmph|kph|km/h
 _PERCENT = re.compile(
     r"(.+?) ?(?:%|percent|(?:\\text\{ ?(?:percent|per cent|%|percentage|pct)\})|percentage|pct|per cent)"
 )
-_CURRENCY = re.compile(r"(-?)(?:\\\$|(€)|(£)|\\text\{(USD|\\\$)\}|(USD|Rs\.?) ?) ?(?=[\d.(\\])(.+)")
-_DEGREE = re.compile(r"(.+?)\^\\circ ?(?:\\text\{ ?([CF])\}|([CF]))?")
+_CURRENCY = re.compile(r"(-?)(\\\$|€|£|¥|\\text\{(?:USD|\\\$)\}|USD ?|Rs\.? ?) ?(?=[\d.(\\])(.+)")
+_CURRENCIES = {"€": "euro", "£": "pound sterling", "¥": "yen", "R": "rupee"}
+_DEGREE = re.compile(r"((?!.*\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)).+?)\^\\circ ?(?:\\text\{ ?([CF])\}|([CF]))?")
 _POWER = r"(?:\^\{?([23])\}?)?"
 _TEXT = re.compile(rf"(.*?[^\s^_(]) ?((?:\\text\{{[^{{}}]+\}}{_POWER}(?:/|\\cdot ?| )?)+)")
 _PART = re.compile(rf"\\text\{{([^{{}}]+)\}}{_POWER}")
-_ATTACHED = re.compile(rf"(.*[\d}})]) ?((?:{_ABBREVIATIONS})){_POWER}")
+_ATTACHED = re.compile(rf"(.*[\d}})]|.*\\pi) ?((?:{_ABBREVIATIONS}|m/s|ft/s|cm/s|m/h)){_POWER}")
 _WORDS = re.compile(rf"(.*[\d}})]) ([A-Za-z][A-Za-z]+(?: [A-Za-z]+)*){_POWER}")
 _LETTER = re.compile(rf"(.*\d) ([mgshlL]){_POWER}")
-_CONNECTED = re.compile(r"\b(?:and|or|if|for|when|where)\b")
+_SENSIBLE = re.compile(r"[A-Za-z$][A-Za-z./ -]*[A-Za-z.]|[mgshlLCFKN$]")
+# Words behind a number that change it, or say something else.
 _NO_UNITS = re.compile(
-    r"\b(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|mod|lim|det|max|min|sqrt|pi|infinity|to|if|for|when|where|is|not|"
-    r"hundred|thousand|million|billion|trillion|[A-Za-ln-z])s?\b|x",
+    r"^(?:squared|cubed|factorial|halves|half|thirds?|quarters?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|"
+    r"hundredths?|thousandths?|dozens?|lakhs?|crores?|bn|mn|quadrillions?|point)\b|"
+    r"\b(?:and|or|not|vs|but|is|are|was|plus|minus|times|over|by|to|if|for|when|where|wrong|answer|negative|positive|mod|"
+    r"sin|cos|tan|cot|sec|csc|log|ln|exp|lim|det|max|min|sqrt|pi|infinity|one|two|three|four|five|six|seven|eight|nine|"
+    r"ten|zero|eleven|twelve|hundred|thousand|million|billion|trillion)\b",
     re.IGNORECASE,
 )
 
@@ -58,26 +63,38 @@ def split(text: str) -> Quantity:
     if (match := _PERCENT.fullmatch(text)) and match[1]:
         return Quantity(match[1], PERCENT)
     if match := _CURRENCY.fullmatch(text):
-        unit = (
-            "euro"
-            if match[2]
-            else "pound sterling"
-            if match[3]
-            else "rupee"
-            if (match[5] or "")[:1] == "R"
-            else "dollar"
-        )
-        return Quantity(match[1] + split(match[6]).core, unit)
+        return Quantity(match[1] + _without_unit(match[3]), _CURRENCIES.get(match[2][0], "dollar"))
     if match := _DEGREE.fullmatch(text):
         return Quantity(match[1], " ".join(filter(None, ("degree", match[2], match[3]))))
-    if match := _TEXT.fullmatch(text):
-        parts = [_one(part[1], part[2]) for part in _PART.finditer(match[2])]
-        if not any(_CONNECTED.search(part[1]) for part in _PART.finditer(match[2])):
-            return Quantity(match[1], ("/" if "/" in match[2] else " ").join(parts))
-    for pattern in (_ATTACHED, _LETTER, _WORDS):
-        if (match := pattern.fullmatch(text)) and not (pattern is _WORDS and _NO_UNITS.search(match[2])):
-            return Quantity(match[1], _one(match[2], match[3]))
+    for pattern in (_TEXT, _ATTACHED, _LETTER, _WORDS):
+        if (match := pattern.fullmatch(text)) and (unit := _unit(match)):
+            return unit
     return Quantity(text, None)
+
+
+def _without_unit(text: str) -> str:
+    """What stands behind a currency sign, without its words: `5\\text{ million}` keeps them."""
+    match = _TEXT.fullmatch(text) or _WORDS.fullmatch(text)
+    found = match and _unit(match)
+    return found.core if found else text
+
+
+def _unit(match: re.Match[str]) -> Quantity | None:
+    """The quantity whose words a pattern found; None where they aren't a unit."""
+    core, words = match[1], match[2]
+    if match.re is _TEXT:
+        parts = list(_PART.finditer(words))
+        words = ("/" if "}/" in words else " ").join(part[1].strip() for part in parts)
+        power = next((part[2] for part in parts if part[2]), None)
+    else:
+        power = match[3]
+    scale, _, rest = words.partition(" ")
+    if scale.lower().removesuffix("s") in literals.SCALES:
+        known = rest and _SENSIBLE.fullmatch(rest) and not _NO_UNITS.search(rest)
+        return Quantity(f"{core} {scale.lower()}", _one(rest, power) if known else None) if known or not rest else None
+    if match.re is not _LETTER and (not _SENSIBLE.fullmatch(words) or _NO_UNITS.search(words)):
+        return None
+    return Quantity(core, _one(words, power))
 
 
 def _one(words: str, power: str | None) -> str:

@@ -14,7 +14,6 @@ from vibethinker.verification.pool import Pool, Reply
 from vibethinker.verification.schema import CodeLimits, Item, Verdict, check_tests
 from vibethinker.verification.statistics import Statistics
 
-_RETRIED = frozenset({"timeout", "error", "infrastructure"})
 _PROGRESS_SECONDS = 1.0
 Progress = Callable[[int, int], None]
 
@@ -24,7 +23,7 @@ class Verifier:
 
     Workers, up to `workers` of each kind, start when the first item needs one and end with `close`, or with
     this process however it ends. Equal items of a batch are graded once. An item whose worker timed out or
-    died is graded once more after the others, alone; `timeout` then stands, and counts as wrong.
+    died is graded once more when the others are done; `timeout` then stands, and counts as wrong.
 
     `statistics` counts verdicts and times their grading, over the verifier's life.
     """
@@ -89,6 +88,7 @@ class Grading:
     def __init__(self, math: Pool, code: Pool, statistics: Statistics) -> None:
         self._math, self._code, self._statistics = math, code, statistics
         self._entries: list[_Entry] = []
+        self._found: list[Verdict] = []
         self._shared: dict[tuple[Any, ...], tuple[Pool, dict[str, Any], Future[Reply]]] = {}
 
     def add(self, item: Item) -> int:
@@ -154,6 +154,8 @@ class Grading:
             ConfigurationError: programs can't be run as configured.
             InfrastructureError: a worker can't be started, or the verifier was closed.
         """
+        if len(self._found) == len(self._entries):
+            return self._found
         replies: dict[tuple[Any, ...], Reply] = {}
         told = time.monotonic()
         for key, (_, _, reply) in self._shared.items():
@@ -161,13 +163,18 @@ class Grading:
             if progress and time.monotonic() - told >= _PROGRESS_SECONDS:
                 told = time.monotonic()
                 progress(len(replies), len(self._shared))
-        for key, (pool, request, _) in self._shared.items():
-            if replies[key]["verdict"] in _RETRIED:
-                replies[key] = pool.submit(request).result()
-        verdicts = []
+        again = {
+            key: pool.submit(request)
+            for key, (pool, request, _) in self._shared.items()
+            if replies[key].get("again") or replies[key]["verdict"] == "infrastructure"
+        }
+        replies |= {key: reply.result() for key, reply in again.items()}
+        verdicts: list[Verdict] = []
         for entry in self._entries:
             reply = replies.get(entry.key)
             verdict = entry.verdict or Verdict(reply["verdict"], entry.extracted, reply["seconds"])
-            self._statistics.add(entry.item.kind, verdict)
             verdicts.append(verdict)
+        for entry, verdict in list(zip(self._entries, verdicts, strict=True))[len(self._found) :]:
+            self._statistics.add(entry.item.kind, verdict)
+        self._found = verdicts
         return verdicts
