@@ -291,7 +291,7 @@ class Sandbox(Settings):
     )
     python: str | None = setting(
         None,
-        "the interpreter that runs them; None is the steps' own. As root, one that user 65534 can run",
+        "the interpreter that runs them; None is the steps' own. As root, programs are another user's",
         execution=True,
     )
     seconds: float = setting(

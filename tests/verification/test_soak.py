@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from vibethinker.verification import CodeLimits, Item, Verifier, linux
+from vibethinker.verification import CodeLimits, Item, Verifier
+from vibethinker.verification.descendants import children, resident
 
 ITEMS, BATCH = 20_000, 500
 STDIN = {"kind": "stdin", "cases": [{"input": "4", "output": "8"}]}
@@ -42,14 +43,14 @@ def item(number: int, chance: random.Random) -> Item:
 
 def resources() -> dict[str, int]:
     """What this process and its workers hold."""
-    workers = linux.children()
+    workers = children()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "worker_descriptors": sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in workers),
         "workers": len(workers),
-        "grandchildren": sum(len(linux.children(pid)) for pid in workers),
-        "memory": linux.resident(os.getpid()) - sum(map(linux.resident, workers)),
-        "largest_worker": max(map(linux.resident, workers)),
+        "grandchildren": sum(len(children(pid)) for pid in workers),
+        "memory": resident(os.getpid()),
+        "largest_worker": max(map(resident, workers)),
         "folders": sum(name.startswith("vibethinker-") for name in os.listdir("/tmp")),
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from vibethinker import config as configuration
-from vibethinker.commands.options import configuration_options
+from vibethinker.commands.options import allowed_sandbox, configuration_options
 
 
 @click.command(epilog="Example: vibethinker grade --kind math responses.jsonl verdicts.jsonl")
@@ -40,8 +40,7 @@ def grade(
     from vibethinker.grading import grade_file
 
     config = configuration.load(profile, file, overrides)
-    unsafe = allow_unsafe_code or (file is not None and config.sandbox.allow_unsafe)
-    code = verifiers.limits(config.sandbox.model_copy(update={"allow_unsafe": unsafe}))
+    code = verifiers.limits(allowed_sandbox(config, allow_unsafe_code))
 
     with ExitStack() as stack:
         bar: Any = None  # shown once there is something to grade

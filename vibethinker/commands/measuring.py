@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vibethinker import config as configuration
-from vibethinker.commands.options import configuration_options
+from vibethinker.commands.options import allowed_sandbox, configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 
@@ -83,7 +83,7 @@ def grader(config: Config, problems: Sequence[Problem], allow_unsafe_code: bool)
     from vibethinker import hardware, verifiers
     from vibethinker.verification import Verifier
 
-    sandbox = config.sandbox.model_copy(update={"allow_unsafe": allow_unsafe_code or config.sandbox.allow_unsafe})
+    sandbox = allowed_sandbox(config, allow_unsafe_code)
     with Verifier(hardware.cores(), config.verification.math_seconds, verifiers.limits(sandbox)) as verifier:
         if any(problem.tests is not None for problem in problems):
             click.echo(f"Programs run in the sandbox tier {verifier.try_sandbox()}.", err=True)

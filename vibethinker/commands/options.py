@@ -12,6 +12,7 @@ from vibethinker import config as configuration
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 from vibethinker.plan import Plan, build
+from vibethinker.settings import Sandbox
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,6 +42,12 @@ def plan_options(function: Function) -> Function:
     ):  # fmt: skip
         function = option(function)
     return configuration_options(function)
+
+
+def allowed_sandbox(config: Config, allow_unsafe: bool) -> Sandbox:
+    """The sandbox of a command that runs programs; a profile's leave to do without isn't the user's."""
+    said = config.sandbox.allow_unsafe and not configuration.load(config.profile).sandbox.allow_unsafe
+    return config.sandbox.model_copy(update={"allow_unsafe": allow_unsafe or said})
 
 
 def many_values(option: str) -> type[click.Command]:

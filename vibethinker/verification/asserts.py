@@ -35,8 +35,8 @@ class TestCode:
     modules: list[str]
 
 
-def prepare(code: str) -> list[Call] | TestCode | None:
-    """None where the code can't be parsed or holds no assert."""
+def prepare(code: str, program: str) -> list[Call] | TestCode | None:
+    """None where the code can't be parsed, holds no assert, or would let the program judge itself."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -46,7 +46,7 @@ def prepare(code: str) -> list[Call] | TestCode | None:
     try:
         return [_call(statement) for statement in tree.body]
     except ValueError:
-        return _instrument(tree)
+        return _instrument(tree, program)
 
 
 def _call(statement: ast.stmt) -> Call:
@@ -74,7 +74,7 @@ class _CountAsserts(ast.NodeTransformer):
         return [count, node]
 
 
-def _instrument(tree: ast.Module) -> TestCode:
+def _instrument(tree: ast.Module, program: str) -> TestCode | None:
     loaded: set[str] = set()
     bound: set[str] = set()
     qualified: set[str] = set()
@@ -91,6 +91,58 @@ def _instrument(tree: ast.Module) -> TestCode:
                 qualified.add(name)
     # The program mustn't supply what judges it: neither builtins nor, say, `math` in math.isclose(f(x), 1.5).
     modules = qualified & sys.stdlib_module_names - bound
-    names = loaded - modules - set(dir(builtins))
+    imported, defined = _top_level(program)
+    tree.body[:0] = [ast.parse(imported[name]).body[0] for name in sorted((loaded - modules - bound) & imported.keys())]
+    # Names of builtins are the tester's own, unless the program defines them.
+    names = loaded - modules - imported.keys() - (set(dir(builtins)) - defined)
+    if any(_judges_itself(node.test, names - bound) for node in ast.walk(tree) if isinstance(node, ast.Assert)):
+        return None
     source = ast.unparse(ast.fix_missing_locations(_CountAsserts().visit(tree)))
     return TestCode(source, sorted(names), sorted(modules))
+
+
+def _top_level(program: str) -> tuple[dict[str, str], set[str]]:
+    """What the program imports from the standard library, name → statement, and the functions and classes it defines.
+
+    Such an import is made by the tester itself: `Counter` in the tests must be the true one.
+    """
+    try:
+        body = ast.parse(program).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}, set()
+    defined = {n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    imported = {}
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = node.module if isinstance(node, ast.ImportFrom) and not node.level else None
+            for alias in node.names:
+                origin = (module or alias.name).partition(".")[0]
+                name = alias.asname or alias.name.partition(".")[0]
+                if origin in sys.stdlib_module_names and alias.name != "*" and name not in defined:
+                    imported[name] = ast.unparse(ast.ImportFrom(module, [alias], 0) if module else ast.Import([alias]))
+    return imported, defined
+
+
+def _judges_itself(test: ast.expr, names: set[str]) -> bool:
+    """Whether the truth of an assert is what one call of the program says of what another one returned."""
+
+    def root(node: ast.expr) -> str | None:
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return node.id if isinstance(node, ast.Name) and node.id in names else None
+
+    def calls(node: ast.AST) -> list[ast.Call]:
+        return [n for n in ast.walk(node) if isinstance(n, ast.Call) and root(n.func)]
+
+    def judged(node: ast.expr) -> bool:
+        return isinstance(node, ast.Call) and root(node.func) is not None and any(
+            call is not node for argument in node.args for call in calls(argument)
+        )  # fmt: skip
+
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        return _judges_itself(test.operand, names)
+    if isinstance(test, ast.Compare):
+        sides = [test.left, *test.comparators]
+        roots = [root(side.func) if isinstance(side, ast.Call) else None for side in sides]
+        return any(map(judged, sides)) and None not in roots and len(set(roots)) == 1
+    return judged(test)

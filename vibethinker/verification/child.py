@@ -24,6 +24,8 @@ from _json import encode_basestring_ascii
 
 MEMORY_EXIT = 86
 _LENGTH = 12  # digits in front of a request
+_LONG_INTEGER = 10_000  # bits
+_MOST_ITEMS = 100_000  # of a lazy value that the tests go through
 _SCALARS = (bool, int, float, str)
 _ITERABLES = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
@@ -36,6 +38,8 @@ def encode(value, refer):
     """`value` as a tree of JSON's types; `refer(value)` answers for what isn't plain data."""
     if value is None:
         return None
+    if isinstance(value, int) and value.bit_length() > _LONG_INTEGER:
+        return {"integer": hex(value)}  # Python refuses to write long ones in decimal
     for scalar in _SCALARS:
         if isinstance(value, scalar):
             return scalar(value)  # a subclass loses its own behaviour, equality above all
@@ -66,6 +70,8 @@ def decode(tree, resolve):
         return _ITERABLES[tag](decode(item, resolve) for item in content)
     if tag == "dict":
         return {decode(key, resolve): decode(item, resolve) for key, item in content}
+    if tag == "integer":
+        return int(content, 16)
     if tag == "bytes":
         return bytes.fromhex(content)
     if tag == "complex":
@@ -128,6 +134,18 @@ def describe(error):
         return ["Exception", ""]
 
 
+def first_items(value):
+    """The items of anything that can be gone through, so many at most."""
+    return [item for item, _ in zip(value, range(_MOST_ITEMS))]  # noqa: B905 - as many as there are
+
+
+# What a tester may ask of an object of the program: the answer is plain data.
+PEEKS = {
+    "bool": bool, "len": len, "list": first_items, "in": lambda value, item: item in value,
+    "item": lambda value, key: value[key],
+}  # fmt: skip
+
+
 class Served:
     """One program, and the objects of it that were referred to."""
 
@@ -142,6 +160,8 @@ class Served:
 
     def answer(self, request):
         operation = request["do"]
+        if operation == "peek":
+            return PEEKS[request["how"]](*(decode(tree, self.objects.__getitem__) for tree in request["values"]))
         if operation == "load":
             self.script = compile(request["program"], "program.py", "exec")
             if request["run"]:
@@ -164,18 +184,15 @@ def serve_program(descriptor):
     """Answer requests about one program until the peer closes."""
     served = Served()
     for request in requests(descriptor):
-        reply = {"id": request["id"]}
         if request["do"] == "stdin":
-            reply.update(run_case(descriptor, served.script, request["input"]))
+            found = run_case(descriptor, served.script, request["input"])
         else:
             try:
-                reply["value"] = encode(served.answer(request), served.refer)
-                reply_with(descriptor, reply)
-                continue
+                found = {"value": encode(served.answer(request), served.refer)}
+                to_json(found)
             except BaseException as error:
-                reply.pop("value", None)
-                reply["raised"] = describe(error)
-        reply_with(descriptor, reply)
+                found = {"raised": describe(error)}
+        reply_with(descriptor, {"id": request["id"], **found})
 
 
 def run_case(descriptor, script, text):
@@ -208,6 +225,7 @@ def run_case(descriptor, script, text):
 def run_script(script):
     """Run as `python program.py` would, and leave out the costly part of an interpreter's end."""
     module = type(sys)("__main__")
+    module.__file__ = "program.py"
     sys.modules["__main__"] = module
     code = 0
     try:
@@ -218,7 +236,10 @@ def run_script(script):
                 sys.modules["threading"]._shutdown()
             if "atexit" in sys.modules:
                 sys.modules["atexit"]._run_exitfuncs()
-            sys.stdout.flush()
+            module.__dict__.clear()  # files that it left open are written to their ends
+            for stream in (sys.stdout, sys.__stdout__):
+                if not stream.closed:
+                    stream.flush()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else leave.code is not None
     except MemoryError:
@@ -245,8 +266,23 @@ class Remote:
     def __setattr__(self, name, value):
         self._program.ask(do="assign", of=self._number, name=name, value=encode(value, refer))
 
+    def _peek(self, how, *values):
+        return self._program.ask(do="peek", how=how, values=[encode(value, refer) for value in (self, *values)])
+
     def __bool__(self):
-        raise Unsupported("the truth of an object of the program")
+        return self._peek("bool")
+
+    def __len__(self):
+        return self._peek("len")
+
+    def __iter__(self):
+        return iter(self._peek("list"))
+
+    def __contains__(self, item):
+        return self._peek("in", item)
+
+    def __getitem__(self, key):
+        return self._peek("item", key)
 
 
 def refer(value):
@@ -275,9 +311,9 @@ class Program:
         if "raised" in reply:
             name, text = reply["raised"]
             kind = getattr(builtins, str(name), None)
-            # A failed assert or import of the program mustn't read as one of the tests.
+            # A failed assert or import of the program mustn't read as one of the tests, nor end a loop of theirs.
             if not (isinstance(kind, type) and issubclass(kind, Exception)) or issubclass(
-                kind, (AssertionError, ImportError, UnicodeError)
+                kind, (AssertionError, ImportError, UnicodeError, StopIteration, StopAsyncIteration)
             ):
                 kind = RuntimeError
             raise kind(str(text))
@@ -292,7 +328,7 @@ def run_tests(request, program):
         nonlocal asserts
         asserts += 1
 
-    names = {request["counter"]: count, "__name__": "tests"}
+    names = {request["counter"]: count, "__name__": "__main__"}
     ended, raised = "passed", None
     try:
         for name in request["modules"]:
@@ -313,6 +349,11 @@ def run_tests(request, program):
     return {"ended": ended, "raised": raised, "asserts": asserts, "uses": program.uses}
 
 
+def leave(code=None):
+    """`exit` and `quit`."""
+    raise SystemExit(code)
+
+
 def limit(values):
     """Set resource limits, given as `NUMBER=VALUE,…`, for this process and what it starts, for good.
 
@@ -323,13 +364,15 @@ def limit(values):
 
     for pair in values.split(","):
         kind, value = map(int, pair.split("="))
-        resource.setrlimit(kind, (value, value))
+        # At the soft limit of CPU time a signal tells what happened, at the hard one the process is killed.
+        resource.setrlimit(kind, (value, value + (kind == resource.RLIMIT_CPU)))
 
 
 def main(role, limits, *numbers):
     descriptors = [int(number) for number in numbers]
     sys.argv[:] = ["program.py"]
     os.environ.pop("PWD", None)  # bwrap's
+    builtins.exit = builtins.quit = leave  # of the module `site`, which isn't imported
     limit(limits)
     if role == "tester" and sys.platform == "linux":
         # Expected values are in this process: keep the program, which has the same user, from reading them.

@@ -1,4 +1,4 @@
-"""Process control that Python doesn't offer: prctl, mounts, Landlock and seccomp, and what /proc tells of processes.
+"""Process control that Python doesn't offer: prctl, mounts, Landlock and seccomp.
 
 On other systems these do nothing, fail or find nothing, and workers end when their channel closes.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import suppress
 
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_SECCOMP, _SET_CHILD_SUBREAPER, _SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _SECCOMP_MODE_FILTER = 2
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
 _NEW_MOUNTS, _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 0x20000, 0x1, 0x20, 0x1000, 0x4000, 0x40000
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def _call(name: str, *arguments: object) -> int:
@@ -88,42 +86,16 @@ def leave_mounts() -> None:
     _call("mount", b"none", b"/", None, ctypes.c_ulong(_RECURSIVE | _PRIVATE), None)
 
 
-def mount_memory(target: str) -> None:
-    """Mount an empty file system in memory at a folder; root only."""
-    _call("mount", b"none", target.encode(), b"tmpfs", ctypes.c_ulong(0), b"mode=0755,size=64k")
+def mount_memory(target: str, size: int, files: int) -> None:
+    """Mount an empty file system in memory of so many bytes and files at a folder; root only."""
+    options = f"mode=0755,size={size},nr_inodes={files}".encode()
+    _call("mount", b"none", target.encode(), b"tmpfs", ctypes.c_ulong(0), options)
 
 
 def bind(source: str, target: str) -> None:
     """Mount the folder `source` at the folder `target` too, read-only; root only."""
     _call("mount", source.encode(), target.encode(), None, ctypes.c_ulong(_BIND), None)
-    flags = ctypes.c_ulong(_BIND | _REMOUNT | _READ_ONLY)
+    # Flags that the source has may be locked, and dropping them refused.
+    kept = os.statvfs(source).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC)
+    flags = ctypes.c_ulong(_BIND | _REMOUNT | _READ_ONLY | kept)
     _call("mount", b"none", target.encode(), None, flags, None)
-
-
-def children(pid: int | None = None) -> list[int]:
-    """Process ids of the children of a process, this one by default."""
-    pid = pid or os.getpid()
-    found: list[int] = []
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as listing:
-                found += map(int, listing.read().split())
-    return found
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process and its descendants hold, shared pages counted once each process."""
-    total = 0
-    with suppress(OSError), open(f"/proc/{pid}/statm") as sizes:
-        total = int(sizes.read().split()[1]) * _PAGE
-    return total + sum(map(resident, children(pid)))
-
-
-def threads_of(user: int) -> int:
-    """How many threads a user has on this machine, which RLIMIT_NPROC counts."""
-    count = 0
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            if os.stat(f"/proc/{name}").st_uid == user:
-                count += len(os.listdir(f"/proc/{name}/task"))
-    return count

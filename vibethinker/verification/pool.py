@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
-from vibethinker.verification import folders
+from vibethinker.verification import descendants, folders
 
 WORKER = "vibethinker.verification.worker"
 Reply = dict[str, Any]  # {"verdict": str, "seconds": float}
@@ -240,7 +240,11 @@ class _Process:
         try:
             self.popen.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self.popen.pid, signal.SIGKILL)
+            # Stopped first, so that it starts nothing more; programs have sessions of their own.
+            os.kill(self.popen.pid, signal.SIGSTOP)
+            for pid in [*descendants.descendants(self.popen.pid), self.popen.pid]:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             self.popen.wait()
         self.lines.close()
         self.socket.close()

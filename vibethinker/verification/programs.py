@@ -23,17 +23,19 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
-from vibethinker.verification import linux
+from vibethinker.verification import descendants
 from vibethinker.verification.asserts import COUNTER, Call, TestCode, prepare
 from vibethinker.verification.child import MEMORY_EXIT, decode, encode, frame
 from vibethinker.verification.sandbox import Sandbox
 
 _START_SECONDS = 60.0
 _POLL_MS = 50
+_LOOK_SECONDS = 0.05  # between two looks at the memory of a program's processes
+_SLACK_BYTES = 1 << 16  # beyond an expected output, before one that is too long is cut off
 
 
 class Ended(Exception):
@@ -46,13 +48,16 @@ class Ended(Exception):
 
 def judge(program: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[str, float]:
     """The verdict on a program, and the seconds it ran. `tests` passed `check_tests`."""
-    prepared = prepare(tests["code"]) if tests["kind"] == "assert" else None
+    prepared = prepare(tests["code"], program) if tests["kind"] == "assert" else None
     if tests["kind"] == "assert" and not prepared:
         return "infrastructure", 0.0
     with sandbox.folder() as folder:
         started = time.monotonic()
         try:
-            with closing(Child(sandbox, "program", folder)) as child:
+            with (
+                closing(Child(sandbox, "program", folder, size=_largest(tests))) as child,
+                _alarm(sandbox.limits.seconds),
+            ):
                 started = time.monotonic()
                 child.deadline = started + sandbox.limits.seconds
                 is_script = tests["kind"] == "stdin"
@@ -67,21 +72,57 @@ def judge(program: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[str
                     _check_function(child, tests)
         except Ended as ended:
             return ended.verdict, time.monotonic() - started
+        except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, RecursionError, MemoryError):
+            return "runtime_error", time.monotonic() - started  # what the program sent is no value
         return "passed", time.monotonic() - started
+
+
+def _largest(tests: Mapping[str, Any]) -> int:
+    """Bytes of the largest file that the tests themselves call for: an input, or an output and some more."""
+    if tests["kind"] != "stdin":
+        return 0
+    texts = (text for case in tests["cases"] for text in (case["input"], case["output"]))
+    return max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + _SLACK_BYTES
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """End with `time_limit` what the worker itself does for too long: comparing is quadratic in what a program makes
+    of it."""
+
+    def ring(*_: object) -> None:
+        raise Ended("time_limit")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Child:
     """A process of the sandbox and the worker's end of its socket."""
 
     def __init__(
-        self, sandbox: Sandbox, role: str, folder: str, *descriptors: int, seconds: float = _START_SECONDS
+        self,
+        sandbox: Sandbox,
+        role: str,
+        folder: str,
+        *descriptors: int,
+        seconds: float = _START_SECONDS,
+        size: int = 0,
     ) -> None:
         self.socket, theirs = socket.socketpair()
         with theirs:
-            self.process: subprocess.Popen[bytes] = sandbox.start(role, folder, theirs.fileno(), *descriptors)
+            self.process: subprocess.Popen[bytes] = sandbox.start(
+                role, folder, theirs.fileno(), *descriptors, size=size
+            )
         self.memory = sandbox.limits.memory_mib << 20
+        self.look_at = time.monotonic() + _LOOK_SECONDS
         # A reply holds one output, each of whose bytes JSON may write as six.
-        self.longest = 8 * sandbox.limits.output_bytes + (1 << 16)
+        self.longest = 8 * max(sandbox.limits.output_bytes, size) + (1 << 16)
         self.buffer = bytearray()
         self.deadline = time.monotonic() + seconds
         try:
@@ -130,6 +171,11 @@ class Child:
                 raise Ended("time_limit")
             if searched > self.longest:
                 raise Ended("runtime_error")
+            if time.monotonic() >= self.look_at:
+                self.look_at = time.monotonic() + _LOOK_SECONDS
+                if descendants.memory() > self.memory:
+                    # The kernel's limit holds for each process, this one for all together.
+                    raise Ended("memory_limit")
             if poll.poll(min(_POLL_MS, remaining * 1000)):
                 try:
                     received = self.socket.recv(1 << 16)
@@ -141,18 +187,17 @@ class Child:
             elif self.process.poll() is not None:
                 # A grandchild holds the socket open.
                 raise self._gone()
-            elif linux.resident(self.process.pid) > self.memory:
-                raise Ended("memory_limit")  # the kernel's limit holds for each process, this one for all together
         line = bytes(self.buffer[:end])
         del self.buffer[: end + 1]
         return line
 
     def _gone(self) -> Ended:
         try:
-            ended_by = -self.process.wait(timeout=0.5)
+            code = self.process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
             return Ended("runtime_error")
-        return Ended("time_limit" if ended_by == signal.SIGXCPU else "runtime_error")
+        # bwrap tells a signal as shells do.
+        return Ended("time_limit" if code in (-signal.SIGXCPU, 128 + signal.SIGXCPU) else "runtime_error")
 
 
 def _raised(reply: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import tempfile
 from contextlib import closing
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.verification.programs import Child, Ended
+from vibethinker.verification.programs import Child, Ended, judge
 from vibethinker.verification.sandbox import Sandbox, Unavailable
 from vibethinker.verification.schema import TIERS, CodeLimits
 
@@ -34,6 +34,8 @@ def attempt(outside, port, worker, memory, processes):
     succeeds("open a socket", lambda: socket.socket().connect(("127.0.0.1", port)))
     succeeds("read a file", lambda: open(outside + "/note").read())
     succeeds("write a file", lambda: open(outside + "/trace", "w").close())
+    succeeds("write to the root", lambda: open("/trace", "w").close())
+    succeeds("change a file's mode", os.chmod, outside + "/note", 0o777)
     succeeds("read /proc", lambda: open("/proc/1/cmdline").read())
     succeeds("signal its worker", os.kill, worker, 0)
     succeeds("hoard memory", bytearray, memory)
@@ -48,6 +50,14 @@ def attempt(outside, port, worker, memory, processes):
     except OSError:
         pass
     return done
+"""
+
+_NEEDED = """
+import os, threading
+open("file", "w").write("x")
+threading.Thread(target=str).start()
+assert os.waitpid(os.fork() or os._exit(0), 0)[1] == 0
+print(2 * int(input()))
 """
 
 
@@ -110,6 +120,9 @@ def prove(sandbox: Sandbox) -> None:
                 raise Unavailable(f"no program runs in it ({said[-1] if said else error})") from None
             finally:
                 sandbox.errors = subprocess.DEVNULL
+    verdict, _ = judge(_NEEDED, {"kind": "stdin", "cases": [{"input": "4\n", "output": "8"}]}, sandbox)
+    if verdict != "passed":
+        raise Unavailable(f"a harmless program ends there with {verdict}")
     if not tier.counts_alone and done[-1:] == ["fork without end"]:
         done.pop()
     if tier.name != "rlimits" and done:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from vibethinker.errors import InfrastructureError
 from vibethinker.verification.answers import LONGEST_ANSWER, decide
 from vibethinker.verification.extraction import boxed, extract_answer, extract_program
 from vibethinker.verification.pool import Pool, Reply
@@ -55,10 +57,12 @@ class Verifier:
 
         Raises:
             ConfigurationError: programs can't be run as configured.
+            InfrastructureError: the program failed.
         """
         tests = {"kind": "stdin", "cases": [{"input": "", "output": ""}]}
-        self._code.submit({"program": "pass", "tests": tests}).result()
-        assert self.tier is not None
+        found = self._code.submit({"program": "pass", "tests": tests}).result()["verdict"]
+        if found != "passed" or self.tier is None:
+            raise InfrastructureError(f"an empty program ends with {found} in the sandbox: see what the machine lacks")
         return self.tier
 
     def grade(self, items: Sequence[Item], progress: Progress | None = None) -> list[Verdict]:
@@ -71,6 +75,14 @@ class Verifier:
         for item in items:
             grading.add(item)
         return grading
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 class _Entry(NamedTuple):
@@ -126,7 +138,7 @@ class Grading:
 
     def _add_code(self, item: Item) -> None:
         program = extract_program(item.response)
-        if check_tests(item.reference) is not None:
+        if check_tests(item.reference) is not None or not _is_json(item.reference):
             self._decided(item, Verdict("infrastructure", program, 0.0))
         elif program is None:
             self._decided(item, Verdict("no_code", None, 0.0))

@@ -40,4 +40,17 @@ def arguments(bwrap: str, mounts: dict[str, str], disk_bytes: int, filter_descri
             command += ["--ro-bind", path, path]
     for inside, outside in mounts.items():
         command += ["--ro-bind", outside, inside]
-    return [*command, "--size", str(disk_bytes), "--perms", "0700", "--tmpfs", "/tmp", "--chdir", "/tmp", "--"]
+    return [
+        *command,
+        "--size",
+        str(disk_bytes),
+        "--perms",
+        "0700",
+        "--tmpfs",
+        "/tmp",
+        "--chdir",
+        "/tmp",
+        "--remount-ro",
+        "/",
+        "--",
+    ]

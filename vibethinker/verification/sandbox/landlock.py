@@ -1,9 +1,10 @@
 """Tier "landlock": Landlock's rules for files, seccomp for all else. For machines where namespaces are forbidden.
 
-A program reads what its interpreter needs, writes its private folder, and sees nothing else of any file system, /proc
-included. It has no sockets, and signals only processes of its own. What this tier leaves out against "bubblewrap":
-the number and total size of files in the private folder, and the program's view of process numbers. Without root the
-user's other processes share the limit on their number.
+A program reads what its interpreter needs, writes its private folder, and opens nothing else of any file system,
+/proc included. It has no sockets but pairs of streams, and signals only processes of its own. What this tier leaves
+out against "bubblewrap": names, sizes and dates of the machine's files can be asked for; the number and total size of
+files in the private folder, and the program's view of process numbers. Without root the user's other processes share
+the limit on their number.
 """
 
 from __future__ import annotations

@@ -12,8 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vibethinker.verification import child, folders, linux
-from vibethinker.verification.sandbox.tiers import NOBODY, Interpreter, Tier, Unavailable, make_tier, reachable_bwrap
+from vibethinker.verification import child, descendants, folders, linux
+from vibethinker.verification.sandbox.tiers import (
+    USERS,
+    Interpreter,
+    Tier,
+    Unavailable,
+    make_tier,
+    own_memory,
+    reachable_bwrap,
+)
 from vibethinker.verification.schema import CodeLimits
 
 _SWEEPS = 1000
@@ -35,18 +43,28 @@ class Sandbox:
         self.limits, self.root = limits, root
         self.errors = subprocess.DEVNULL  # where what programs complain of goes
         self._running: list[subprocess.Popen[bytes]] = []
-        user = NOBODY if os.geteuid() == 0 else None
-        self._interpreter = Interpreter.find(limits.python, user)
-        _compile(self._interpreter.path, os.path.join(root, "child.pyc"))
-        self._bwrap = reachable_bwrap(root, user)
+        user = USERS[os.getpid() % len(USERS)] if os.geteuid() == 0 else None
+        if user is not None and (memory := own_memory(limits.disk_mib << 20, (root, child.__file__))):
+            self.root = memory
+        self._interpreter = Interpreter.find(limits.python, self.root, user)
+        _compile(self._interpreter.path, os.path.join(self.root, "child.pyc"))
+        self._bwrap = reachable_bwrap(self.root, user)
         if user is not None:
-            os.chown(root, user, user)
-            os.setgroups([])
-            os.setgid(user)
-            os.setuid(user)
+            try:
+                for folder in {root, self.root}:
+                    os.chown(folder, user, user)
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
+            except OSError as error:
+                raise Unavailable(
+                    f"programs can't be given the user {user} here ({error.strerror}): run as another user than root, "
+                    "or with the capabilities CHOWN, SETUID and SETGID"
+                ) from None
         linux.gain_nothing()
         linux.adopt_orphans()
         linux.hide_memory()
+        self._given = root
 
     def use(self, tier: str) -> None:
         """Start programs in this tier from now on. Whether it holds is for the caller to try.
@@ -56,22 +74,22 @@ class Sandbox:
         """
         limits = self.limits
         self.tier = make_tier(tier, limits, self._interpreter, self._bwrap, self.root)
-        processes = limits.processes
-        if not self.tier.counts_alone:
-            processes = linux.threads_of(os.getuid()) + _SLACK * limits.processes
-        values = {
+        self._limits = {
             resource.RLIMIT_CPU: math.ceil(limits.seconds) + 1,
             resource.RLIMIT_AS: limits.memory_mib << 20,
             resource.RLIMIT_FSIZE: limits.output_bytes,
             resource.RLIMIT_NOFILE: limits.files,
             resource.RLIMIT_CORE: 0,
-            resource.RLIMIT_NPROC: processes,
+            resource.RLIMIT_NPROC: limits.processes,
         }
-        self._limits = ",".join(f"{kind}={value}" for kind, value in values.items())
 
-    def start(self, role: str, folder: str, *descriptors: int) -> subprocess.Popen[bytes]:
-        """Run child.py in this role with these sockets."""
-        confine = self.tier.confine
+    def start(self, role: str, folder: str, *descriptors: int, size: int = 0) -> subprocess.Popen[bytes]:
+        """Run child.py in this role with these sockets; files of `size` bytes must be possible."""
+        values = self._limits | {resource.RLIMIT_FSIZE: max(size, self.limits.output_bytes)}
+        if not self.tier.counts_alone:
+            others = descendants.threads_of(os.getuid())
+            values[resource.RLIMIT_NPROC] = others + _SLACK * self.limits.processes
+        limits = ",".join(f"{kind}={value}" for kind, value in values.items())
         with self.tier.command() as (command, needed):
             process = subprocess.Popen(
                 [
@@ -83,7 +101,7 @@ class Sandbox:
                     "utf8",
                     self.tier.script,
                     role,
-                    self._limits,
+                    limits,
                     *map(str, descriptors),
                 ],
                 env={"PYTHONHASHSEED": "0"},
@@ -93,8 +111,7 @@ class Sandbox:
                 stderr=self.errors,
                 start_new_session=True,
                 pass_fds=(*descriptors, *needed),
-                # Without a function to run, subprocess needs no slow kind of fork.
-                preexec_fn=confine and (lambda: confine(folder)),
+                preexec_fn=self.tier.before_exec(folder),
             )
         self._running.append(process)
         return process
@@ -123,7 +140,7 @@ class Sandbox:
             process.wait()
         self._running.clear()
         for _ in range(_SWEEPS):
-            strays = linux.children()
+            strays = descendants.children()
             if not strays:
                 return
             for pid in strays:
@@ -135,7 +152,7 @@ class Sandbox:
     def close(self) -> None:
         """Kill what runs and remove every file."""
         self._kill_all()
-        folders.remove(self.root)
+        folders.remove(self._given)
 
 
 def _compile(python: str, target: str) -> None:

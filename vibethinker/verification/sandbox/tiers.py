@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,12 @@ from vibethinker.verification.folders import open_to_all
 from vibethinker.verification.sandbox import bubblewrap, landlock, seccomp
 from vibethinker.verification.schema import CodeLimits
 
-NOBODY = 65534
-_OVERLAID = ("/mnt", "/media", "/srv", "/opt", "/home")  # one of these is hidden, to the worker, by what is bound
+# As root, each worker gets one of these, which no distribution gives to anyone: so that neither the limit on a user's
+# processes nor signals reach from one worker's programs to another's.
+USERS = range(65520, 65534)
+_OVERLAID = ("/mnt", "/media", "/srv", "/opt", "/home")  # one of these is hidden, to the worker, by its own memory
+_INODES = 1 << 15  # files and folders in it
+_ROOM = 16 << 20  # bytes in it beside a program's own
 _LAYOUT = "import os, sys; print(os.path.realpath(sys.executable), sys.base_prefix, sys.base_exec_prefix, sep='\\n')"
 
 
@@ -38,8 +42,8 @@ class Interpreter(NamedTuple):
     reached: dict[str, str]
 
     @classmethod
-    def find(cls, python: str | None, user: int | None) -> Interpreter:
-        """`python`, or the one that runs this, with its folders made reachable to `user`.
+    def find(cls, python: str | None, root: str, user: int | None) -> Interpreter:
+        """`python`, or the one that runs this, with its folders made reachable to `user`, below `root` if need be.
 
         Raises:
             Unavailable: it doesn't start, or can't be reached.
@@ -56,7 +60,7 @@ class Interpreter(NamedTuple):
         reached = {place: place for place in places}
         if user is not None and not all(map(open_to_all, (path, *places))):
             try:
-                reached = _bound(places)
+                reached = _bound(places, root)
             except OSError as error:
                 raise Unavailable(
                     f"user {user}, as whom programs run, can't reach {path}, nor can it be bound elsewhere ({error}): "
@@ -73,14 +77,27 @@ class Interpreter(NamedTuple):
         return self.path
 
 
-def _bound(folders: tuple[str, ...]) -> dict[str, str]:
-    """Bind folders where every user can reach them, seen by this process and what it starts alone."""
-    over = next(o for o in _OVERLAID if os.path.isdir(o) and not any(Path(f).is_relative_to(o) for f in folders))
-    linux.leave_mounts()
-    linux.mount_memory(over)
+def own_memory(size: int, needed: Sequence[str]) -> str | None:
+    """A folder in memory that this process and what it starts alone see, of bounded size; None where it isn't
+    allowed."""
+    needed = (*needed, sys.executable, sys.base_prefix, *filter(None, [str(bubblewrap.find() or "")]))
+    paths = [Path(os.path.realpath(path)) for path in needed]
+    over = next((o for o in _OVERLAID if os.path.isdir(o) and not any(p.is_relative_to(o) for p in paths)), None)
+    if over is None:
+        return None
+    try:
+        linux.leave_mounts()
+        linux.mount_memory(over, size + _ROOM, _INODES)
+    except OSError:
+        return None
+    return over
+
+
+def _bound(folders: tuple[str, ...], root: str) -> dict[str, str]:
+    """Bind folders below `root`, which lies in a mount namespace of this process's own."""
     reached = {}
     for number, folder in enumerate(folders):
-        reached[folder] = os.path.join(over, f"python-{number}")
+        reached[folder] = os.path.join(root, f"python-{number}")
         os.mkdir(reached[folder])
         linux.bind(folder, reached[folder])
     return reached
@@ -94,7 +111,10 @@ def reachable_bwrap(root: str, user: int | None) -> str | None:
     # With its library, which lies two folders up.
     for part in (found.parents[1], found.parents[2] / f"{found.parents[1].name}.libs"):
         if part.is_dir():
-            shutil.copytree(part, os.path.join(root, part.name))
+            copied = shutil.copytree(part, os.path.join(root, part.name))
+            for path in (Path(copied), *Path(copied).rglob("*")):
+                path.chmod(0o755)
+                os.chown(path, user, user)
     return os.path.join(root, *found.parts[-3:])
 
 
@@ -118,8 +138,11 @@ class Tier:
         """Where programs find child.pyc."""
         return os.path.join(self.root, "child.pyc")
 
-    def confine(self, folder: str) -> None:
-        """Runs between fork and exec."""
+    def before_exec(self, folder: str) -> Callable[[], None] | None:
+        """What runs between fork and exec; without it, subprocess needs no slow kind of fork."""
+        return lambda: self._confine(folder)
+
+    def _confine(self, folder: str) -> None:
         linux.die_with_parent(signal.SIGKILL)
 
 
@@ -130,11 +153,11 @@ class _Landlock(Tier):
         super().__init__(limits, interpreter, bwrap, root)
         if (version := linux.landlock_version()) < landlock.OLDEST:
             raise Unavailable(f"this kernel's Landlock is version {version}, {landlock.OLDEST} is needed")
-        self.filter = _filter(landlock.confines_signals())
+        self.filter = _filter(signals=landlock.confines_signals(), metadata=False)
         self.readable = [*interpreter.reached.values(), interpreter.reachable, self.script, *bubblewrap.libraries()]
 
-    def confine(self, folder: str) -> None:
-        super().confine(folder)
+    def _confine(self, folder: str) -> None:
+        super()._confine(folder)
         landlock.restrict(self.readable, folder)
         seccomp.install(self.filter)
 
@@ -144,16 +167,18 @@ class _Bubblewrap(Tier):
     counts_alone = True
     in_memory = True
     script = "/child.pyc"
-    confine = None  # bwrap does it all
 
     def __init__(self, limits: CodeLimits, interpreter: Interpreter, bwrap: str | None, root: str) -> None:
         super().__init__(limits, interpreter, bwrap, root)
         if bwrap is None:
             raise Unavailable("there is no bwrap")
-        self.filter = _filter(signals=True)
+        self.filter = _filter(signals=True, metadata=True)
         self.mounts = dict(interpreter.reached) | {self.script: os.path.join(root, "child.pyc")}
         if not interpreter.folders:
             self.mounts[interpreter.path] = interpreter.path
+
+    def before_exec(self, folder: str) -> None:
+        return None  # bwrap does it all
 
     @contextmanager
     def command(self) -> Iterator[tuple[list[str], tuple[int, ...]]]:
@@ -170,9 +195,9 @@ class _Bubblewrap(Tier):
             os.close(reading)
 
 
-def _filter(signals: bool) -> bytes:
+def _filter(signals: bool, metadata: bool) -> bytes:
     try:
-        return seccomp.program(signals)
+        return seccomp.program(signals, metadata)
     except OSError as error:
         raise Unavailable(str(error)) from None
 
