@@ -129,6 +129,18 @@ def test_progress_reaches_the_total(engine):
     assert seen[-1] == (15, 15) and seen == sorted(seen) and len(seen) > 2
 
 
+def test_each_completion_is_told_once_as_soon_as_it_has_ended(engine):
+    told = {}
+
+    def ended(index, sample, completion):
+        assert (index, sample) not in told
+        told[index, sample] = completion
+
+    full = [5] * 4096  # fills the model's positions
+    generated = engine.generate([*PROMPTS, full], **SAMPLED, ended=ended)
+    assert told == {(i, s): completion for i, of in enumerate(generated) for s, completion in enumerate(of)}
+
+
 def test_senseless_arguments_are_refused(engine):
     for wrong in ({"samples": 0}, {"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="generation needs"):

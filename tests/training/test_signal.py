@@ -174,3 +174,20 @@ def test_the_parent_hears_of_rollouts_and_grading(signal):
     texts = {text.split()[0] if "grading" in text else text for _, _, text in signal().emit.positions}
     assert "grading" in texts
     assert any("rollouts" in text for text in texts)
+
+
+def test_rollouts_are_graded_while_others_are_sampled_and_each_generation_anew():
+    from vibethinker.generation import Completion
+    from vibethinker.training.signal import RolloutGrading
+    from vibethinker.verification import Verifier
+
+    problems = [Problem(str(n), "algebra", f"{n}?", "test", "MIT", answer=str(n)) for n in range(2)]
+    with Verifier() as verifier:
+        grading = RolloutGrading(verifier, problems, lambda text: None)
+        grading.ended(0, Completion("\\boxed{0}", 5, False, ()))
+        grading.ended(1, Completion("\\boxed{1", 5, True, ()))  # truncated: never graded
+        assert verifier.statistics.values() == {}
+        assert grading(["\\boxed{0}", "\\boxed{0}", "\\boxed{\\sqrt{1}}"], [0, 1, 1]) == [True, False, True]
+        assert grading(["\\boxed{7}"], [0]) == [False]
+        counts = {name: n for name, n in verifier.statistics.values().items() if "seconds" not in name}
+    assert counts == {"math/correct": 2, "math/wrong": 2}

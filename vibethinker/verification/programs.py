@@ -25,7 +25,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from vibethinker.verification import descendants
 from vibethinker.verification.asserts import COUNTER, Call, TestCode, prepare
@@ -33,6 +33,7 @@ from vibethinker.verification.child import MEMORY_EXIT, decode, encode, frame
 from vibethinker.verification.sandbox import Sandbox
 
 _START_SECONDS = 60.0
+_BUSY = 0.5  # share of its time that a program which isn't waiting uses on an idle processor, at least
 _POLL_MS = 50
 _LOOK_SECONDS = 0.05  # between two looks at the memory of a program's processes
 _SLACK_BYTES = 1 << 16  # beyond an expected output, before one that is too long is cut off
@@ -46,11 +47,24 @@ class Ended(Exception):
         self.verdict = verdict
 
 
-def judge(program: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[str, float]:
-    """The verdict on a program, and the seconds it ran. `tests` passed `check_tests`."""
+class Broken(Ended):
+    """A process that never became ready."""
+
+
+class Judged(NamedTuple):
+    """The verdict on a program, the seconds it ran, and whether its time ran out while others had the processor."""
+
+    verdict: str
+    seconds: float
+    starved: bool = False
+    broken: bool = False  # no interpreter could be started
+
+
+def judge(program: str, tests: Mapping[str, Any], sandbox: Sandbox) -> Judged:
+    """Run a program against its tests, which passed `check_tests`."""
     prepared = prepare(tests["code"], program) if tests["kind"] == "assert" else None
     if tests["kind"] == "assert" and not prepared:
-        return "infrastructure", 0.0
+        return Judged("infrastructure", 0.0)
     with sandbox.folder() as folder:
         started = time.monotonic()
         try:
@@ -71,10 +85,11 @@ def judge(program: str, tests: Mapping[str, Any], sandbox: Sandbox) -> tuple[str
                 else:
                     _check_function(child, tests)
         except Ended as ended:
-            return ended.verdict, time.monotonic() - started
+            idle = ended.verdict == "time_limit" and descendants.cpu_seconds() < _BUSY * sandbox.limits.seconds
+            return Judged(ended.verdict, time.monotonic() - started, idle, isinstance(ended, Broken))
         except (ValueError, TypeError, KeyError, ArithmeticError, AttributeError, RecursionError, MemoryError):
-            return "runtime_error", time.monotonic() - started  # what the program sent is no value
-        return "passed", time.monotonic() - started
+            return Judged("runtime_error", time.monotonic() - started)  # what the program sent is no value
+        return Judged("passed", time.monotonic() - started)
 
 
 def _largest(tests: Mapping[str, Any]) -> int:
@@ -128,7 +143,7 @@ class Child:
         try:
             self._line()
         except Ended:
-            raise Ended("infrastructure") from None
+            raise Broken("infrastructure") from None
 
     def close(self) -> None:
         """Close the socket; the sandbox ends the process."""

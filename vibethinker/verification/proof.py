@@ -120,7 +120,7 @@ def prove(sandbox: Sandbox) -> None:
                 raise Unavailable(f"no program runs in it ({said[-1] if said else error})") from None
             finally:
                 sandbox.errors = subprocess.DEVNULL
-    verdict, _ = judge(_NEEDED, {"kind": "stdin", "cases": [{"input": "4\n", "output": "8"}]}, sandbox)
+    verdict = judge(_NEEDED, {"kind": "stdin", "cases": [{"input": "4\n", "output": "8"}]}, sandbox).verdict
     if verdict != "passed":
         raise Unavailable(f"a harmless program ends there with {verdict}")
     if not tier.counts_alone and done[-1:] == ["fork without end"]:

@@ -25,7 +25,8 @@ class Verifier:
 
     Workers, up to `workers` of each kind, start when the first item needs one and end with `close`, or with
     this process however it ends. Equal items of a batch are graded once. An item whose worker timed out or
-    died is graded once more when the others are done; `timeout` then stands, and counts as wrong.
+    died, and a program whose time ran out while it had little of the processor, are graded once more when the
+    others are done; what is said then stands.
 
     `statistics` counts verdicts and times their grading, over the verifier's life.
     """

@@ -56,8 +56,10 @@ def _code(channel: Any, limits: CodeLimits, root: str) -> None:
         _say(channel, ready=True, tier=sandbox.tier.name)
         for line in channel:
             request = json.loads(line)
-            verdict, seconds = judge(request["program"], request["tests"], sandbox)
-            _say(channel, verdict=verdict, seconds=seconds)
+            judged = judge(request["program"], request["tests"], sandbox)
+            _say(channel, verdict=judged.verdict, seconds=judged.seconds, again=judged.starved)
+            if judged.broken:
+                return  # the one that comes instead tries the sandbox out anew
     finally:
         sandbox.close()
 
