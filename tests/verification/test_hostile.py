@@ -406,14 +406,11 @@ for _ in range(20):
         while True: pass
 while True: pass
 """
-WORK = (
-    """
+WORK = f"""
 total = 0
 for n in range(4_000_000): total += n
-print('%s')
+print('{SECRET}')
 """
-    % SECRET
-)
 
 
 @pytest.mark.slow
