@@ -66,13 +66,13 @@ def test_samples_on_which_the_verifier_fails_are_left_out_of_n(measured, verifie
 
 def test_code_problems_have_no_majority_vote(verifier, scripted, tiny_tokenizer):
     from vibethinker.data.schema import Problem
-    from vibethinker.verification import Verifier
+    from vibethinker.verification import CodeLimits, Verifier
 
     tests = {"kind": "function", "entry_point": "f", "cases": [{"args": [2], "expected": 4}]}
     code = Problem(id="c", domain="code", problem="Double it.", source="test", licence="MIT", tests=tests)
     answers = [["```python\ndef f(x):\n    return 2 * x\n```", "```python\ndef f(x):\n    return x\n```"]]
     settings = Evaluation(samples=2, k=(1,))
-    with Verifier() as runner:
+    with Verifier(code=CodeLimits(allow_unsafe=True)) as runner:
         outcomes = measure(scripted(answers), tiny_tokenizer, runner, [code], settings, Prompts(), 1)
         found = scores(outcomes, settings, runner)
     assert [v.verdict for v in outcomes[0].verdicts] == ["passed", "wrong_answer"]

@@ -13,6 +13,7 @@ from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.grading import grade_file
 from vibethinker.verification import CodeLimits
 
+ANYWHERE = CodeLimits(allow_unsafe=True)  # on machines without a sandbox too
 MATH = [
     {"id": "a", "gold": "3", "response": r"\boxed{3}"},
     {"id": 1, "gold": 4, "response": r"\boxed{\sqrt{9}}"},
@@ -57,7 +58,7 @@ def test_math_rows_become_verdicts_in_order(tmp_path):
 
 def test_code_rows_become_verdicts(tmp_path):
     target = tmp_path / "out.jsonl"
-    grade_file("code", write(tmp_path / "in.jsonl", CODE), target)
+    grade_file("code", write(tmp_path / "in.jsonl", CODE), target, code=ANYWHERE)
     assert [(row["id"], row["verdict"]) for row in read(target)] == [
         ("add", "passed"),
         ("talk", "no_code"),
@@ -132,7 +133,7 @@ def test_malformed_rows_are_skipped_when_asked_and_told(tmp_path):
 def test_tests_without_a_case_are_malformed(tmp_path):
     row = {"id": "a", "response": "", "tests": {"kind": "stdin", "cases": []}}
     with pytest.raises(DataError, match=r"in\.jsonl:1: .*cases"):
-        grade_file("code", write(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl")
+        grade_file("code", write(tmp_path / "in.jsonl", [row]), tmp_path / "out.jsonl", code=ANYWHERE)
 
 
 def test_files_that_cannot_serve_are_refused_in_a_sentence(tmp_path):

@@ -60,7 +60,7 @@ def resources() -> dict[str, int]:
 def test_twenty_thousand_items_leak_nothing():
     chance = random.Random(1)
     hanging = Item("math", r"\boxed{\prod_{k=1}^{10^8} k}", r"\sqrt{2}")
-    with Verifier(workers=2, math_seconds=0.5, code=CodeLimits(seconds=1.0)) as verifier:
+    with Verifier(workers=2, math_seconds=0.5, code=CodeLimits(seconds=1.0, allow_unsafe=True)) as verifier:
         counts = []
         for start in range(0, ITEMS, BATCH):
             items = [item(number, chance) for number in range(start, start + BATCH)]
