@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vibethinker.errors import ConfigurationError
 from vibethinker.verification import CodeLimits, Item, Verifier
 
 SHARED = Path(os.environ.get("VIBETHINKER_SHARED_DATA", Path(__file__).parents[2] / "../shared/data"))
@@ -48,3 +49,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the shared data isn't at {SHARED}: set VIBETHINKER_SHARED_DATA to its folder")
     return SHARED
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "landlock", "rlimits"])
+def confined(request: pytest.FixtureRequest) -> Iterator[Verifier]:
+    """A verifier that runs programs in one tier after the other; skipped where the machine lacks it."""
+    limits = CodeLimits(seconds=1.5, memory_mib=256, tier=request.param, allow_unsafe=request.param == "rlimits")
+    with Verifier(code=limits) as verifier:
+        try:
+            assert verifier.try_sandbox() == request.param
+        except ConfigurationError as error:
+            pytest.skip(str(error))
+        yield verifier

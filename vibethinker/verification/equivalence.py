@@ -2,9 +2,9 @@ r"""The full comparison of single values, by latex2sympy, sympy and math-verify.
 hang.
 
 Answers are parsed as LaTeX alone: math-verify's parser of plain expressions ends in an `eval`. Numbers are compared
-to 40 digits; expressions at random points, which tells equal from different far faster and surer than simplifying;
-equations and whatever can't be evaluated by math-verify's own comparison. Its time-outs are switched off, as the
-worker is killed instead.
+by their difference, to 100 digits; expressions so at random points, which tells equal from different far faster and
+surer than simplifying; equations and whatever can't be evaluated by math-verify's own comparison. Its time-outs are
+switched off, as the worker is killed instead.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ _DIGITS = 40
 _PRECISION, _TOLERANCE = 200, sympy.Rational(1, 10**100)
 _TRIED_POINTS, _AGREEING_POINTS = 20, 8
 _SCALES = (3, 3, 100_000, 50)  # of the points tried, one after the other
+_NO_VALUE = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError)  # as sympy says it
 _TURNED = {">": "<", ">=": "<="}
 
 
@@ -136,6 +137,10 @@ def _same_relation(first: Relational, second: Relational) -> bool:
 
 def _same_value(first: sympy.Expr, second: sympy.Expr) -> bool | None:
     """Whether two expressions have the same value wherever both have one; None where too few points have."""
+    try:
+        first, second = first.doit(), second.doit()
+    except _NO_VALUE:
+        return None
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     if not symbols:
         return _close(first, second, {})
@@ -158,11 +163,10 @@ def _same_value(first: sympy.Expr, second: sympy.Expr) -> bool | None:
 def _close(first: sympy.Expr, second: sympy.Expr, point: dict[sympy.Symbol, sympy.Expr]) -> bool | None:
     """Whether two expressions have the same value at a point; None where one has none there."""
     try:
-        first, second = first.doit(), second.doit()
         if not point and first.is_Rational and second.is_Rational:
             return bool(first == second)
         a, b = (expression.evalf(_DIGITS, subs=point) for expression in (first, second))
-    except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):
+    except _NO_VALUE:
         return None
     if not (a.is_number and b.is_number) or any(part.has(sympy.nan, sympy.zoo) for part in (a, b)):
         return None

@@ -35,6 +35,7 @@ _NAME = re.compile(
 )
 _VARIABLE = re.compile(rf"(?:[A-Za-z]|{_GREEK})(?:_(?:\w|\{{[^{{}}]*\}}))?(?:\([A-Za-z]\))?")
 _DENIAL = re.compile(r"\b(?:not|but|isn|never|except)\b", re.IGNORECASE)
+_SEPARATED = re.compile(r"=.*(?:,|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])).*=")
 _NO_NAMES = frozenset({"\\pi", "e", "i", "\\infty", "-\\infty"})
 _RATIO = re.compile(
     r"(\d{1,9}(?:\.\d{1,9})?)((?: ?: ?\d{1,9}(?:\.\d{1,9})?)+)( ?(?:\\text\{ ?)?[ap]\.? ?m\.?\}?)?", re.IGNORECASE
@@ -211,9 +212,6 @@ def _strip_name(text: str) -> tuple[str | None, str]:
         if len(sides) > 2 or _numeric(sides[0]):
             return None, sides[-1]
     return None, text
-
-
-_SEPARATED = re.compile(r"=.*(?:,|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])).*=")
 
 
 def _numeric(text: str) -> bool:

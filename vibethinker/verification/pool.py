@@ -235,7 +235,7 @@ class _Process:
         return json.loads(line)
 
     def end(self) -> None:
-        """Terminate, which lets a code worker end its programs too; then kill the whole group."""
+        """Terminate, which lets a code worker end its programs too; where it doesn't, kill it and all below it."""
         self.popen.terminate()
         try:
             self.popen.wait(_STOP_SECONDS)

@@ -183,11 +183,11 @@ class Grading:
         }
         replies |= {key: reply.result() for key, reply in again.items()}
         verdicts: list[Verdict] = []
-        for entry in self._entries:
+        for place, entry in enumerate(self._entries):
             reply = replies.get(entry.key)
             verdict = entry.verdict or Verdict(reply["verdict"], entry.extracted, reply["seconds"])
             verdicts.append(verdict)
-        for entry, verdict in list(zip(self._entries, verdicts, strict=True))[len(self._found) :]:
-            self._statistics.add(entry.item.kind, verdict)
+            if place >= len(self._found):  # the others were counted by an earlier call
+                self._statistics.add(entry.item.kind, verdict)
         self._found = verdicts
         return verdicts

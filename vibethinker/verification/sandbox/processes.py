@@ -24,6 +24,7 @@ from vibethinker.verification.sandbox.tiers import (
 )
 from vibethinker.verification.schema import CodeLimits
 
+_OPTIONS = ("-P", "-s", "-S", "-X", "utf8")  # of the interpreter
 _SWEEPS = 1000
 _SLACK = 4  # programs' worth of processes that a limit leaves where it counts all of a user's
 
@@ -92,18 +93,7 @@ class Sandbox:
         limits = ",".join(f"{kind}={value}" for kind, value in values.items())
         with self.tier.command() as (command, needed):
             process = subprocess.Popen(
-                [
-                    *command,
-                    "-P",
-                    "-s",
-                    "-S",
-                    "-X",
-                    "utf8",
-                    self.tier.script,
-                    role,
-                    limits,
-                    *map(str, descriptors),
-                ],
+                [*command, *_OPTIONS, self.tier.script, role, limits, *map(str, descriptors)],
                 env={"PYTHONHASHSEED": "0"},
                 cwd=folder or "/",
                 stdin=subprocess.DEVNULL,

@@ -94,7 +94,9 @@ def own_memory(size: int, needed: Sequence[str]) -> str | None:
 
 
 def _bound(folders: tuple[str, ...], root: str) -> dict[str, str]:
-    """Bind folders below `root`, which lies in a mount namespace of this process's own."""
+    """Bind folders below `root`, seen by this process and what it starts alone: whoever removes `root` must not find
+    them there."""
+    linux.leave_mounts()
     reached = {}
     for number, folder in enumerate(folders):
         reached[folder] = os.path.join(root, f"python-{number}")
