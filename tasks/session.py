@@ -37,9 +37,9 @@ DUE_SECONDS = 10.0
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 # Kind of step → the execution settings that its memory grows with; of all others it is the generation batch.
 BATCHES = {
-    "base": ("sft_micro_batch",),
-    "specialist": ("sft_micro_batch",),
-    "signal": ("signal_micro_batch", "generation_batch"),
+    "base": ("sft_micro_tokens",),
+    "specialist": ("sft_micro_tokens",),
+    "signal": ("signal_micro_tokens", "generation_batch"),
 }
 
 

@@ -44,11 +44,6 @@ def disagreements(config: Config) -> Iterable[str]:
         yield "data.source is files but data.train is empty: list at least one JSONL file under data.train"
     if sft.checkpoints > sft.steps:
         yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
-    if sft.batch_size % sft.micro_batch:
-        yield (
-            f"spectrum.sft.batch_size {sft.batch_size} isn't divisible by micro_batch {sft.micro_batch}: "
-            "choose a micro_batch that divides it"
-        )
     if config.base_model.quantization != "none" and sft.method != "lora":
         yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
     weights = config.spectrum.fusion.weights
@@ -80,11 +75,6 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
         yield (
             f"{at}: batch_size {objective.batch_size} isn't divisible by group_size {objective.group_size}: "
             "an update takes whole groups, so choose a multiple"
-        )
-    if objective.batch_size % min(config.signal.micro_batch, objective.batch_size):
-        yield (
-            f"{at}: batch_size {objective.batch_size} isn't divisible by signal.micro_batch "
-            f"{config.signal.micro_batch}: choose a micro_batch that divides it"
         )
     if positions and stage.context > positions:
         yield (

@@ -133,15 +133,15 @@ def _memory(plan: Plan, shape: Mapping[str, Any], step: Step, trained: int) -> i
     if not trained:
         return int(weights * width)
     if step.kind == "signal":
-        method, rows, length = step.settings["objective"]["method"], config.signal.micro_batch, _context(plan, step)
+        method, tokens = step.settings["objective"]["method"], config.signal.micro_tokens
         lora = step.settings["objective"]["lora"]
     else:
         sft = config.spectrum.sft
-        method, rows, length, lora = sft.method, sft.micro_batch, sft.max_length * FILL, sft.lora.semantic()
+        method, tokens, lora = sft.method, sft.micro_tokens, sft.lora.semantic()
     trainable = weights
     if method == "lora":
         wide = shape["hidden_size"] + shape["intermediate_size"]
         trainable = shape["num_hidden_layers"] * lora["rank"] * 7 * wide
-    activations = rows * length * shape["hidden_size"] * shape["num_hidden_layers"] * 2
-    logits = rows * length * shape["vocab_size"] * 4
+    activations = tokens * shape["hidden_size"] * shape["num_hidden_layers"] * 2
+    logits = tokens * shape["vocab_size"] * 4
     return int(weights * width + trainable * (width + 8) + activations + logits)

@@ -126,7 +126,10 @@ class Sft(Settings):
     weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
     packing: bool = setting(False, "join traces to full sequences of max_length", source="3B")
     checkpoints: int = setting(4, "evenly spaced checkpoints kept for probing, the last step included", ge=1)
-    micro_batch: int = setting(8, "sequences a forward pass", unit="sequences", ge=1, execution=True)
+    optimizer: Literal["adamw", "adamw_8bit"] = setting("adamw", "AdamW, or with moments of 8 bits (bitsandbytes)")
+    micro_tokens: int = setting(
+        16384, "most tokens of a forward and backward pass, padding included", unit="tokens", ge=1, execution=True
+    )
 
 
 class Probing(Settings):
@@ -180,6 +183,14 @@ class Objective(Settings):
         0, "rollouts a problem that measure the start model's accuracy; problems at 0 or 1 are dropped; 0 is off",
         source="3B", ge=0,
     )  # fmt: skip
+    optimizer: Literal["adamw", "adamw_8bit"] = setting("adamw", "AdamW, or with moments of 8 bits (bitsandbytes)")
+    importance_cap: float = setting(
+        2.0, "truncated importance sampling: the most that a token counts for being likelier in training than in the "
+        "engine that sampled it; 0 is off", source="3B", ge=0,
+    )  # fmt: skip
+    refill: int = setting(
+        0, "further generations an update may take to put other problems in the place of groups of one verdict", ge=0
+    )
     long2short: float = setting(0.0, "Long2Short reward scale (0.2 in the paper); 0 is off", source="3B", ge=0)
 
 
@@ -201,7 +212,9 @@ class Signal(Settings):
 
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")
-    micro_batch: int = setting(8, "rollouts a forward and backward pass", unit="rollouts", ge=1, execution=True)
+    micro_tokens: int = setting(
+        16384, "most tokens of a forward and backward pass, padding included", unit="tokens", ge=1, execution=True
+    )
 
 
 class Evaluation(Settings):
@@ -252,6 +265,20 @@ class Worker(Settings):
     env: dict[str, str] = setting(dict, "environment variables added for it", execution=True)
 
 
+class Vllm(Settings):
+    """How vLLM runs where it samples."""
+
+    memory: float = setting(
+        0.9, "share of the GPU's memory it takes where it has the GPU alone", gt=0, le=1, execution=True
+    )
+    shared_memory: float = setting(0.4, "share it takes beside a trainer, in signal stages", gt=0, lt=1, execution=True)
+    sleep: bool = setting(
+        False, "give its memory back while the trainer computes, and take it again; needed for long contexts",
+        execution=True,
+    )  # fmt: skip
+    eager: bool = setting(False, "start without compiling: sooner ready, slower after", execution=True)
+
+
 class Execution(Settings):
     """How, never what."""
 
@@ -259,6 +286,20 @@ class Execution(Settings):
     slots: int | None = setting(None, "steps that run at once; None: 2 on a CPU, one a GPU", ge=1, execution=True)
     threads: int | None = setting(None, "CPU threads a step; None: cores / slots", ge=1, execution=True)
     generation_batch: int = setting(256, "completions decoded at once", unit="sequences", ge=1, execution=True)
+    engine: Literal["auto", "transformers", "vllm"] = setting(
+        "auto", "what samples completions; auto is vLLM where it is installed and there is a GPU", execution=True
+    )
+    vllm: Vllm = setting(Vllm, "how vLLM runs", execution=True)
+    gradient_checkpointing: bool | None = setting(
+        None, "compute activations again in the backward pass; None: on a GPU where they would not fit", execution=True
+    )
+    steps_per_gpu: int = setting(1, "specialists, probes and evaluations that share one GPU", ge=1, execution=True)
+    processes: int = setting(
+        1, "processes of one training step, each on a GPU of its own (or a part of the CPU)", ge=1, execution=True
+    )
+    sharding: Literal["ddp", "fsdp"] = setting(
+        "ddp", "several processes: each holds the whole model (DDP), or a part of it (FSDP2)", execution=True
+    )
     stall_seconds: float = setting(600, "silence after which a step counts as stalled", unit="s", gt=0, execution=True)
     retries: int = setting(2, "attempts after an infrastructure failure", ge=0, execution=True)
     gpu: str | None = setting(None, "GPU that `plan` estimates for, for example `H100`", execution=True)

@@ -37,7 +37,7 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
     context.emit.progress(0, settings.steps, "training the tokenizer")
     texts = (text for trace in traces for text in (trace.problem, trace.text))
     tokenizer = train_tokenizer(texts, settings.vocabulary, settings.positions)
-    run = Run.of(context, base_model, micro_batch=context.execution["sft_micro_batch"])
+    run = Run.of(context, base_model, micro_tokens=context.execution["sft_micro_tokens"])
     set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     model = new_model(settings, tokenizer).to(run.device)

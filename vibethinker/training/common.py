@@ -34,13 +34,13 @@ class Run:
     deterministic: bool
     device: str
     dtype: torch.dtype
-    micro_batch: int
+    micro_tokens: int
     emit: Emitter
     metrics_file: Path
     state: Path
 
     @classmethod
-    def of(cls, context: StepContext, base_model: BaseModelSettings, micro_batch: int) -> Run:
+    def of(cls, context: StepContext, base_model: BaseModelSettings, micro_tokens: int) -> Run:
         """The run that a step's context describes.
 
         Raises:
@@ -52,7 +52,7 @@ class Run:
             deterministic=context.settings["deterministic"],
             device=context.execution["device"],
             dtype=torch.bfloat16 if base_model.precision == "bfloat16" else torch.float32,
-            micro_batch=micro_batch,
+            micro_tokens=micro_tokens,
             emit=context.emit,
             metrics_file=context.output / "metrics.jsonl",
             state=context.checkpoints,

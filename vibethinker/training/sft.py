@@ -69,7 +69,7 @@ def run(context: StepContext) -> Metrics:
     settings = Sft.model_validate(context.settings["sft"])
     prompts = Prompts.model_validate(context.settings["prompts"])
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
-    run = Run.of(context, base_model, micro_batch=context.execution["sft_micro_batch"])
+    run = Run.of(context, base_model, micro_tokens=context.execution["sft_micro_tokens"])
     set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     tokenizer = load_tokenizer(context.inputs["base"])

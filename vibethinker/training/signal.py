@@ -79,7 +79,7 @@ def run(context: StepContext) -> Metrics:
         OutOfMemoryError: the device's memory did not suffice.
     """
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
-    run = Run.of(context, base_model, micro_batch=context.execution["signal_micro_batch"])
+    run = Run.of(context, base_model, micro_tokens=context.execution["signal_micro_tokens"])
     set_threads(context.execution["threads"])
     seed_everything(run.seed, run.deterministic)
     start, validation = context.inputs["model"], {}
