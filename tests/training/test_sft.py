@@ -101,7 +101,7 @@ def test_each_step_is_reported_and_written(specialist):
     assert [row["step"] for row in metrics(context)] == [1, 2, 3]
     assert set(metrics(context)[0]) >= {"loss", "grad_norm", "learning_rate", "entropy", "token_accuracy"}
     assert [step for step, _ in context.emit.rows] == [1, 2, 3]
-    assert context.emit.rows[-1][1]["tokens_per_second"] > 0
+    assert context.emit.rows[-1][1]["trained_tokens_per_second"] > 0
     assert [position[:2] for position in context.emit.positions] == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 from vibethinker.errors import DivergedError
 from vibethinker.models import save_model
 from vibethinker.steps import Emitter
+from vibethinker.training.phases import Phases
 
 # Updates without a right rollout after which a policy that had some counts as collapsed.
 COLLAPSE_UPDATES = 10
@@ -26,18 +26,30 @@ class Reporter(TrainerCallback):
     number.
 
     `names` maps the trainer's names of metrics to those kept, in the file's order; all others are dropped.
-    The file holds what a repeated run would hold too; the emitter also gets tokens per second and memory.
+    The file holds what a repeated run would hold too; the emitter also gets seconds, tokens a second and memory by
+    phase. The phase `training` is open from the first to the last step; whatever the trainer opens of `phases`
+    inside it is booked apart. `tokens` is the trainer's name of the tokens trained on so far.
+
+    Attributes:
+        last: the row of the last logged step.
+        phases: those given, or its own.
     """
 
-    def __init__(self, emit: Emitter, file: Path, steps: int, names: Mapping[str, str], tokens: str) -> None:
+    def __init__(
+        self, emit: Emitter, file: Path, steps: int, names: Mapping[str, str], tokens: str, phases: Phases | None = None
+    ) -> None:
         self._emit, self._file, self._steps, self._names, self._tokens = emit, file, steps, names, tokens
-        self._last_tokens, self._last_time = 0.0, time.monotonic()
+        self.phases = phases or Phases("cuda" if torch.cuda.is_available() else "cpu")
+        self._counted = 0.0
         self.last: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._file.write_text("")
         self._emit.progress(0, self._steps, "training")
-        self._last_time = time.monotonic()
+        self.phases.enter("training")
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.phases.leave()
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if "loss" not in (logs or {}):  # the summary at the end
@@ -53,20 +65,15 @@ class Reporter(TrainerCallback):
         with self._file.open("a") as file:
             file.write(json.dumps(row, sort_keys=True) + "\n")
         self.last = row
+        counted = float(logs.get(self._tokens, self._counted))
+        self.phases.count("training", counted - self._counted)
+        self._counted = counted
         scalars = {name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}
-        self._emit.metrics(state.global_step, scalars | self._speed(float(logs.get(self._tokens, 0.0))))
+        self._emit.metrics(state.global_step, scalars | self.phases.window())
         self._emit.progress(state.global_step, self._steps, f"loss {row['loss']:.4f}")
 
     def on_substep_end(self, args, state, control, **kwargs) -> None:
         self._emit.progress(state.global_step, self._steps, "training")
-
-    def _speed(self, tokens: float) -> dict[str, float]:
-        now = time.monotonic()
-        values = {"tokens_per_second": (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)}
-        self._last_tokens, self._last_time = tokens, now
-        if torch.cuda.is_available():
-            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return values
 
 
 class Checkpoints(TrainerCallback):
