@@ -32,6 +32,16 @@ def server_execution(config: Config) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in asked}
 
 
+def generation_settings(config: Config) -> dict[str, Any]:
+    """What says which engine samples completions, and how."""
+    return {
+        "device": hardware.device(config),
+        "generation_batch": config.execution.generation_batch,
+        "engine": config.execution.engine,
+        "vllm": config.execution.vllm.model_dump(),
+    }
+
+
 def execution_settings(config: Config, threads: int, paths: Mapping[str, str], workspace: Path) -> dict[str, Any]:
     """What `StepContext.execution` holds.
 
@@ -42,16 +52,13 @@ def execution_settings(config: Config, threads: int, paths: Mapping[str, str], w
     """
     verification = config.verification
     return {
-        "device": hardware.device(config),
+        **generation_settings(config),
         "threads": threads,
         "sft_micro_tokens": config.spectrum.sft.micro_tokens,
         "signal_micro_tokens": config.signal.micro_tokens,
-        "engine": config.execution.engine,
-        "vllm": config.execution.vllm.model_dump(),
         "gradient_checkpointing": config.execution.gradient_checkpointing,
         "processes": config.execution.processes,
         "sharding": config.execution.sharding,
-        "generation_batch": config.execution.generation_batch,
         "sandbox": verifiers.execution(config.sandbox),
         "verifier_workers": min(verification.workers, threads),
         "backend": config.base_model.backend,

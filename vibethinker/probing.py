@@ -3,7 +3,8 @@
 Every kept checkpoint draws n samples of each probe problem of its domain; the highest mean unbiased Pass@K
 wins, whatever its loss or Pass@1. A tie goes to the earlier checkpoint, which has moved less from the base
 and so fuses better. The winner is then measured on the validation split, since the maximum of several
-measurements flatters. Neither split has a training problem; which is which, the data step decides.
+measurements flatters. Neither split has a training problem; which is which, the data step decides. One
+engine serves all checkpoints: their weights are swapped, the engine isn't started again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.schema import Problem, read_records
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.evaluation.measuring import Outcome, derived_seed, faults, measure, pass_scores, write_rows
+from vibethinker.evaluation.measuring import (
+    Outcome,
+    derived_seed,
+    faults,
+    longest_sequence,
+    measure,
+    pass_scores,
+    write_rows,
+)
 from vibethinker.settings import Probing, Prompts
 from vibethinker.steps import Metrics, StepContext
 
@@ -30,7 +39,7 @@ def run(context: StepContext) -> Metrics:
         ConfigurationError: there are no checkpoints, or one is incomplete.
         DataError: a split is missing, malformed or empty.
     """
-    from vibethinker.generation.transformers_engine import load_engine
+    from vibethinker.generation.opening import Engines
     from vibethinker.models import set_threads
 
     settings = Probing.model_validate(context.settings["probing"])
@@ -42,6 +51,7 @@ def run(context: StepContext) -> Metrics:
     set_threads(context.execution["threads"])
     total = settings.samples * (len(folders) * len(splits["probe"]) + len(splits["validation"]))
     rows: list[dict[str, Any]] = []
+    speeds: list[dict[str, float]] = []
     done = 0
 
     def assess(folder: Path, split: str) -> Candidate:
@@ -50,24 +60,25 @@ def run(context: StepContext) -> Metrics:
         def report(finished: int, _: int, doing: str) -> None:
             context.emit.progress(done + finished, total, f"{folder.name}: {doing}")
 
-        engine, tokenizer = load_engine(
-            folder,
-            base=context.inputs["base"],
-            device=context.execution["device"],
-            batch=context.execution["generation_batch"],
-        )
+        context.emit.progress(done, total, f"{folder.name}: loading")
+        engine = engines.at(folder, context.inputs["base"])
         purpose = derived_seed(seed, split, domain)
-        outcomes = measure(engine, tokenizer, grader, splits[split], settings, prompts, purpose, report)
+        outcomes = measure(engine, engine.tokenizer, grader, splits[split], settings, prompts, purpose, report)
         done += settings.samples * len(splits[split])
+        speeds.append(engine.meter.take())
         rows.extend({"checkpoint": folder.name, "split": split, **outcome.row()} for outcome in outcomes)
         for fault in faults(outcomes):
             context.emit.warning(f"{folder.name}: {fault}")
         return candidate(folder.name, outcomes, settings)
 
-    with verifiers.of_step(context) as grader:
+    problems = [problem for split in splits.values() for problem in split]
+    with (
+        verifiers.of_step(context) as grader,
+        Engines(context.execution, lambda t: longest_sequence(t, problems, prompts, settings.max_tokens)) as engines,
+    ):
         candidates = [assess(folder, "probe") for folder in folders]
-        for number, found in enumerate(candidates, start=1):
-            context.emit.metrics(number, {f"pass@{k}": s["value"] for k, s in found["pass_at"].items()})
+        for number, (found, speed) in enumerate(zip(candidates, speeds, strict=True), start=1):
+            context.emit.metrics(number, {f"pass@{k}": s["value"] for k, s in found["pass_at"].items()} | speed)
         selected = choose(candidates, settings.k)
         validation = assess(folders[[f.name for f in folders].index(selected)], "validation")
     write_json(

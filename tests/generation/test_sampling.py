@@ -8,7 +8,7 @@ from vibethinker.generation.sampling import UniformStreams, draw
 
 def frequencies(logits: torch.Tensor, temperature: float, top_p: float, n: int = 200_000) -> np.ndarray:
     uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n  # an even grid: frequencies are exact up to 1 / n
-    tokens = draw(logits.expand(n, -1), uniforms, temperature, top_p)
+    tokens, _ = draw(logits.expand(n, -1), uniforms, temperature, top_p)
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1]) / n
 
 
@@ -36,7 +36,17 @@ def test_extreme_uniforms_never_leave_the_support():
     logits = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]] * 2)
     uniforms = torch.tensor([0.0, float(np.nextafter(1.0, 0.0))], dtype=torch.float64)
     for top_p in (1.0, 0.95):
-        assert set(draw(logits, uniforms, 1.0, top_p).tolist()) == {1, 2}
+        assert set(draw(logits, uniforms, 1.0, top_p)[0].tolist()) == {1, 2}
+
+
+def test_a_token_comes_with_the_probability_that_it_was_drawn_with():
+    torch.manual_seed(0)
+    logits = torch.randn(40) * 2
+    for temperature, top_p in ((0.7, 1.0), (1.0, 0.8), (1.5, 0.3)):
+        uniforms = torch.rand(500, dtype=torch.float64)
+        tokens, logprobs = draw(logits.expand(500, -1), uniforms, temperature, top_p)
+        seen = frequencies(logits, temperature, top_p)
+        assert np.abs(logprobs.exp().numpy() - seen[tokens.numpy()]).max() < 2e-5
 
 
 def test_a_stream_depends_on_seed_prompt_and_sample_alone():

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from vibethinker.errors import ConfigurationError
+from vibethinker.generation import transformers_engine
 from vibethinker.generation.transformers_engine import TransformersEngine
+from vibethinker.models import load_model, save_model
 
 PROMPTS = [[9, 10, 11], [20, 21, 22, 23, 24, 25, 26], [30], [40, 41, 42], [20, 21, 22, 23, 24, 25, 26]]
 SAMPLED = {"samples": 3, "max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "seed": 5}
@@ -156,3 +158,128 @@ def test_a_model_that_could_never_stop_is_refused(model, tiny_tokenizer):
     endless.generation_config.eos_token_id = None
     with pytest.raises(ConfigurationError, match="end-of-sequence"):
         TransformersEngine(endless, tokenizer)
+
+
+def logits_of(model, prompt, ids):
+    with torch.inference_mode():
+        return model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+
+
+def chosen(logits, ids):
+    return logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.3, 0.7), (0.0, 1.0)])
+def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(model, engine, temperature, top_p):
+    sampling = {**SAMPLED, "temperature": temperature, "top_p": top_p}
+    found = engine.generate(PROMPTS, **sampling, logprobs=True)
+    for prompt, completions in zip(PROMPTS, found, strict=True):
+        for completion in completions:
+            logits = logits_of(model, prompt, completion.ids) / (temperature or 1)
+            shares, order = logits.softmax(-1).sort(descending=True)
+            outside = shares.cumsum(-1) - shares >= top_p
+            nucleus = logits.scatter(-1, order, logits.gather(-1, order).masked_fill(outside, float("-inf")))
+            wanted = chosen(nucleus, completion.ids)
+            assert torch.allclose(torch.tensor(completion.logprobs), wanted, atol=1e-4)
+
+
+def test_logprobs_are_there_only_where_asked_for_and_change_nothing_else(engine):
+    full = [5] * 128
+    plain = engine.generate([*PROMPTS, full], **SAMPLED)
+    asked = engine.generate([*PROMPTS, full], **SAMPLED, logprobs=True)
+    assert all(c.logprobs is None for of in plain for c in of)
+    assert all(len(c.logprobs) == c.tokens for of in asked for c in of)
+    assert [[c.ids for c in of] for of in asked] == [[c.ids for c in of] for of in plain]
+
+
+def test_score_is_a_forward_pass_at_temperature_one(model, engine, monkeypatch):
+    sequences = [([9, 10, 11], [20, 21]), ([30], [31, 32, 33, 34, 35, 36]), ([5, 6], []), ([7] * 20, [8] * 50)]
+    for at_once in (2**28, 1):  # all together, one by one
+        monkeypatch.setattr(transformers_engine, "_SCORED_LOGITS", at_once)
+        scored = engine.score(sequences)
+        for (prompt, completion), values in zip(sequences, scored, strict=True):
+            wanted = chosen(logits_of(model, prompt, completion), completion).tolist() if completion else []
+            assert values == pytest.approx(wanted, abs=1e-4)
+    assert engine.score([]) == []
+
+
+def test_senseless_sequences_are_refused(engine):
+    for wrong in (([], [1]), ([1] * 100, [2] * 29)):
+        with pytest.raises(ValueError, match="scoring needs"):
+            engine.score([wrong])
+
+
+@pytest.fixture
+def owning(new_tiny_model, tiny_tokenizer):
+    return TransformersEngine(new_tiny_model(0), tiny_tokenizer, batch=8, owned=True)
+
+
+SEQUENCES = [([9, 10, 11], [20, 21]), ([30], [31, 32, 33])]
+
+
+def test_after_an_update_the_engine_is_the_new_model(owning, new_tiny_model, tiny_tokenizer):
+    stale = owning.score(SEQUENCES)
+    assert owning.score(SEQUENCES) == stale
+    other = new_tiny_model(1)
+    fresh = TransformersEngine(other, tiny_tokenizer, batch=8)
+    assert stale != fresh.score(SEQUENCES)
+    owning.update((name, tensor.double()) for name, tensor in other.named_parameters())  # another type, ties once
+    assert owning.score(SEQUENCES) == fresh.score(SEQUENCES)
+    assert owning.generate(PROMPTS, **SAMPLED) == fresh.generate(PROMPTS, **SAMPLED)
+
+
+def test_an_engine_of_the_model_in_training_follows_it_and_leaves_the_weights_unread(new_tiny_model, tiny_tokenizer):
+    model = new_tiny_model(0)
+    engine = TransformersEngine(model, tiny_tokenizer)
+    before = engine.score(SEQUENCES)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    unread = iter(model.named_parameters())
+    engine.update(unread)
+    assert engine.score(SEQUENCES) != before
+    assert len(list(unread)) == len(list(model.named_parameters()))
+    engine.close()
+    assert next(model.parameters()).numel()
+
+
+def test_an_update_has_to_be_whole_and_fit(owning, new_tiny_model):
+    weights = dict(new_tiny_model(1).named_parameters())
+    name = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(ValueError, match=f"1 weights .* {name}"):
+        owning.update((n, tensor) for n, tensor in weights.items() if n != name)
+    with pytest.raises(ValueError, match="such_weight"):
+        owning.update([("such_weight", weights[name])])
+    with pytest.raises(ValueError, match=name):
+        owning.update([(name, weights[name][1:])])
+
+
+def test_another_checkpoint_is_loaded_in_place(owning, new_tiny_model, tiny_tokenizer, tmp_path):
+    save_model(new_tiny_model(2), tiny_tokenizer, tmp_path / "two")
+    owning.load(tmp_path / "two")
+    fresh = TransformersEngine(load_model(tmp_path / "two"), tiny_tokenizer, batch=8)
+    assert owning.generate(PROMPTS, **SAMPLED) == fresh.generate(PROMPTS, **SAMPLED)
+
+
+def test_an_adapter_is_loaded_merged_into_its_base(
+    owning, new_tiny_model, tiny_tokenizer, tiny_model_folder, new_adapter
+):
+    owning.load(new_adapter(3), tiny_model_folder)
+    merged = load_model(new_adapter(3), base=tiny_model_folder)
+    fresh = TransformersEngine(merged, tiny_tokenizer, batch=8)
+    assert owning.score(SEQUENCES) == fresh.score(SEQUENCES)
+    assert owning.score(SEQUENCES) != TransformersEngine(new_tiny_model(0), tiny_tokenizer).score(SEQUENCES)
+
+
+def test_sleeping_and_waking_keeps_the_weights(owning):
+    before = owning.score(SEQUENCES)
+    owning.sleep()
+    owning.wake()
+    assert owning.score(SEQUENCES) == before
+
+
+def test_the_meter_tells_the_speed_since_it_was_last_read(engine):
+    engine.meter.take()
+    assert engine.meter.take() == {}
+    engine.generate(PROMPTS, **SAMPLED)
+    assert engine.meter.take()["tokens_per_second"] > 0
+    assert engine.meter.take() == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +39,35 @@ def evaluate(
 
     Prompts, temperature, nucleus and seed are the configuration's.
     """
-    from vibethinker import hardware
+    from vibethinker.execution import generation_settings
 
     before_imports()
     config, longest = load_config(profile, file, overrides, max_tokens)
     check_before([model], base, output)
     settings = config.evaluation.model_copy(update={"samples": samples, "k": (samples,), "max_tokens": longest})
-    device = hardware.device(config)
+    execution = generation_settings(config)
 
     from vibethinker.artifacts import write_json
     from vibethinker.evaluation.benchmarks import load_sets
-    from vibethinker.evaluation.measuring import derived_seed, measure, scores
+    from vibethinker.evaluation.measuring import derived_seed, longest_sequence, measure, scores
 
     sets = load_sets(benchmarks, config, limit)
     problems = [problem for some in sets.values() for problem in some]
     found: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     left_out = 0
-    with grader(config, problems, allow_unsafe_code) as verifier, shown_progress() as progress:
-        from vibethinker.generation.transformers_engine import load_engine
+    with ExitStack() as stack:
+        verifier = stack.enter_context(grader(config, problems, allow_unsafe_code))
+        progress = stack.enter_context(shown_progress())
+        from vibethinker.generation.opening import Engines
 
-        engine, tokenizer = load_engine(model, base=base, device=device, batch=config.execution.generation_batch)
+        engines = stack.enter_context(
+            Engines(execution, lambda t: longest_sequence(t, problems, config.prompts, longest))
+        )
+        engine = engines.at(model, base)
         for name, some in sets.items():
             outcomes = measure(
-                engine, tokenizer, verifier, some, settings, config.prompts,
+                engine, engine.tokenizer, verifier, some, settings, config.prompts,
                 derived_seed(config.seed, "evaluation", name),
                 lambda done, total, doing, name=name: progress(done, total, f"{name}: {doing}"),
             )  # fmt: skip

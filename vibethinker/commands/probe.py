@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def probe(
     The result reads the same as a run's probe.json, but for the second measurement of the chosen checkpoint, which
     takes other problems: use `evaluate` for it. Prompts, temperature, nucleus and seed are the configuration's.
     """
-    from vibethinker import hardware
+    from vibethinker.execution import generation_settings
 
     before_imports()
     config, longest = load_config(profile, file, overrides, max_tokens)
@@ -47,23 +48,29 @@ def probe(
     if len(set(models)) < len(models):
         raise ConfigurationError("One MODEL is named twice: name each checkpoint once.")
     check_before(models, base, output)
-    device = hardware.device(config)
+    execution = generation_settings(config)
 
     from vibethinker import probing
     from vibethinker.artifacts import write_json
     from vibethinker.evaluation.benchmarks import read_file
-    from vibethinker.evaluation.measuring import derived_seed, measure
+    from vibethinker.evaluation.measuring import derived_seed, longest_sequence, measure
 
     probing.check_k(settings)
     problems = read_file(data)[:limit]
     candidates: list[dict[str, Any]] = []
-    with grader(config, problems, allow_unsafe_code) as verifier, shown_progress() as progress:
-        from vibethinker.generation.transformers_engine import load_engine
+    with ExitStack() as stack:
+        verifier = stack.enter_context(grader(config, problems, allow_unsafe_code))
+        progress = stack.enter_context(shown_progress())
+        from vibethinker.generation.opening import Engines
 
+        engines = stack.enter_context(
+            Engines(execution, lambda t: longest_sequence(t, problems, config.prompts, longest))
+        )
         for model in models:
-            engine, tokenizer = load_engine(model, base=base, device=device, batch=config.execution.generation_batch)
+            engine = engines.at(model, base)
             outcomes = measure(
-                engine, tokenizer, verifier, problems, settings, config.prompts, derived_seed(config.seed, "probe"),
+                engine, engine.tokenizer, verifier, problems, settings, config.prompts,
+                derived_seed(config.seed, "probe"),
                 lambda done, total, doing, name=model.name: progress(done, total, f"{name}: {doing}"),
             )  # fmt: skip
             candidates.append(probing.candidate(str(model), outcomes, settings))

@@ -252,24 +252,14 @@ class Teaching:
 
     def _local(self) -> Chat:
         from vibethinker.generation.local import LocalChat
-        from vibethinker.models import load_tokenizer
+        from vibethinker.generation.opening import open_engine
 
         folder = model_folder(str(self._teacher.model), self._context)
-        tokenizer, execution = load_tokenizer(folder), self._context.execution
-        if self._teacher.engine == "vllm":
-            from vibethinker.generation.vllm_engine import VllmEngine
-
-            engine: Any = VllmEngine(folder, execution["generation_batch"])
-            self._close = engine.close
-        else:
-            from vibethinker.generation.transformers_engine import TransformersEngine
-            from vibethinker.models import load_model
-
-            model = load_model(folder, device=execution["device"])
-            engine = TransformersEngine(model, tokenizer, execution["generation_batch"])
+        engine = open_engine(folder, execution={**self._context.execution, "engine": self._teacher.engine})
+        self._close = engine.close
 
         def encode(requests: Sequence[Request]) -> list[list[int]]:
-            return conversation_ids(tokenizer, [request.messages for request in requests], self._prompts)
+            return conversation_ids(engine.tokenizer, [request.messages for request in requests], self._prompts)
 
         return LocalChat(engine, encode, self._store, self._scope)
 

@@ -140,6 +140,13 @@ def measure(
     ]
 
 
+def longest_sequence(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], prompts: Prompts, max_tokens: int
+) -> int:
+    """The longest that a prompt and its completion can be together, in tokens: what an engine needs room for."""
+    return max_tokens + max(map(len, all_prompt_ids(tokenizer, problems, prompts)), default=0)
+
+
 def faults(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Sentences about problems that couldn't be measured as they should."""
     if left_out := sum(o.left_out for o in outcomes):

@@ -15,7 +15,16 @@ from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.schema import Problem, read_records
 from vibethinker.errors import DataError
-from vibethinker.evaluation.measuring import Outcome, Score, derived_seed, faults, measure, scores, write_rows
+from vibethinker.evaluation.measuring import (
+    Outcome,
+    Score,
+    derived_seed,
+    faults,
+    longest_sequence,
+    measure,
+    scores,
+    write_rows,
+)
 from vibethinker.settings import Evaluation, Prompts
 from vibethinker.steps import Metrics, StepContext
 
@@ -29,31 +38,32 @@ def run(context: StepContext) -> Metrics:
         ConfigurationError: the model folder is incomplete.
         DataError: a set is missing or malformed.
     """
-    from vibethinker.generation.transformers_engine import load_engine
+    from vibethinker.generation.opening import Engines
     from vibethinker.models import set_threads
 
     settings = Evaluation.model_validate(context.settings["evaluation"])
     prompts = Prompts.model_validate(context.settings["prompts"])
     sets = read_sets(context.inputs["data"] / "evaluation", context.settings["sets"])
     set_threads(context.execution["threads"])
-    engine, tokenizer = load_engine(
-        model_folder(context),
-        base=context.inputs.get("base"),
-        device=context.execution["device"],
-        batch=context.execution["generation_batch"],
-    )
+    everything = [problem for problems in sets.values() for problem in problems]
     total = settings.samples * sum(map(len, sets.values()))
     done = 0
     outcomes: dict[str, list[Outcome]] = {}
     found: dict[str, dict[str, Score]] = {}
-    with verifiers.of_step(context) as grader:
-        for name, problems in sets.items():
+    context.emit.progress(0, total, "loading")
+    with (
+        verifiers.of_step(context) as grader,
+        Engines(context.execution, lambda t: longest_sequence(t, everything, prompts, settings.max_tokens)) as engines,
+    ):
+        engine = engines.at(model_folder(context), context.inputs.get("base"))
+        for number, (name, problems) in enumerate(sets.items(), start=1):
 
             def report(finished: int, _: int, doing: str, name: str = name, done: int = done) -> None:
                 context.emit.progress(done + finished, total, f"{name}: {doing}")
 
             seed = derived_seed(context.settings["seed"], "evaluation", name)
-            outcomes[name] = measure(engine, tokenizer, grader, problems, settings, prompts, seed, report)
+            outcomes[name] = measure(engine, engine.tokenizer, grader, problems, settings, prompts, seed, report)
+            context.emit.metrics(number, engine.meter.take())
             found[name] = scores(outcomes[name], settings, grader, report)
             done += settings.samples * len(problems)
             for fault in faults(outcomes[name]):

@@ -6,9 +6,16 @@ module loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from vibethinker.generation.meter import Meter
 
 Progress = Callable[[int, int], None]
 
@@ -22,12 +29,15 @@ class Completion:
         tokens: number of generated tokens, the end-of-sequence token included.
         truncated: whether it ended at the length limit instead of an end-of-sequence token.
         ids: the generated token ids, the end-of-sequence token included.
+        logprobs: the log-probability of each generated token in the distribution that it was drawn from, that is at
+            the sampling temperature and within the nucleus; greedy ones at temperature 1. None where not asked for.
     """
 
     text: str
     tokens: int
     truncated: bool
     ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
 
 
 # Index of the prompt, index of the sample, the completion.
@@ -35,7 +45,15 @@ Ended = Callable[[int, int, Completion], None]
 
 
 class Engine(Protocol):
-    """Samples completions of prompts that are already token ids."""
+    """Samples completions of prompts that are already token ids.
+
+    Attributes:
+        tokenizer: the model's.
+        meter: how fast it has been.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    meter: Meter
 
     def generate(
         self,
@@ -46,6 +64,7 @@ class Engine(Protocol):
         temperature: float,
         top_p: float,
         seed: int,
+        logprobs: bool = False,
         progress: Progress | None = None,
         ended: Ended | None = None,
     ) -> list[list[Completion]]:
@@ -59,9 +78,51 @@ class Engine(Protocol):
             top_p: the nucleus, the smallest set of most probable tokens with at least this probability; 1 is
                 off.
             seed: the same seed and arguments give the same completions on one machine.
+            logprobs: whether completions carry the log-probabilities of their tokens.
             progress: called with finished and all completions, at least every 64 decoding steps.
             ended: called once for each completion, while others may still be sampled, in any order.
         """
+
+    def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+        """Log-probabilities, at temperature 1, of completions' tokens under the weights that the engine holds now.
+
+        The same weights and arguments give the same values; so those of an engine whose weights are stale don't move.
+
+        Args:
+            sequences: token ids of a prompt, which isn't empty, and of its completion.
+
+        Raises:
+            ValueError: a prompt is empty, or a sequence exceeds the model's positions.
+        """
+
+    def update(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take these weights from now on.
+
+        Args:
+            weights: every tensor of the model by its name in a checkpoint (`model.layers.0.self_attn.q_proj.weight`);
+                of tied ones either name is enough. They are cast to the engine's type. Not consumed where the engine
+                decodes with the very model that is being trained.
+
+        Raises:
+            ValueError: a weight is missing, unknown, or of another shape.
+        """
+
+    def load(self, folder: Path, base: Path | None = None) -> None:
+        """Take the weights of another checkpoint of the same architecture; an adapter folder is merged into `base`.
+
+        Raises:
+            ConfigurationError: the folder is incomplete, or an adapter came without its base.
+            ValueError: see `update`.
+        """
+
+    def sleep(self) -> None:
+        """Give the device's memory back until `wake`; what the weights were is forgotten, where that saves memory."""
+
+    def wake(self) -> None:
+        """Take the memory again. `update` or `load` has to follow before anything is sampled or scored."""
+
+    def close(self) -> None:
+        """Free everything; the engine can't be used after that."""
 
 
 def check(prompts: Sequence[Sequence[int]], samples: int, max_tokens: int, temperature: float, top_p: float) -> None:
@@ -71,3 +132,10 @@ def check(prompts: Sequence[Sequence[int]], samples: int, max_tokens: int, tempe
             "generation needs prompts of at least one token, samples and max_tokens >= 1, temperature >= 0 and "
             "0 < top_p <= 1"
         )
+
+
+def check_sequences(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], positions: int | None) -> None:
+    """Raise ValueError where no engine could score."""
+    longest = max((len(prompt) + len(completion) for prompt, completion in sequences), default=0)
+    if not all(len(prompt) for prompt, _ in sequences) or (positions is not None and longest > positions):
+        raise ValueError(f"scoring needs prompts of at least one token and sequences of at most {positions} tokens")

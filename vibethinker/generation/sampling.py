@@ -49,8 +49,10 @@ class UniformStreams:
         self._block = self._block[list(rows)]
 
 
-def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """One token id a row.
+def draw(
+    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token id a row, and how likely it was.
 
     Args:
         logits: shape (rows, vocabulary).
@@ -59,11 +61,14 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p
         top_p: nucleus; 1 samples from the whole distribution.
 
     Returns:
-        Token ids, shape (rows,), int64.
+        Token ids, shape (rows,), int64, and the logarithms of their probabilities at this temperature, within the
+        nucleus, shape (rows,), float32.
     """
-    weights = (torch.softmax(logits.float() / temperature, dim=-1) * _UNIT).to(torch.int64)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    weights = (probabilities * _UNIT).to(torch.int64)
     if top_p >= 1:
-        return _invert(weights.cumsum(-1), uniforms)
+        tokens = _invert(weights.cumsum(-1), uniforms).unsqueeze(-1)
+        return tokens.squeeze(-1), probabilities.gather(-1, tokens).log().squeeze(-1)
     # A nucleus is mostly small: sort a few candidates, and all of them only if some row needs it.
     goal = (weights.sum(-1) * top_p).unsqueeze(-1)
     vocabulary = weights.shape[-1]
@@ -75,8 +80,10 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p
             break
         width = min(8 * width, vocabulary)
     outside = sums - candidates >= goal
-    chosen = _invert(candidates.masked_fill(outside, 0).cumsum(-1), uniforms)
-    return ids.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    inside = candidates.masked_fill(outside, 0).cumsum(-1)
+    tokens = ids.gather(-1, _invert(inside, uniforms).unsqueeze(-1))
+    share = inside[:, -1:] / weights.sum(-1, keepdim=True)
+    return tokens.squeeze(-1), (probabilities.gather(-1, tokens) / share).log().squeeze(-1)
 
 
 def _invert(sums: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
