@@ -48,3 +48,46 @@ def die(context: StepContext) -> Metrics:
     """End without a word."""
     os.kill(os.getpid(), signal.SIGKILL)
     return {}
+
+
+def add_up(context: StepContext) -> Metrics:
+    """Sum over the ranks what each holds, and tell how each was started."""
+    import torch
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    total = torch.tensor([float(2**rank)])
+    distributed.all_reduce(total)
+    context.emit.metrics(1, {"rank": rank})
+    (context.output / f"{rank}.txt").write_text(str(rank))
+    return {"total": total.item(), "threads": context.execution["threads"], "ranks": distributed.get_world_size()}
+
+
+def fail_on_a_rank(context: StepContext) -> Metrics:
+    """Fail, or be killed, on the rank that the settings name, while the others wait for it."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    if distributed.get_rank() == context.settings["rank"]:
+        time.sleep(0.5)
+        if context.settings["error"] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ERRORS[context.settings["error"]]("this is why")
+    distributed.barrier()
+    return {}
+
+
+def hang_on_a_rank(context: StepContext) -> Metrics:
+    """Tell all ranks' process ids; then rank 0 waits for another, which sleeps, where no signal handler runs."""
+    import torch
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    pids = [torch.zeros(1) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(pids, torch.tensor([float(os.getpid())]))
+    context.emit.metrics(0, {str(rank): pid.item() for rank, pid in enumerate(pids)})
+    if distributed.get_rank():
+        time.sleep(600)
+    distributed.barrier()
+    return {}

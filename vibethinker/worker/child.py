@@ -7,8 +7,6 @@ is told twice, by the end event and by the exit status, since a dying process ma
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import faulthandler
 import json
 import logging
@@ -18,21 +16,16 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from vibethinker import steps
 from vibethinker.artifacts import Artifact, Store
-from vibethinker.errors import (
-    DataError,
-    DivergedError,
-    InfrastructureError,
-    OutOfMemoryError,
-    PreemptedError,
-    VibeThinkerError,
-)
+from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.plan import versions
+from vibethinker.worker import ranks
+from vibethinker.worker.endings import classify
 
 # Nothing calls home, whatever a library's default is.
 QUIET = {
@@ -65,6 +58,16 @@ class PipeEmitter:
         """See `steps.Emitter`."""
         self.send("warning", text=text)
 
+    def ranks(self, pids: Sequence[int]) -> None:
+        """See `ranks.Parent`."""
+        self.send("ranks", pids=list(pids))
+
+    def fail(self, failure: VibeThinkerError) -> NoReturn:
+        """See `ranks.Parent`."""
+        with contextlib.suppress(OSError):  # nobody listens any more; the status still tells
+            self.send("end", kind=failure.kind, message=str(failure))
+        ranks.leave(failure.child_exit)
+
     def send(self, event: str, **fields: Any) -> None:
         """Write one event whole; a pipe that nobody reads any more ends the process, since its flow is gone."""
         with self._lock:
@@ -96,22 +99,16 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to everyone; the flow process decides
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     emitter = PipeEmitter(events, request["id"])
-    status = 0
     try:
         result = execute(request, emitter)
         emitter.send("end", kind="done", result=result)
     except BaseException as error:
-        failure = classify(error)
         traceback.print_exc()
-        status = failure.child_exit
-        with contextlib.suppress(OSError):  # nobody listens any more; the status still tells
-            emitter.send("end", kind=failure.kind, message=str(failure))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # libraries' exit handlers may hang on threads that a fork didn't bring along
+        emitter.fail(classify(error))
+    ranks.leave(0)
 
 
-def execute(request: Mapping[str, Any], emitter: steps.Emitter) -> dict[str, Any]:
+def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
     """Run and publish one step, or find that another process has done so meanwhile.
 
     Returns:
@@ -140,9 +137,10 @@ def execute(request: Mapping[str, Any], emitter: steps.Emitter) -> dict[str, Any
         checkpoints.mkdir(parents=True, exist_ok=True)
         folders = {role: a.folder for role, a in inputs.items()}
         started = time.monotonic()
-        metrics = steps.resolve(request["kind"])(
-            steps.StepContext(step, request["settings"], request["execution"], folders, staging, checkpoints, emitter)
+        context = steps.StepContext(
+            step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )
+        metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
         record = {
             "kind": request["kind"],
             "settings": request["settings"],
@@ -154,32 +152,6 @@ def execute(request: Mapping[str, Any], emitter: steps.Emitter) -> dict[str, Any
             "run_id": request.get("run_id"),
         }
         return _result(store.publish(staging, step, fingerprint, inputs=digests, record=record), reused=False)
-
-
-def classify(error: BaseException) -> VibeThinkerError:
-    """The error of this project that says what kind of failure any exception is."""
-    if isinstance(error, VibeThinkerError):
-        return error
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "CUDAOutOfMemoryError"):
-        return OutOfMemoryError(text)
-    if isinstance(error, FloatingPointError):
-        return DivergedError(text)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return InfrastructureError(f"The disk is full ({text}): make room, then run the same command again.")
-    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
-        return DataError(text)
-    if isinstance(error, (OSError, EOFError)):
-        return InfrastructureError(text)
-    return VibeThinkerError(text)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies (Linux)."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
-        os._exit(1)
 
 
 def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
@@ -198,5 +170,6 @@ def _preempt(number: int, frame: object) -> NoReturn:
 
 
 def _die_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):
+        pass
     os.killpg(0, signal.SIGKILL)

@@ -25,12 +25,14 @@ from typing import Any, NoReturn
 
 from vibethinker.errors import CHILD_EXITS, InfrastructureError
 from vibethinker.worker import child
+from vibethinker.worker.endings import die_with_parent, killed_by
 
 # What a step needs first; loading it costs about 15 s once and is then shared by every forked child. The environment
 # variable VIBETHINKER_PRELOAD names other modules.
 PRELOAD = ("torch", "transformers", "peft", "datasets", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
 TICK_SECONDS = 0.5
 STOP_GRACE_SECONDS = 10.0
+DUMP_SECONDS = 0.1  # for one process's stack, so that two don't write into one another
 NEWS = struct.Struct("<q?q")  # what the zygote tells: request id, whether a pid or else a status, its value
 
 
@@ -40,6 +42,7 @@ class _Child:
     step: str
     events: int
     pid: int | None = None
+    ranks: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     stall_seconds: float = 600.0
     heard: float = 0.0
@@ -140,8 +143,11 @@ class _Server:
             if not line.startswith(b'{"id"'):  # something else in that interpreter prints at its start
                 continue
             # An end is told when the process is gone, so that whoever hears it finds nothing alive.
-            if json.loads(line)["event"] == "end":
+            event = json.loads(line)
+            if event["event"] == "end":
                 one.end = line
+            elif event["event"] == "ranks":  # not for the parent: whose stacks a stall is to dump
+                one.ranks = tuple(event["pids"])
             else:
                 _write(line)
 
@@ -176,8 +182,11 @@ class _Server:
                 f"it reported nothing for {one.stall_seconds:g} s; its stack is in its log, and "
                 "execution.stall_seconds sets the limit"
             )
-            _kill_group(one.pid, signal.SIGUSR1, group=False)
-            one.kill_at = now + 1.0
+            for pid in (one.pid, *one.ranks):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
+                time.sleep(DUMP_SECONDS)
+            one.kill_at = time.monotonic() + 1.0
 
     def _finish(self, one: _Child) -> None:
         del self.children[one.id]
@@ -188,9 +197,7 @@ class _Server:
         kind = CHILD_EXITS[status].kind if status in CHILD_EXITS else InfrastructureError.kind
         reason = one.killed_because
         if reason is None and status < 0:
-            reason = f"its process was killed by {signal.Signals(-status).name}"
-            if status == -signal.SIGKILL:
-                reason += ", which is how the kernel ends what uses too much memory"
+            reason = f"its process was {killed_by(-status)}"
         reason = reason or f"its process ended with status {status} and said nothing"
         end = {"id": one.id, "sequence": 0, "time": time.time(), "event": "end", "kind": kind}
         _write(json.dumps({**end, "message": f"The step {one.step} didn't finish: {reason}."}).encode())
@@ -202,10 +209,10 @@ def _write(line: bytes) -> None:
         data = data[os.write(1, data) :]
 
 
-def _kill_group(pid: int | None, number: int, *, group: bool = True) -> None:
+def _kill_group(pid: int | None, number: int) -> None:
     if pid:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, number) if group else os.kill(pid, number)
+            os.killpg(pid, number)
 
 
 # ---- zygote ----
@@ -217,7 +224,7 @@ def _start_zygote() -> socket.socket:
         theirs.close()
         return ours
     ours.close()
-    child.die_with_parent()
+    die_with_parent()
     _zygote(theirs)
 
 
@@ -244,7 +251,7 @@ def _zygote(server: socket.socket) -> NoReturn:
             pid = os.fork()
             if pid == 0:
                 server.close()
-                child.die_with_parent()
+                die_with_parent()
                 os.setsid()
                 child.run(request, descriptors[0])
             os.close(descriptors[0])

@@ -1,0 +1,44 @@
+"""How a process of the worker ends: the class of failure of any exception, and death with its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+
+from vibethinker.errors import DataError, DivergedError, InfrastructureError, OutOfMemoryError, VibeThinkerError
+
+
+def classify(error: BaseException) -> VibeThinkerError:
+    """The error of this project that says what kind of failure any exception is."""
+    if isinstance(error, VibeThinkerError):
+        return error
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "CUDAOutOfMemoryError"):
+        return OutOfMemoryError(text)
+    if isinstance(error, FloatingPointError):
+        return DivergedError(text)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return InfrastructureError(f"The disk is full ({text}): make room, then run the same command again.")
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
+        return DataError(text)
+    if isinstance(error, (OSError, EOFError)):
+        return InfrastructureError(text)
+    return VibeThinkerError(text)
+
+
+def killed_by(number: int) -> str:
+    """What a process that a signal ended is said to have died of."""
+    reason = f"killed by {signal.Signals(number).name}"
+    if number == signal.SIGKILL:
+        reason += ", which is how the kernel ends what uses too much memory"
+    return reason
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request
+        os._exit(1)
