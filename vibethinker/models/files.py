@@ -27,6 +27,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def positions(folder: Path) -> int | None:
+    """The longest sequence that the model of a folder takes, in tokens; None where its config.json doesn't say."""
+    config = _read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
+    return config.get("max_position_embeddings")
+
+
 def check_model_folder(folder: Path) -> None:
     """Whether a folder can be loaded, judged by its files alone.
 
@@ -38,7 +44,12 @@ def check_model_folder(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is not a folder: name the folder that holds the model's config.json.")
     adapter = is_adapter(folder)
     if not adapter:
-        _read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
+        config = _read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
+        if config.get("quantization_config"):
+            raise ConfigurationError(
+                f"{folder} holds quantised weights, which neither merging nor fusing can use: name the unquantised "
+                "model, and set base_model.quantization to nf4 for 4-bit training."
+            )
     if not adapter and (folder / INDEX).is_file():
         missing = sorted(name for name in _shards(folder) if not (folder / name).is_file())
         if missing:

@@ -7,7 +7,7 @@ import json
 import os
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.models.files import ADAPTER_CONFIG, check_model_folder, is_adapter
@@ -53,7 +53,6 @@ def load_model(
             base.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     check_model_folder(folder)
     if is_adapter(folder):
@@ -64,11 +63,30 @@ def load_model(
         whole = load_model(base, device=device, dtype=torch.float32)
         merged = PeftModel.from_pretrained(whole, folder).merge_and_unload(safe_merge=True)
         return merged.to(dtype or _stored_dtype(base)).eval()
+    return from_folder(folder, dtype=dtype or "auto").to(device).eval()
+
+
+def from_folder(folder: Path, **options: Any) -> PreTrainedModel:
+    """The model of a whole model's folder, loaded by transformers with these options of its own.
+
+    Raises:
+        ConfigurationError: it can't be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", local_files_only=True)
+        return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"The model in {folder} can't be loaded ({_first_line(error)}).") from None
-    return model.to(device).eval()
+
+
+def attention(device: str, dtype: torch.dtype) -> str:
+    """The attention implementation for training that computes in `dtype`: flash-attn where it is installed and can,
+    else PyTorch's own. Inference stays on the latter, which the transformers engine decodes fastest with."""
+    from transformers.utils import is_flash_attn_2_available
+
+    flash = device.startswith("cuda") and dtype.itemsize == 2 and is_flash_attn_2_available()
+    return "flash_attention_2" if flash else "sdpa"
 
 
 def save_model(

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from transformers import PrinterCallback, Trainer
 
 from vibethinker.errors import OutOfMemoryError
-from vibethinker.execution import check_trainable
-from vibethinker.settings import BaseModelSettings, Lora
+from vibethinker.models.trainable import PROJECTIONS as PROJECTIONS
+from vibethinker.models.trainable import lora_config as lora_config
+from vibethinker.settings import BaseModelSettings
 from vibethinker.steps import Emitter, StepContext
 
 # TRL warns that rollout functions are experimental; its version is pinned.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,7 @@ class Run:
 
     @classmethod
     def of(cls, context: StepContext, base_model: BaseModelSettings, micro_tokens: int) -> Run:
-        """The run that a step's context describes.
-
-        Raises:
-            ConfigurationError: it asks for a backend or quantisation that this version can't train with.
-        """
-        check_trainable(context.execution["backend"], base_model.quantization)
+        """The run that a step's context describes."""
         return cls(
             seed=context.settings["seed"],
             deterministic=context.settings["deterministic"],
@@ -118,17 +111,6 @@ def training_order(count: int, total: int, seed: int) -> list[int]:
 def largest_divisor(number: int, at_most: int) -> int:
     """The largest divisor of `number` that is at most `at_most`."""
     return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
-
-
-def lora_config(settings: Lora) -> LoraConfig:
-    """Adapters on all seven projections of every block."""
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(PROJECTIONS),
-        task_type="CAUSAL_LM",
-    )
 
 
 @contextmanager
