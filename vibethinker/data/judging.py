@@ -31,7 +31,7 @@ from vibethinker.data.sources import GENERATED, Candidate, Raw, convert
 from vibethinker.data.templates import Templates
 from vibethinker.errors import InfrastructureError
 from vibethinker.settings import CODE_DOMAIN
-from vibethinker.worker.child import die_with_parent
+from vibethinker.worker.endings import die_with_parent
 
 _BATCH = 256  # rows
 _BYTES = 1 << 20  # characters of a batch, beyond which it is closed
