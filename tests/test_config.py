@@ -158,3 +158,37 @@ def test_configuration_plan_and_command_line_load_no_heavy_library() -> None:
 def test_every_example_of_the_documentation_is_valid(example: Path) -> None:
     settings = config.load(None, example, ["base_model.source=Qwen/Qwen3-0.6B-Base"], environ={})
     assert settings.data.train and settings.data.evaluation
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["spectrum.sft.batch_size=9"], "spectrum.sft.batch_size 9 isn't divisible by execution.processes 2"),
+        (
+            ["signal.objective.batch_size=24", "signal.objective.group_size=8"],
+            "batch_size 24 makes 3 groups of 8, which execution.processes 2 doesn't divide",
+        ),
+        (
+            ["execution.sharding=fsdp", "base_model.quantization=nf4", "spectrum.sft.method=lora"],
+            "execution.sharding fsdp can't divide 4-bit weights",
+        ),
+    ],
+)
+def test_what_several_processes_can_t_share_is_refused(settings: list[str], sentence: str) -> None:
+    load("tiny", overrides=["execution.processes=2"], environ={})
+    with pytest.raises(ConfigurationError, match=sentence):
+        load("tiny", overrides=["execution.processes=2", *settings], environ={})
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vibethinker import hardware
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    hardware.gpus.cache_clear()
+    try:
+        hardware.check_processes(load("tiny", overrides=["execution.processes=2"], environ={}))
+        assert hardware.first_gpus(2) == "4,5"
+        with pytest.raises(ConfigurationError, match=r"processes is 4 but this machine shows 2 NVIDIA GPU"):
+            hardware.check_processes(load("tiny", overrides=["execution.processes=4"], environ={}))
+    finally:
+        hardware.gpus.cache_clear()

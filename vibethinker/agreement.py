@@ -46,6 +46,7 @@ def disagreements(config: Config) -> Iterable[str]:
         yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
     if config.base_model.quantization != "none" and sft.method != "lora":
         yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
+    yield from _process_disagreements(config)
     weights = config.spectrum.fusion.weights
     if weights is not None:
         if set(weights) != set(config.domains):
@@ -65,6 +66,20 @@ def disagreements(config: Config) -> Iterable[str]:
         yield from _stage_disagreements(config, stage, f"signal.stages.{i}", positions)
 
 
+def _process_disagreements(config: Config) -> Iterable[str]:
+    processes, batch = config.execution.processes, config.spectrum.sft.batch_size
+    if batch % processes:
+        yield (
+            f"spectrum.sft.batch_size {batch} isn't divisible by execution.processes {processes}: each process takes "
+            "an equal share of an update, so choose a multiple"
+        )
+    if processes > 1 and config.execution.sharding == "fsdp":
+        if config.base_model.quantization != "none":
+            yield "execution.sharding fsdp can't divide 4-bit weights: use ddp, or set base_model.quantization to none"
+        if config.base_model.backend == "unsloth":
+            yield "Unsloth's models can't be divided: use execution.sharding ddp, or base_model.backend transformers"
+
+
 def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int | None) -> Iterable[str]:
     try:
         objective = config.objective(stage)
@@ -75,6 +90,12 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
         yield (
             f"{at}: batch_size {objective.batch_size} isn't divisible by group_size {objective.group_size}: "
             "an update takes whole groups, so choose a multiple"
+        )
+    elif objective.batch_size // objective.group_size % config.execution.processes:
+        yield (
+            f"{at}: batch_size {objective.batch_size} makes {objective.batch_size // objective.group_size} groups of "
+            f"{objective.group_size}, which execution.processes {config.execution.processes} doesn't divide: each "
+            f"process takes whole groups, so choose a multiple of {objective.group_size * config.execution.processes}"
         )
     if positions and stage.context > positions:
         yield (

@@ -30,6 +30,25 @@ def gpu(slot: int) -> str:
     return visible[slot % len(visible)] if visible else str(slot % gpus())
 
 
+def first_gpus(count: int) -> str:
+    """What CUDA_VISIBLE_DEVICES is to be for a step that has the machine alone and takes this many GPUs."""
+    return ",".join(gpu(slot) for slot in range(count))
+
+
+def check_processes(config: Config) -> None:
+    """Refuse more processes a step than there are GPUs for them.
+
+    Raises:
+        ConfigurationError: there are.
+    """
+    processes = config.execution.processes
+    if device(config) == "cuda" and processes > gpus():
+        raise ConfigurationError(
+            f"execution.processes is {processes} but this machine shows {gpus()} NVIDIA GPU(s), and each process takes "
+            f"one: set it to at most {gpus()}."
+        )
+
+
 def cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

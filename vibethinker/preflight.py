@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from vibethinker import validation, verifiers
+from vibethinker import hardware, validation, verifiers
 from vibethinker.config import Config
 from vibethinker.data import sources
 from vibethinker.data.filters import ProblemFilter
@@ -41,6 +41,7 @@ def check(plan: Plan) -> None:
             "has them by worker.python."
         )
     if plan.ids("specialist", "signal"):
+        hardware.check_processes(config)
         check_trainable(config.base_model.backend, config.base_model.quantization)
     for step in plan.steps:
         source = step.outside.get("source") or step.outside.get("local")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vibethinker import config as configuration
-from vibethinker import preflight
+from vibethinker import hardware, preflight
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, DataError, VibeThinkerError
@@ -150,7 +150,6 @@ def _run_alone(
 ) -> None:  # fmt: skip
     """Run one step of a worker in a workspace of its own and move what it made to `output`; what a failed step
     printed is kept in `output`.log. With `data`, this step runs first and is the other's input `data`."""
-    from vibethinker import hardware
     from vibethinker.artifacts import Store
     from vibethinker.commands.measuring import shown_progress
     from vibethinker.execution import execution_settings
@@ -170,6 +169,7 @@ def _run_alone(
             "fingerprint": FINGERPRINT,
             "log": str(workspace / "step.log"),
             "stall_seconds": config.execution.stall_seconds,
+            "gpu": hardware.first_gpus(config.execution.processes) if hardware.device(config) == "cuda" else None,
         }
         requests = [
             {
@@ -250,6 +250,7 @@ def _load(model: Path, options: Mapping[str, Any], more: list[str]) -> Config:
     else:
         config = configuration.load_defaults(overrides)
     check_trainable(config.base_model.backend, config.base_model.quantization)
+    hardware.check_processes(config)
     return config
 
 
