@@ -67,9 +67,13 @@ class EmbeddedModel(Settings):
 
 
 class RopeScaling(Settings):
-    """RoPE extension for stages longer than the model's positions."""
+    """RoPE extension for stages longer than the model's positions.
 
-    type: Literal["yarn", "linear", "dynamic"] = setting("yarn", "the extension method's name in transformers")
+    Not `dynamic`: there a token's rotation depends on the longest sequence of its batch in transformers, and doesn't in
+    vLLM, so that training and rollouts would disagree.
+    """
+
+    type: Literal["yarn", "linear"] = setting("yarn", "the extension method's name in transformers")
     factor: float = setting(..., "new positions divided by the model's own", gt=1)
 
 

@@ -32,8 +32,8 @@ def adapter(tiny_model_folder, tiny_tokenizer, tmp_path_factory) -> Path:
     """An adapter of the tiny model that changes its logits."""
     from peft import get_peft_model
 
+    from vibethinker.models.trainable import lora_config
     from vibethinker.settings import Lora
-    from vibethinker.training.common import lora_config
 
     torch.manual_seed(3)
     model = get_peft_model(load_model(tiny_model_folder), lora_config(Lora()))
@@ -157,41 +157,6 @@ def test_a_folder_becomes_the_base_with_its_own_weights(new_step, tiny_model_fol
     check_model_folder(context.output)
     assert torch.equal(logits(load_model(context.output)), logits(load_model(tiny_model_folder)))
     assert measured["parameters"] == sum(p.numel() for p in load_model(tiny_model_folder).parameters())
-
-
-def test_a_tokenizer_without_pad_and_template_and_with_the_wrong_eos_is_mended(new_step, copied):
-    config = json.loads((copied / "tokenizer_config.json").read_text())
-    del config["pad_token"]
-    config["eos_token"] = "<|pad|>"
-    (copied / "tokenizer_config.json").write_text(json.dumps(config))
-    context = new_step(base_settings(copied))
-    run_base(context)
-    tokenizer = load_tokenizer(context.output)
-    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|pad|>")
-    assert len(context.emit.warnings) == 2
-    stops = json.loads((context.output / "generation_config.json").read_text())["eos_token_id"]
-    assert stops[0] == tokenizer.eos_token_id
-
-
-def test_a_tokenizer_without_a_chat_template_gets_chatml(new_step, copied):
-    (copied / "chat_template.jinja").unlink()
-    context = new_step(base_settings(copied))
-    run_base(context)
-    text = load_tokenizer(context.output).apply_chat_template(
-        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
-    )
-    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert any("chat template" in warning for warning in context.emit.warnings)
-
-
-def test_rope_scaling_is_written_into_the_base_and_lengthens_its_positions(new_step, tiny_model_folder):
-    context = new_step(base_settings(tiny_model_folder, rope_scaling={"type": "yarn", "factor": 2}))
-    run_base(context)
-    model = load_model(context.output)
-    assert model.config.max_position_embeddings == 256
-    assert model.config.rope_parameters["rope_type"] == "yarn"
-    with torch.no_grad():
-        assert torch.isfinite(model(torch.arange(200)[None] + 5).logits).all()
 
 
 def test_a_gguf_file_becomes_an_ordinary_model_folder(new_step, tmp_path):

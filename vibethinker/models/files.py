@@ -29,7 +29,7 @@ def is_adapter(folder: Path) -> bool:
 
 def positions(folder: Path) -> int | None:
     """The longest sequence that the model of a folder takes, in tokens; None where its config.json doesn't say."""
-    config = _read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
+    config = read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
     return config.get("max_position_embeddings")
 
 
@@ -44,7 +44,7 @@ def check_model_folder(folder: Path) -> None:
         raise ConfigurationError(f"{folder} is not a folder: name the folder that holds the model's config.json.")
     adapter = is_adapter(folder)
     if not adapter:
-        config = _read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
+        config = read_json(folder, CONFIG, "this is no model folder; save the model there with save_pretrained")
         if config.get("quantization_config"):
             raise ConfigurationError(
                 f"{folder} holds quantised weights, which neither merging nor fusing can use: name the unquantised "
@@ -125,11 +125,16 @@ def load_state(folder: Path, base: Path | None = None) -> Mapping[str, torch.Ten
 
 
 def _shards(folder: Path) -> list[str]:
-    index = _read_json(folder, INDEX, "copy the folder again")
+    index = read_json(folder, INDEX, "copy the folder again")
     return sorted(set(index.get("weight_map", {}).values()))
 
 
-def _read_json(folder: Path, name: str, mend: str) -> dict:
+def read_json(folder: Path, name: str, mend: str) -> dict:
+    """The JSON object in a folder's file.
+
+    Raises:
+        ConfigurationError: it can't be read or is none; the sentence ends with `mend`.
+    """
     try:
         value = json.loads((folder / name).read_text())
     except OSError:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.models.files import ADAPTER_CONFIG, check_model_folder, is_adapter
+from vibethinker.models.files import ADAPTER_CONFIG, CONFIG, check_model_folder, is_adapter
+from vibethinker.models.tokenizers import check_vocabulary, read_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +22,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, padding on the left as generation needs it.
 
     Raises:
-        ConfigurationError: it can't be read, or it lacks a pad token or a chat template, which `run_base`
-            ensures.
+        ConfigurationError: it can't be read, belongs to another model, or lacks a pad token or a chat template,
+            which `run_base` ensures.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"The tokenizer in {folder} can't be loaded ({_first_line(error)}).") from None
+    tokenizer = read_tokenizer(folder, padding_side="left")
     if tokenizer.pad_token is None:
         raise ConfigurationError(f"The tokenizer in {folder} has no pad token: set one and save it again.")
     if tokenizer.chat_template is None:
         raise ConfigurationError(f"The tokenizer in {folder} has no chat template: set one and save it again.")
+    if (folder / CONFIG).is_file():  # an adapter's folder has none
+        check_vocabulary(tokenizer, folder)
     return tokenizer
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vibethinker.errors import ConfigurationError, InfrastructureError
-from vibethinker.models.files import CONFIG, INDEX, ModelWeights, check_model_folder, is_adapter
+from vibethinker.models.files import CONFIG, INDEX, ModelWeights, check_model_folder, is_adapter, positions
+from vibethinker.models.tokenizers import check_vocabulary, mend_tokenizer, read_tokenizer
 from vibethinker.settings import BaseModelSettings, RopeScaling
 from vibethinker.steps import Emitter, Metrics, StepContext
 
@@ -29,13 +30,6 @@ GENERATION_CONFIG = "generation_config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 MODEL_ROLES = ("base", "specialist", "fusion", "signal")
-
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
 
 
 def run_base(context: StepContext) -> Metrics:
@@ -52,11 +46,11 @@ def run_base(context: StepContext) -> Metrics:
         return train(context, settings)
     source = Path(context.execution.get("paths", {}).get(settings.source, settings.source)).expanduser()
     if source.is_file() and source.suffix == ".gguf":
-        _from_gguf(source, context.output, context.emit)
+        tokenizer = _from_gguf(source, context.output, context.emit)
     elif source.is_dir():
-        _from_folder(source, context.output, context.emit)
+        tokenizer = _from_folder(source, context.output, context.emit)
     elif HUB_ID.fullmatch(settings.source):
-        _from_folder(_download(settings.source, settings.revision), context.output, context.emit)
+        tokenizer = _from_folder(_download(settings.source, settings.revision), context.output, context.emit)
     else:
         raise ConfigurationError(
             f"base_model.source {settings.source!r} is neither a folder, nor a .gguf file, nor a hub id "
@@ -64,6 +58,7 @@ def run_base(context: StepContext) -> Metrics:
         )
     if settings.rope_scaling is not None:
         _scale_rope(context.output, settings.rope_scaling)
+    _finish(tokenizer, context.output, context.emit)
     check_model_folder(context.output)
     return _measures(context.output)
 
@@ -83,32 +78,34 @@ def run_import(context: StepContext) -> Metrics:
         shutil.copytree(source, output)
         return {}
     output.mkdir(parents=True, exist_ok=True)
-    _from_folder(source, output, context.emit)
+    _finish(_from_folder(source, output, context.emit), output, context.emit)
     return _measures(output)
 
 
-def _from_folder(source: Path, output: Path, emit: Emitter) -> None:
-    from transformers import AutoTokenizer
-
+def _from_folder(source: Path, output: Path, emit: Emitter) -> PreTrainedTokenizerBase:
+    """Copy what a model folder has beside its tokenizer, and read that."""
     check_model_folder(source)
     names = [CONFIG, INDEX, GENERATION_CONFIG, *(file.name for file in sorted(source.glob("*.safetensors")))]
     present = [name for name in names if (source / name).is_file()]
     for done, name in enumerate(present):
         emit.progress(done, len(present), f"copying {name}")
         shutil.copyfile(source / name, output / name)
-    _finish(AutoTokenizer.from_pretrained(source, local_files_only=True), output, emit)
+    return read_tokenizer(source)
 
 
-def _from_gguf(file: Path, output: Path, emit: Emitter) -> None:
+def _from_gguf(file: Path, output: Path, emit: Emitter) -> PreTrainedTokenizerBase:
+    """Write what a GGUF file holds beside its tokenizer as a model folder, and read that."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     emit.progress(0, 2, f"de-quantising {file.name}")
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
     except ImportError:
         raise ConfigurationError("Reading a .gguf file needs the package gguf: pip install gguf.") from None
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigurationError(f"The model in {file} can't be loaded ({reason[:300]}).") from None
     # transformers loads the weights de-quantised but refuses to save that model, so a fresh one takes them.
     config = loaded.config
     config.__dict__.pop("quantization_config", None)
@@ -117,7 +114,7 @@ def _from_gguf(file: Path, output: Path, emit: Emitter) -> None:
     model.tie_weights()
     emit.progress(1, 2, "saving")
     model.save_pretrained(output)
-    _finish(AutoTokenizer.from_pretrained(**where), output, emit)
+    return read_tokenizer(file.parent, gguf_file=file.name)
 
 
 def _download(name: str, revision: str | None) -> Path:
@@ -143,7 +140,9 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, output: Path, emit: Emitter) -> None:
-    mend_tokenizer(tokenizer, emit)
+    """Mend the tokenizer for the model in `output`, save it there, and name where generation stops."""
+    mend_tokenizer(tokenizer, emit, positions(output))
+    check_vocabulary(tokenizer, output)
     tokenizer.save_pretrained(output)
     path = output / GENERATION_CONFIG
     config = json.loads(path.read_text()) if path.is_file() else {}
@@ -154,57 +153,22 @@ def _finish(tokenizer: PreTrainedTokenizerBase, output: Path, emit: Emitter) -> 
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def mend_tokenizer(tokenizer: PreTrainedTokenizerBase, emit: Emitter) -> None:
-    """Give a tokenizer what training and generation need, with a warning for each thing that it lacked.
-
-    A chat template (ChatML); as EOS the token that ends the assistant's turn in its template; a pad token, by
-    preference one that is not EOS.
-    """
-    if tokenizer.chat_template is None:
-        tokenizer.chat_template = CHATML
-        emit.warning("The tokenizer has no chat template: ChatML is used.")
-    end = _end_of_turn(tokenizer)
-    if end is not None and end != tokenizer.eos_token:
-        emit.warning(
-            f"The chat template ends a turn with {end}, not with the EOS {tokenizer.eos_token}: {end} is used."
-        )
-        spare, tokenizer.eos_token = tokenizer.eos_token, end
-    else:
-        spare = None
-    if tokenizer.eos_token is None:
-        raise ConfigurationError("Neither tokenizer nor chat template has an EOS token: set the tokenizer's.")
-    if tokenizer.pad_token is None:
-        vocabulary = tokenizer.get_vocab()
-        candidates = ("<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", spare)
-        tokenizer.pad_token = next(
-            (token for token in candidates if token in vocabulary and token != tokenizer.eos_token), tokenizer.eos_token
-        )
-        emit.warning(f"The tokenizer has no pad token: {tokenizer.pad_token} is used.")
-
-
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The special token that follows the assistant's text in the chat template; None where there is none."""
-    marker = "vibethinker"
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "?"}, {"role": "assistant", "content": marker}], tokenize=False
-    )
-    ids = tokenizer(text.rpartition(marker)[2], add_special_tokens=False)["input_ids"]
-    special = {int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return next((tokenizer.convert_ids_to_tokens(i) for i in ids if i in special), None)
-
-
 def _scale_rope(folder: Path, scaling: RopeScaling) -> None:
+    """Write a RoPE extension as transformers and vLLM read it: type and factor in `rope_parameters`, YaRN's original
+    length there too, and the new length as `max_position_embeddings`."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    positions = config.max_position_embeddings
-    config.rope_parameters = {
-        **config.rope_parameters,
-        "rope_type": scaling.type,
-        "factor": scaling.factor,
-        "original_max_position_embeddings": positions,
-    }
-    config.max_position_embeddings = int(positions * scaling.factor)
+    rope, length = config.rope_parameters, config.max_position_embeddings
+    if rope.get("rope_type") != "default":
+        raise ConfigurationError(
+            f"base_model.rope_scaling can't be added to the model's own ({rope.get('rope_type', 'by layer')}, "
+            f"{length} positions): remove it."
+        )
+    config.rope_parameters = {**rope, "rope_type": scaling.type, "factor": scaling.factor}
+    if scaling.type == "yarn":
+        config.rope_parameters["original_max_position_embeddings"] = length
+    config.max_position_embeddings = int(length * scaling.factor)
     config.save_pretrained(folder)
 
 
