@@ -194,8 +194,9 @@ def test_a_signal_stage_s_file_without_what_its_reward_needs(run, tmp_path: Path
     refused(run("--profile", "micro", "--set", f"signal.stages.0.validation_data={path}"), "no problem with `answer`")
 
 
-def test_a_backend_that_cannot_train_yet(run) -> None:
-    refused(run("--profile", "micro", "--set", "base_model.backend=unsloth"), "base_model.backend transformers")
+def test_a_backend_that_needs_a_gpu(run) -> None:
+    backend = ("--set", "base_model.backend=unsloth", "--set", "execution.device=cpu")
+    refused(run("--profile", "micro", *backend), "needs an NVIDIA GPU", "set it to transformers")
 
 
 def test_a_stage_s_domain_that_its_reward_cannot_judge(run) -> None:

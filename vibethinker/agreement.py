@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def disagreements(config: Config) -> Iterable[str]:
     if positions and sft.max_length > positions:
         yield (
             f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
-            "base_model.rope_scaling"
+            f"base_model.rope_scaling to a factor of at least {_least_factor(config, sft.max_length, positions)}"
         )
     names = [s.name for s in config.signal.stages]
     if len(set(names)) != len(names):
@@ -80,12 +81,22 @@ def _process_disagreements(config: Config) -> Iterable[str]:
             yield "Unsloth's models can't be divided: use execution.sharding ddp, or base_model.backend transformers"
 
 
+def _least_factor(config: Config, length: int, positions: int) -> int:
+    scaling = config.base_model.rope_scaling
+    return math.ceil(length * (scaling.factor if scaling else 1) / positions)
+
+
 def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int | None) -> Iterable[str]:
     try:
         objective = config.objective(stage)
     except ValidationError as error:
         yield f"{at}.overrides: {explain(error, Objective)}"
         return
+    if config.base_model.quantization != "none" and objective.method != "lora":
+        yield (
+            f"{at}: base_model.quantization freezes the weights: set signal.objective.method to lora, or quantization "
+            "to none"
+        )
     if objective.batch_size % objective.group_size:
         yield (
             f"{at}: batch_size {objective.batch_size} isn't divisible by group_size {objective.group_size}: "
@@ -100,7 +111,7 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
     if positions and stage.context > positions:
         yield (
             f"{at}.context {stage.context} exceeds the model's {positions} positions: lower it, or set "
-            f"base_model.rope_scaling to a factor of at least {-(-stage.context // positions)}"
+            f"base_model.rope_scaling to a factor of at least {_least_factor(config, stage.context, positions)}"
         )
     if stage.context <= objective.max_prompt_tokens:
         yield (

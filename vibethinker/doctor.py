@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,11 +21,13 @@ from urllib.parse import urlsplit
 from vibethinker import hardware, preflight
 from vibethinker.config import Config
 from vibethinker.errors import VibeThinkerError
+from vibethinker.requirements import TRAINERS, missing, steps_interpreter, visible_gpus
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 KNOCK_SECONDS = 3.0
 SCARCE, LITTLE = 2 << 30, 20 << 30  # bytes free: the tiny profile needs less than the first
-NEEDED = {"train": ("torch", "transformers", "trl", "peft", "datasets"), "service": ("prefect", "mlflow")}
+SERVICE = ("prefect", "mlflow")
+FASTER = ("bitsandbytes", "liger-kernel", "unsloth", "vllm")  # no run needs them unless its configuration says so
 # What `pip check` doesn't see: package, first version that breaks, with what.
 BREAKING = {"fastapi": ((0, 151), "prefect"), "trl": ((1, 15), "training on a CPU")}
 
@@ -49,7 +50,7 @@ def examine(config: Config, workspace: Path) -> Iterator[Finding]:
     """The findings, one after the other, for a run of this configuration in this workspace."""
     checks: tuple[Callable[[], Finding], ...] = (
         lambda: gpu(config),
-        versions,
+        lambda: versions(config),
         lambda: sandbox(config),
         lambda: disk(workspace),
         prefect,
@@ -68,24 +69,44 @@ def gpu(config: Config) -> Finding:
     except VibeThinkerError as error:
         return Finding("gpu", FAILURE, str(error), "set execution.device to auto or cpu")
     if where == "cuda":
-        return Finding("gpu", OK, f"{hardware.gpus()} NVIDIA GPU(s)")
+        told = [f"{hardware.gpus()} NVIDIA GPU(s)"]
+        told += [
+            f"{card.name} of {card.memory / (1 << 30):.0f} GiB"
+            for card in map(hardware.card, hardware.devices())
+            if card
+        ]
+        told += [f"compute capability {'.'.join(map(str, c))}" for c in sorted({g.capability for g in visible_gpus()})]
+        return Finding("gpu", OK, ", ".join(told))
     text = f"none; steps compute on {hardware.cores()} CPU cores"
     if config.profile in ("tiny", "micro"):
         return Finding("gpu", OK, text)
     return Finding("gpu", WARNING, text, f"the profile {config.profile} is meant for a GPU: see `vibethinker plan`")
 
 
-def versions() -> Finding:
-    """The packages, and pairs of them that break silently."""
-    found = {name: _version(name) for names in NEEDED.values() for name in names}
-    text = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    text = f"Python {sys.version.split()[0]}, {text}"
-    for extra, names in NEEDED.items():
-        if missing := [name for name in names if not found[name]]:
-            mend = f"install vibethinker[{extra}] here, or name an interpreter that has it by worker.python"
-            return Finding("versions", WARNING, f"{text}; without {', '.join(missing)}", mend)
+def versions(config: Config) -> Finding:
+    """The packages of the steps' interpreter and of this one, what the configuration lacks, and pairs of packages that
+    break silently."""
+    try:
+        steps = steps_interpreter(config)
+        lacking = list(missing(config, steps, visible_gpus()))
+    except VibeThinkerError as error:
+        said, _, mend = str(error).rstrip(".").rpartition(": ")
+        return Finding("versions", FAILURE, said, mend)
+    packages = {name: steps.packages[name] for name in (*TRAINERS, *FASTER) if name in steps.packages}
+    packages |= {name: version for name in SERVICE if (version := _version(name))}
+    text = f"Python {steps.version}, {', '.join(f'{name} {version}' for name, version in packages.items())}"
+    text += f"; torch for {f'CUDA {steps.cuda}' if steps.cuda else 'CPUs'}" if "torch" in packages else ""
+    if absent := [name for name in FASTER if name not in packages]:
+        text += f"; without {', '.join(absent)}"
+    if lacking:
+        said, _, mend = lacking[0].rstrip(".").partition(": ")
+        basic = any(name not in packages for name in TRAINERS)
+        return Finding("versions", WARNING if basic else FAILURE, f"{text}; {said}", mend)
+    if absent := [name for name in SERVICE if name not in packages]:
+        mend = "install vibethinker[service] here to use `vibethinker run`"
+        return Finding("versions", WARNING, f"{text}; without {', '.join(absent)}", mend)
     for name, (broken, what) in BREAKING.items():
-        version = _version(name)
+        version = packages.get(name) or _version(name)
         if version and tuple(int(part) for part in version.split(".")[:2]) >= broken and not hardware.gpus():
             least = ".".join(map(str, broken))
             return Finding("versions", FAILURE, f"{name} {version} breaks {what}", f"install {name} < {least}")

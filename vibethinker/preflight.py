@@ -5,7 +5,6 @@ A run that fails here has written nothing.
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ from vibethinker.data.readers import Bad
 from vibethinker.data.settings import AUTO
 from vibethinker.data.sources import Read
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.execution import check_trainable
 from vibethinker.plan import Plan, role_of
+from vibethinker.requirements import check_requirements
 from vibethinker.verification import Verifier
 
 MODEL_ROLES = ("base", "specialist", "fusion", "signal")
@@ -35,14 +34,10 @@ def check(plan: Plan) -> None:
         ConfigurationError, DataError: one sentence with the cause and the mend.
     """
     config = plan.config
-    if config.worker.python is None and importlib.util.find_spec("trl") is None:
-        raise ConfigurationError(
-            "The training libraries aren't installed here: install vibethinker[train], or name an interpreter that "
-            "has them by worker.python."
-        )
-    if plan.ids("specialist", "signal"):
+    trains = bool(plan.ids("specialist", "signal"))
+    check_requirements(config, trains=trains)
+    if trains:
         hardware.check_processes(config)
-        check_trainable(config.base_model.backend, config.base_model.quantization)
     for step in plan.steps:
         source = step.outside.get("source") or step.outside.get("local")
         if not source or not Path(source).is_dir() or role_of(step) not in MODEL_ROLES:

@@ -107,7 +107,7 @@ def test_the_seed_decides_the_adapters_start(folder):
     ("method", "changes", "said"),
     [
         ("full", {"quantization": "nf4"}, "method to lora"),
-        ("lora", {"max_length": 300}, "factor of at least 3"),
+        ("lora", {"max_length": 300}, "128 positions and 300"),
         ("lora", {"backend": "unsloth"}, "unsloth"),
     ],
 )
@@ -212,8 +212,11 @@ def test_adapters_trained_in_4_bits_merge_into_the_unquantised_base(folder, tiny
 
 # ---- on a GPU ----
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
 
 @pytest.mark.gpu
+@on_gpu
 def test_unsloth_trains_adapters_over_4_bits(folder, tiny_tokenizer, tmp_path):
     pytest.importorskip("unsloth")
     model = trainable(folder, backend="unsloth", quantization="nf4", device="cuda", dtype=torch.bfloat16)
@@ -234,6 +237,7 @@ def test_unsloth_trains_adapters_over_4_bits(folder, tiny_tokenizer, tmp_path):
 
 
 @pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_policy_s_tensors_are_made_on_the_gpu(folder, quantization):
     model = moved(trainable(folder, quantization=quantization, device="cuda", dtype=torch.bfloat16))

@@ -74,8 +74,8 @@ def load_trainable(
     longest = positions(folder)
     if longest is not None and max_length > longest:  # Unsloth would stretch RoPE without a word
         raise ConfigurationError(
-            f"The model in {folder} has {longest} positions and {max_length} are asked for: lower the length, or set "
-            f"base_model.rope_scaling to a factor of at least {-(-max_length // longest)}."
+            f"The model in {folder} has {longest} positions and {max_length} are asked for: lower the length, or "
+            f"extend the base model by base_model.rope_scaling."
         )
     if backend == "unsloth":
         return _by_unsloth(folder, method, quantization, dtype, lora, gradient_checkpointing, max_length)

@@ -1,0 +1,46 @@
+"""What a Python interpreter has for training and sampling: its packages, and the CUDA that its torch is built for.
+
+The text of this module also runs by `python -c` in a worker's interpreter, which may be of another version and lack
+this package; so it imports the standard library alone, and nothing that it looks for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "accelerate", "bitsandbytes", "datasets", "flash-attn", "liger-kernel", "peft", "torch", "transformers", "trl",
+    "unsloth", "vllm",
+)  # fmt: skip
+
+
+def look() -> dict:
+    """`python`: its version; `packages`: name → version, or `?` where a package doesn't tell it; `cuda`: the version
+    that torch is built for, None for a CPU build or no torch."""
+    packages = {}
+    for name in PACKAGES:
+        if importlib.util.find_spec(name.replace("-", "_")) is None:
+            continue
+        try:
+            packages[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            packages[name] = "?"
+    return {"python": platform.python_version(), "packages": packages, "cuda": _cuda()}
+
+
+def _cuda() -> str | None:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    found = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+if __name__ == "__main__":
+    print(json.dumps(look()))
