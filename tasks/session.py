@@ -7,6 +7,7 @@ the start of the Prefect server, and the flow then uses that one.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -19,8 +20,10 @@ from typing import Any, Protocol
 
 from vibethinker import hardware
 from vibethinker.artifacts import Artifact
-from vibethinker.errors import OutOfMemoryError, PreemptedError, VibeThinkerError
+from vibethinker.errors import PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
+from vibethinker.memory import Memory, run_within
+from vibethinker.needs import memory_need
 from vibethinker.plan import Plan, Step, StepState, role_of, states, version_warnings
 from vibethinker.runs import Run
 from vibethinker.tracking import RunTracker
@@ -35,12 +38,6 @@ ALONE = ("base", "signal")  # nothing else can run beside them, so they get all 
 GIVE_WAY = 10
 DUE_SECONDS = 10.0
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
-# Kind of step → the execution settings that its memory grows with; of all others it is the generation batch.
-BATCHES = {
-    "base": ("sft_micro_tokens",),
-    "specialist": ("sft_micro_tokens",),
-    "signal": ("signal_micro_tokens", "generation_batch"),
-}
 
 
 class Display(Protocol):
@@ -64,7 +61,7 @@ class Session:
         self.stopping = threading.Event()
         self.failures: dict[str, VibeThinkerError] = {}
         self.tracker: RunTracker | None = None
-        self._halved: dict[str, dict[str, int]] = {}
+        self.memory = Memory(self.plan.workspace, run.warn)
         self._finished: set[str] = set()
         self._asked: set[str] = set()
         self._finished_at = 0.0
@@ -117,33 +114,40 @@ class Session:
     def execute(self, step: Step, hear: Callable[[Event], None]) -> dict[str, Any]:
         """Run a step in a child process, with the policies that don't count as retries.
 
-        Waits for a slot first; once it has one, the first event is `started`. An out-of-memory child is run again
-        with half the micro-batch, a preempted one as it is, up to PREEMPTIONS times.
+        Waits for a slot first; once it has one, the first event is `started`. A step that runs out of memory is run
+        again with less at once (see `vibethinker.memory`), a preempted one as it is, up to PREEMPTIONS times.
 
         Raises:
             VibeThinkerError: of the child's class.
         """
-        preemptions = 0
         width = self.slots.total if step.kind in ALONE else 1
         self._asked.add(step.id)
         with self.slots.take(width, self._training_is_due if role_of(step) == "evaluation" else None) as slot:
             if self.stopping.is_set():
                 raise PreemptedError("The run was stopped.")
             hear({"event": "started"})
-            while True:
-                try:
-                    result = self._worker().run(self._request(step, width, slot), hear, self.stopping.is_set)
-                    self.finished(step)
-                    return result
-                except OutOfMemoryError as error:
-                    if not self._halve(step):
-                        raise
-                    hear({"event": "warning", "text": f"{error}; running again with half the micro-batch."})
-                except PreemptedError:
-                    preemptions += 1
-                    if self.stopping.is_set() or preemptions > PREEMPTIONS:
-                        raise
-                    hear({"event": "warning", "text": "The step was preempted; running it again."})
+            gpu = hardware.gpu(slot) if hardware.device(self.config) == "cuda" else None
+            execution = self._execution(step, width)
+            need = memory_need(self.config, step.settings, execution, self._architecture(), gpu)
+
+            def attempt(execution: dict[str, Any]) -> dict[str, Any]:
+                return self._unless_preempted(self._request(step, execution, gpu), hear)
+
+            result = run_within(
+                attempt, need, execution, self.memory, lambda text: hear({"event": "warning", "text": text})
+            )
+            self.finished(step)
+            return result
+
+    def _unless_preempted(self, request: dict[str, Any], hear: Callable[[Event], None]) -> dict[str, Any]:
+        for _ in range(PREEMPTIONS):
+            try:
+                return self._worker().run(request, hear, self.stopping.is_set)
+            except PreemptedError:
+                if self.stopping.is_set():
+                    raise
+                hear({"event": "warning", "text": "The step was preempted; running it again."})
+        return self._worker().run(request, hear, self.stopping.is_set)
 
     def finished(self, step: Step) -> None:
         """Note that a step's output is published, so that those that read it are due."""
@@ -184,13 +188,14 @@ class Session:
                 )
             return self._host
 
-    def _halve(self, step: Step) -> bool:
-        values = self._execution(step, 1)
-        batches = {name: values[name] for name in BATCHES.get(step.kind, ("generation_batch",))}
-        self._halved[step.id] = {name: max(1, batch // 2) for name, batch in batches.items()}
-        return max(batches.values()) >= 2
+    def _architecture(self) -> dict[str, Any] | None:
+        """Words of the config.json of the recipe's model: the configuration's, else the published base's."""
+        if (words := self.config.architecture()) or not self.plan.ids("base"):
+            return words
+        base = self.run.store.folder("base", self.plan["base"].fingerprint) / "config.json"
+        return json.loads(base.read_text()) if base.is_file() else None
 
-    def _request(self, step: Step, width: int, slot: int) -> dict[str, Any]:
+    def _request(self, step: Step, execution: dict[str, Any], gpu: str | None) -> dict[str, Any]:
         return {
             "workspace": str(self.plan.workspace),
             "run_id": self.run.id,
@@ -200,16 +205,15 @@ class Session:
             "fingerprint": step.fingerprint,
             "settings": step.settings,
             "inputs": {role: [i, self.plan[i].fingerprint] for role, i in step.inputs.items()},
-            "execution": self._execution(step, width) | {"secrets": secrets.of_step(step, self.config)},
-            "gpu": hardware.gpu(slot) if hardware.device(self.config) == "cuda" else None,
+            "execution": execution | {"secrets": secrets.of_step(step, self.config)},
+            "gpu": gpu,
             "log": str(self.run.log(step.id)),
             "stall_seconds": self.config.execution.stall_seconds,
         }
 
     def _execution(self, step: Step, width: int) -> dict[str, Any]:
         threads = self.config.execution.threads or max(1, hardware.cores() * width // self.slots.total)
-        settings = execution_settings(self.config, threads, step.outside, self.plan.workspace)
-        return settings | self._halved.get(step.id, {})
+        return execution_settings(self.config, threads, step.outside, self.plan.workspace)
 
 
 _sessions: dict[str, Session] = {}

@@ -46,7 +46,7 @@ def test_a_step_comes_after_what_it_reads(tmp_path: Path) -> None:
 
 
 def test_fingerprints_depend_neither_on_the_workspace_nor_on_execution(tmp_path: Path) -> None:
-    assert changed(tmp_path, "spectrum.sft.micro_batch=8", "execution.slots=1", "signal.micro_batch=8") == set()
+    assert changed(tmp_path, "spectrum.sft.micro_tokens=800", "execution.slots=1", "signal.micro_tokens=800") == set()
     here, there = plan_of(tmp_path), plan_of(tmp_path / "other")
     assert [s.fingerprint for s in here.steps] == [s.fingerprint for s in there.steps]
 

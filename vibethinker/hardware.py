@@ -6,28 +6,70 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from functools import cache
 
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 
 
-@cache
-def gpus() -> int:
-    """Number of NVIDIA GPUs that this process may use."""
+@dataclass(frozen=True)
+class Card:
+    """One GPU: its name and its memory in bytes."""
+
+    name: str
+    memory: int
+
+
+def devices() -> tuple[str, ...]:
+    """The GPUs that this process may use, each as CUDA_VISIBLE_DEVICES names it: by index or by UUID."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    if not shutil.which("nvidia-smi"):
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if not listed.returncode else 0
+        return tuple(d.strip() for d in visible.split(",") if d.strip() not in ("", "-1"))
+    return tuple(row["index"] for row in _listed())
+
+
+def gpus() -> int:
+    """Number of NVIDIA GPUs that this process may use."""
+    return len(devices())
 
 
 def gpu(slot: int) -> str:
     """What CUDA_VISIBLE_DEVICES is to be for a step in this slot: one GPU, since trainers take all they see."""
-    visible = [d.strip() for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d.strip()]
-    return visible[slot % len(visible)] if visible else str(slot % gpus())
+    found = devices()
+    return found[slot % len(found)]
+
+
+def gpu_index(device: str) -> str:
+    """This machine's index of a GPU that is named by its UUID, or by the start of one; else the name as it is."""
+    found = [row["index"] for row in _listed() if row["uuid"].startswith(device)]
+    return found[0] if len(found) == 1 else device
+
+
+def card(device: str) -> Card | None:
+    """What is known of a GPU that `devices` names; None where the driver doesn't tell its memory."""
+    rows = [row for row in _listed() if row["index"] == gpu_index(device) and row["memory"].isdigit()]
+    return Card(rows[0]["name"], int(rows[0]["memory"]) << 20) if rows else None
+
+
+def memory() -> int:
+    """Bytes of this machine's main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@cache
+def _listed() -> tuple[dict[str, str], ...]:
+    """The driver's GPUs, whatever is visible: index, uuid, name and memory in MiB."""
+    if not shutil.which("nvidia-smi"):
+        return ()
+    fields = "index,uuid,name,memory.total"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if listed.returncode:
+        return ()
+    rows = [[value.strip() for value in line.split(",")] for line in listed.stdout.splitlines()]
+    names = ("index", "uuid", "name", "memory")
+    return tuple(dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names))
 
 
 def first_gpus(count: int) -> str:

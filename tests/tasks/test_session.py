@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tasks import session
 from tasks.session import PREEMPTIONS, Session
 from tests.worker import failing_steps
 from vibethinker import config
-from vibethinker.errors import InfrastructureError, PreemptedError
+from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError
 from vibethinker.plan import Plan, Step
 
 ROOT = Path(__file__).parents[2]
@@ -47,14 +48,59 @@ def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> 
     assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
 
 
-def test_too_little_memory_halves_all_that_memory_grows_with(opened: Session) -> None:
-    stage = Step("signal-1", "signal", {}, {}, "f" * 64, {})
-    before = opened._execution(stage, 1)
-    assert opened._halve(stage)
-    after = opened._execution(stage, 1)
-    assert after["signal_micro_batch"] == max(1, before["signal_micro_batch"] // 2)
-    assert after["generation_batch"] == before["generation_batch"] // 2
-    while opened._halve(stage):
-        pass
-    after = opened._execution(stage, 1)
-    assert (after["signal_micro_batch"], after["generation_batch"]) == (1, 1)
+def tried(events: list[dict[str, Any]], name: str) -> list[float]:
+    return [e["values"][name] for e in events if e["event"] == "metrics"]
+
+
+def warnings(events: list[dict[str, Any]]) -> list[str]:
+    return [e["text"] for e in events if e["event"] == "warning"]
+
+
+SFT = {"max_length": 160, "method": "full", "optimizer": "adamw"}
+
+
+def test_a_step_that_needs_too_much_memory_runs_again_with_less_and_the_next_session_knows(opened: Session) -> None:
+    needy = step(failing_steps.need_memory, sft=SFT, bound={"sft_micro_tokens": 700})
+    events: list[dict[str, Any]] = []
+    result = opened.execute(needy, events.append)
+    assert tried(events, "sft_micro_tokens") == [2560, 1280, 640]
+    assert result["metrics"]["sft_micro_tokens"] == 640
+    assert "again with spectrum.sft.micro_tokens=640" in warnings(events)[-1]
+    with session.opened(opened.plan, Lines(opened.plan)) as later:
+        again = step(failing_steps.need_memory, sft=SFT, bound={"sft_micro_tokens": 700}, another=True)
+        events = []
+        later.execute(replace(again, fingerprint="e" * 64), events.append)
+    assert tried(events, "sft_micro_tokens") == [640]
+    assert "Starting with spectrum.sft.micro_tokens=640" in warnings(events)[0]
+
+
+def test_a_damaged_memory_is_told_and_done_without(opened: Session) -> None:
+    (opened.plan.workspace / "memory.json").write_text("{")
+    events: list[dict[str, Any]] = []
+    opened.execute(step(failing_steps.need_memory, sft=SFT, bound={"sft_micro_tokens": 1500}), events.append)
+    assert tried(events, "sft_micro_tokens") == [2560, 1280]
+    assert any("memory.json can't be read" in text for text in opened.run.save()["warnings"])
+
+
+def test_a_row_that_is_too_long_has_its_activations_computed_again(opened: Session) -> None:
+    bound = {"signal_micro_tokens": 100, "generation_batch": 100, "gradient_checkpointing": True}
+    stage = {"stage": {"context": 96}, "objective": {"method": "full", "optimizer": "adamw"}}
+    events: list[dict[str, Any]] = []
+    result = opened.execute(step(failing_steps.need_memory, **stage, bound=bound), events.append)
+    assert result["metrics"]["signal_micro_tokens"] == 96
+    assert result["metrics"]["gradient_checkpointing"] is True
+
+
+def test_what_never_fits_fails_with_what_to_change(opened: Session) -> None:
+    events: list[dict[str, Any]] = []
+    with pytest.raises(OutOfMemoryError, match=r"spectrum\.sft\.max_length"):
+        opened.execute(step(failing_steps.need_memory, sft=SFT, bound={"sft_micro_tokens": 0}), events.append)
+    assert tried(events, "sft_micro_tokens") == [2560, 1280, 640, 320, 160, 160]
+
+
+def test_a_step_with_nothing_to_lower_fails_at_once(opened: Session) -> None:
+    events: list[dict[str, Any]] = []
+    with pytest.raises(OutOfMemoryError, match="this is why"):
+        opened.execute(step(failing_steps.fail, error="out_of_memory"), events.append)
+    assert warnings(events) == []
+    assert not (opened.plan.workspace / "memory.json").exists()

@@ -91,3 +91,16 @@ def hang_on_a_rank(context: StepContext) -> Metrics:
         time.sleep(600)
     distributed.barrier()
     return {}
+
+
+def need_memory(context: StepContext) -> Metrics:
+    """Run out of memory above the settings' `bound`: an execution setting → the most that fits, or what it has to
+    be."""
+    tried = {name: context.execution[name] for name in ("signal_micro_tokens", "sft_micro_tokens", "generation_batch")}
+    tried |= {"gradient_checkpointing": context.execution["gradient_checkpointing"], **context.execution["vllm"]}
+    context.emit.metrics(0, {name: value for name, value in tried.items() if value is not None})
+    for name, most in context.settings["bound"].items():
+        if (tried[name] is not most) if isinstance(most, bool) else tried[name] > most:
+            raise MemoryError(f"{name} is {tried[name]}")
+    (context.output / "tried.json").write_text("{}")
+    return {name: value for name, value in tried.items() if value is not None}

@@ -8,6 +8,7 @@ import os
 import signal
 
 from vibethinker.errors import DataError, DivergedError, InfrastructureError, OutOfMemoryError, VibeThinkerError
+from vibethinker.worker import exhaustion
 
 
 def classify(error: BaseException) -> VibeThinkerError:
@@ -15,7 +16,7 @@ def classify(error: BaseException) -> VibeThinkerError:
     if isinstance(error, VibeThinkerError):
         return error
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "CUDAOutOfMemoryError"):
+    if exhaustion.is_out_of_memory(error):
         return OutOfMemoryError(text)
     if isinstance(error, FloatingPointError):
         return DivergedError(text)
@@ -28,12 +29,19 @@ def classify(error: BaseException) -> VibeThinkerError:
     return VibeThinkerError(text)
 
 
-def killed_by(number: int) -> str:
-    """What a process that a signal ended is said to have died of."""
+def killed_by(number: int, victims: int | None = None) -> tuple[type[VibeThinkerError], str]:
+    """What a process that a signal ended is said to have died of, and the class of that failure.
+
+    Args:
+        victims: of the kernel's out-of-memory killer while the process still ran (see `exhaustion.killed`); None where
+            another cause of its death is known.
+    """
     reason = f"killed by {signal.Signals(number).name}"
-    if number == signal.SIGKILL:
-        reason += ", which is how the kernel ends what uses too much memory"
-    return reason
+    if number != signal.SIGKILL:
+        return InfrastructureError, reason
+    if victims is not None and (exhaustion.killed() or 0) > victims:
+        return OutOfMemoryError, f"{reason}: the kernel ended it since memory ran out"
+    return InfrastructureError, f"{reason}, which is how the kernel ends what uses too much memory"
 
 
 def die_with_parent() -> None:

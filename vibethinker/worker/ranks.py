@@ -32,6 +32,7 @@ from typing import Any, NoReturn, Protocol
 
 from vibethinker import steps
 from vibethinker.errors import CHILD_EXITS, ConfigurationError, InfrastructureError, VibeThinkerError
+from vibethinker.worker import exhaustion
 from vibethinker.worker.endings import classify, die_with_parent, killed_by
 
 # The embedded base isn't among them: a network of a million weights gains nothing, and Muon wants whole matrices.
@@ -129,6 +130,7 @@ class _Ranks:
     def __init__(self, parent: Parent) -> None:
         self._parent = parent
         self._ranks: list[_Rank] = []
+        self._victims = exhaustion.killed()
         self._over = threading.Event()
         self._deciding = threading.Lock()
 
@@ -210,8 +212,9 @@ class _Ranks:
                         error = CHILD_EXITS.get(said["status"], VibeThinkerError)
                         rank.failure, rank.failed_at = error(self._where(rank, said["message"])), said["time"]
             if rank.failure is None and rank.status:
-                how = killed_by(-rank.status) if rank.status < 0 else f"ended with status {rank.status}"
-                error = CHILD_EXITS.get(rank.status, InfrastructureError)
+                error, how = CHILD_EXITS.get(rank.status, InfrastructureError), f"ended with status {rank.status}"
+                if rank.status < 0:
+                    error, how = killed_by(-rank.status, self._victims)
                 rank.failure, rank.failed_at = error(self._where(rank, f"The process was {how}")), time.monotonic()
 
     def _where(self, rank: _Rank, message: str) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from vibethinker.errors import CHILD_EXITS, InfrastructureError
-from vibethinker.worker import child
+from vibethinker.worker import child, exhaustion
 from vibethinker.worker.endings import die_with_parent, killed_by
 
 # What a step needs first; loading it costs about 15 s once and is then shared by every forked child. The environment
@@ -52,6 +52,7 @@ class _Child:
     kill_at: float | None = None
     killed_because: str | None = None
     buffer: bytes = b""
+    victims: int | None = None  # of the kernel's out-of-memory killer when it started
 
 
 def serve(*, fork: bool) -> NoReturn:
@@ -107,6 +108,7 @@ class _Server:
     def _start(self, id: int, request: Mapping[str, Any]) -> None:
         receive, send = os.pipe()
         one = _Child(id, request["step"], receive, stall_seconds=request["stall_seconds"], heard=time.monotonic())
+        one.victims = exhaustion.killed()
         self.children[id] = one
         self.selector.register(receive, selectors.EVENT_READ, lambda: self._events(one))
         try:
@@ -194,12 +196,12 @@ class _Server:
             _write(one.end)
             return
         status = one.status or 0
-        kind = CHILD_EXITS[status].kind if status in CHILD_EXITS else InfrastructureError.kind
-        reason = one.killed_because
+        error, reason = CHILD_EXITS.get(status, InfrastructureError), one.killed_because
         if reason is None and status < 0:
-            reason = f"its process was {killed_by(-status)}"
+            error, how = killed_by(-status, one.victims if one.kill_at is None else None)
+            reason = f"its process was {how}"
         reason = reason or f"its process ended with status {status} and said nothing"
-        end = {"id": one.id, "sequence": 0, "time": time.time(), "event": "end", "kind": kind}
+        end = {"id": one.id, "sequence": 0, "time": time.time(), "event": "end", "kind": error.kind}
         _write(json.dumps({**end, "message": f"The step {one.step} didn't finish: {reason}."}).encode())
 
 
