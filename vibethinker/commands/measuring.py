@@ -97,6 +97,7 @@ def before_imports() -> None:
     """
     os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
 @contextmanager

@@ -100,8 +100,8 @@ class Engine(Protocol):
 
         Args:
             weights: every tensor of the model by its name in a checkpoint (`model.layers.0.self_attn.q_proj.weight`);
-                of tied ones either name is enough. They are cast to the engine's type. Not consumed where the engine
-                decodes with the very model that is being trained.
+                of tied embeddings the input's is enough. They are cast to the engine's type. Not consumed where the
+                engine decodes with the very model that is being trained.
 
         Raises:
             ValueError: a weight is missing, unknown, or of another shape.
@@ -116,10 +116,10 @@ class Engine(Protocol):
         """
 
     def sleep(self) -> None:
-        """Give the device's memory back until `wake`; what the weights were is forgotten, where that saves memory."""
+        """Give the device's memory back until `wake`, where the engine was opened to sleep."""
 
     def wake(self) -> None:
-        """Take the memory again. `update` or `load` has to follow before anything is sampled or scored."""
+        """Take the memory again; the weights are what they were."""
 
     def close(self) -> None:
         """Free everything; the engine can't be used after that."""

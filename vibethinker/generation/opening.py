@@ -7,23 +7,19 @@ of one architecture, since its weights can be swapped in place in less than a se
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from vibethinker.generation import Engine
-from vibethinker.models.files import CONFIG, check_model_folder, is_adapter
+from vibethinker.generation.kinds import kind
+from vibethinker.models.files import check_model_folder, is_adapter
 from vibethinker.models.loading import load_model, load_tokenizer
 from vibethinker.settings import Vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# Files beside the weights that say how a model generates, and what in its configuration doesn't.
-_WAYS = ("generation_config.json", "tokenizer*", "chat_template*", "vocab*", "merges.txt", "added_tokens.json")
-_INDIFFERENT = ("_name_or_path", "transformers_version", "use_cache")
 
 
 def engine_name(execution: Mapping[str, Any]) -> str:
@@ -74,22 +70,16 @@ def open_engine(
     from vibethinker.generation.vllm_engine import VllmEngine
 
     settings = Vllm.model_validate(execution.get("vllm", {}))
-    engine = VllmEngine(
-        whole,
-        batch,
+    return VllmEngine(
+        folder,
+        base=base,
         tokenizer=tokenizer,
+        batch=batch,
         memory=settings.shared_memory if share else settings.memory,
         sleeps=share and settings.sleep,
         eager=settings.eager,
         max_length=max_length,
     )
-    if whole != folder:
-        try:
-            engine.load(folder, base)
-        except BaseException:
-            engine.close()
-            raise
-    return engine
 
 
 class Engines:
@@ -116,8 +106,8 @@ class Engines:
         """
         check_model_folder(folder)
         whole = base if is_adapter(folder) and base is not None else folder
-        kind = _kind(whole)
-        if self._engine is not None and kind == self._kind:
+        found = kind(whole)
+        if self._engine is not None and found == self._kind:
             self._engine.load(folder, base)
             return self._engine
         self.close()
@@ -129,7 +119,7 @@ class Engines:
             tokenizer=tokenizer,
             max_length=self._max_length(tokenizer),
         )
-        self._kind = kind
+        self._kind = found
         return self._engine
 
     def close(self) -> None:
@@ -143,11 +133,3 @@ class Engines:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _kind(folder: Path) -> Any:
-    """What has to agree for two folders' weights to serve in one engine."""
-    config = json.loads((folder / CONFIG).read_text())
-    files = sorted({file for pattern in _WAYS for file in folder.glob(pattern)})
-    ways = {file.name: file.read_bytes() for file in files if file.is_file()}
-    return {name: value for name, value in config.items() if name not in _INDIFFERENT}, ways

@@ -1,0 +1,169 @@
+"""Starting vLLM so that the next start is quick, whatever the weights are.
+
+vLLM keeps what it compiles on disk under a hash that covers the model's path and its longest sequence
+(`ModelConfig.compute_hash`), so a step for each model would compile again. Here it is started on a *skeleton*: a folder
+with the configuration alone, named by what is in it, beside vLLM's caches; and the longest sequence is rounded up to a
+power of two. Weights are loaded afterwards, in place. That asks for layers which keep weights as checkpoints have them:
+quantised ones and mixtures of experts are repacked once loaded, so they are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from vibethinker.errors import ConfigurationError
+from vibethinker.generation.kinds import GENERATION_CONFIG, stored
+from vibethinker.models.files import CONFIG
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+# Read when vllm is imported or its engine is built: one process that calls nobody, not even to learn its own address,
+# and leaves the standard output to the command.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+}
+
+
+def start(
+    folder: Path, *, batch: int, memory: float, sleeps: bool, eager: bool, max_length: int | None
+) -> tuple[LLM, int]:
+    """vLLM with the architecture of a model folder and random weights, and the longest sequence that it takes.
+
+    Raises:
+        ConfigurationError: vLLM isn't installed, finds no GPU, or can't run this model here.
+    """
+    LLM = _import()
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    given: dict[str, Any] = {
+        "model": str(_skeleton(folder)),
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_num_seqs": batch,
+        "max_model_len": -1 if max_length is None else min(positions, 1 << (max_length - 1).bit_length()),
+        "gpu_memory_utilization": memory,
+        "enable_sleep_mode": sleeps,
+        "enforce_eager": eager,
+        "logprobs_mode": "processed_logprobs",
+    }
+    if config.dtype is not None:  # by itself vLLM would cut float32 to half
+        given["dtype"] = str(config.dtype).removeprefix("torch.")
+    if not eager:
+        given["compilation_config"] = {"cudagraph_capture_sizes": capture_sizes(batch)}
+    if _processes() > 1:  # this process is one of a trainer's: vLLM joins its group, with a model of its own
+        given["distributed_executor_backend"] = "external_launcher"
+    try:
+        llm = LLM(**given)
+    except ValueError as error:
+        raise ConfigurationError(f"vLLM can't run the model in {folder}: {' '.join(str(error).split())}") from error
+    _check_layers(llm, folder)
+    return llm, min(positions, llm.model_config.max_model_len)
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends a completion: the tokenizer's EOS and those of the generation config, as a loaded model has it.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        stops = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+    except OSError:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        stops = GenerationConfig.from_model_config(config).eos_token_id
+    named = [tokenizer.eos_token_id, *(stops if isinstance(stops, (list, tuple)) else [stops])]
+    found = sorted({int(token) for token in named if token is not None})
+    if not found:
+        raise ConfigurationError("The model has no end-of-sequence token: set the tokenizer's eos_token.")
+    return found
+
+
+def capture_sizes(batch: int) -> list[int]:
+    """The numbers of sequences that CUDA graphs are captured for, up to the batch: four to each doubling.
+
+    vLLM's own steps of 8 and 16 take several times as many captures; decoding is bound by memory, so that the rows
+    which a graph computes in vain cost little.
+    """
+    sizes = {1, 2, 4, batch}
+    step = 8
+    while step <= batch:
+        sizes.update(range(step, min(2 * step, batch + 1), max(8, step // 4)))
+        step *= 2
+    return sorted(size for size in sizes if size <= batch)
+
+
+def _import() -> type[LLM]:
+    os.environ.update(_ENVIRONMENT)
+    try:
+        from vllm import LLM
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ConfigurationError(
+            f"vLLM can't be imported ({error}): install vibethinker[train,vllm] in an environment of its own and name "
+            "its interpreter by worker.python."
+        ) from error
+    if not current_platform.device_type:
+        raise ConfigurationError("vLLM finds no GPU here: run where there is one, or generate with transformers.")
+    return LLM
+
+
+def _skeleton(folder: Path) -> Path:
+    """A folder with the configuration of this one and a path that depends on nothing else."""
+    import vllm.envs
+
+    contents = {name: json.dumps(stored(folder, name), sort_keys=True) for name in (CONFIG, GENERATION_CONFIG)}
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
+    place = Path(vllm.envs.VLLM_CACHE_ROOT) / "skeletons" / digest
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=place.parent))
+    for name, text in contents.items():
+        if text != "{}":
+            (made / name).write_text(text)
+    try:
+        made.rename(place)
+    except OSError:  # another process was first
+        shutil.rmtree(made)
+        if not place.is_dir():
+            raise
+    return place
+
+
+def _processes() -> int:
+    import torch
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _check_layers(llm: LLM, folder: Path) -> None:
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    plain = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod, type(None))
+
+    def foreign(model: Any) -> set[str]:
+        methods = {getattr(module, "quant_method", None) for module in model.modules()}
+        return {type(method).__name__ for method in methods if not isinstance(method, plain)}
+
+    [found] = llm.apply_model(foreign)
+    if found:
+        llm.llm_engine.engine_core.shutdown()
+        raise ConfigurationError(
+            f"The model in {folder} has layers whose weights can't be swapped in vLLM ({', '.join(sorted(found))}): "
+            "set execution.engine to transformers."
+        )
