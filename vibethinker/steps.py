@@ -26,6 +26,8 @@ STEP_FUNCTIONS: dict[str, str] = {
     "evaluation": "vibethinker.evaluation.step:run",
     "report": "vibethinker.reporting.step:run",
 }
+# Kinds that train with the configured backend; the embedded base is transformers' alone.
+TRAINED = ("specialist", "signal")
 
 
 class Emitter(Protocol):
@@ -64,7 +66,18 @@ class StepContext:
     emit: Emitter
 
 
-def resolve(kind: str) -> Callable[[StepContext], Metrics]:
-    """The function that runs a step of this kind; `module:function` names one outside the recipe."""
+def resolve(kind: str, backend: str = "transformers") -> Callable[[StepContext], Metrics]:
+    """The function that runs a step of this kind; `module:function` names one outside the recipe.
+
+    Its module imports transformers and trl. Unsloth patches these, so for a step that trains with the backend
+    `unsloth` it comes first.
+
+    Raises:
+        ConfigurationError: Unsloth isn't installed, or refuses this machine.
+    """
+    if backend == "unsloth" and kind in TRAINED:
+        from vibethinker.models.trainable import import_unsloth
+
+        import_unsloth()
     module, _, name = STEP_FUNCTIONS.get(kind, kind).partition(":")
     return getattr(importlib.import_module(module), name)

@@ -136,6 +136,8 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         checkpoints = store.checkpoints(step, fingerprint)
         checkpoints.mkdir(parents=True, exist_ok=True)
         folders = {role: a.folder for role, a in inputs.items()}
+        # Else Unsloth writes the code that it generates into the current folder.
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
         started = time.monotonic()
         context = steps.StepContext(
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter

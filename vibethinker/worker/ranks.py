@@ -83,7 +83,7 @@ def run(kind: str, context: steps.StepContext, gpus: str | None, parent: Parent)
     execution = dict(context.execution)
     execution["processes"] = processes = count(kind, execution)
     if processes == 1:
-        return steps.resolve(kind)(replace(context, execution=execution))
+        return steps.resolve(kind, _backend(context))(replace(context, execution=execution))
     for name in ("threads", "verifier_workers"):
         execution[name] = max(1, execution[name] // processes)
     names = _gpus(gpus, processes) if execution["device"] == "cuda" else None
@@ -99,12 +99,16 @@ def run(kind: str, context: steps.StepContext, gpus: str | None, parent: Parent)
             ranks.start(rank, kind, replace(context, output=output, emit=Silent()), names)
         _become(0, names)
         with ranks.watched():
-            metrics = steps.resolve(kind)(context)
+            metrics = steps.resolve(kind, _backend(context))(context)
             ranks.wait()
         return metrics
     finally:
         ranks.kill()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _backend(context: steps.StepContext) -> str:
+    return context.execution.get("backend", "transformers")
 
 
 def leave(status: int) -> NoReturn:
@@ -245,7 +249,7 @@ def _live(number: int, kind: str, context: steps.StepContext, gpus: list[str] | 
         if sys.platform == "linux":
             die_with_parent()
         _become(number, gpus)
-        steps.resolve(kind)(context)
+        steps.resolve(kind, _backend(context))(context)
     except BaseException as error:
         failure = classify(error)
         status = failure.child_exit
