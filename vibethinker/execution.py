@@ -8,19 +8,6 @@ from typing import Any
 
 from vibethinker import hardware, verifiers
 from vibethinker.config import Config
-from vibethinker.errors import ConfigurationError
-
-
-def check_trainable(backend: str, quantization: str) -> None:
-    """Refuse a backend or quantisation that this version can't train with.
-
-    Raises:
-        ConfigurationError: it is one.
-    """
-    if backend != "transformers" or quantization != "none":
-        raise ConfigurationError(
-            "Training needs base_model.backend transformers and base_model.quantization none: set both."
-        )
 
 
 def server_execution(config: Config) -> dict[str, Any]:

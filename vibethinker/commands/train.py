@@ -20,7 +20,7 @@ from vibethinker import hardware, preflight
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, DataError, VibeThinkerError
-from vibethinker.execution import check_trainable
+from vibethinker.requirements import check_requirements
 from vibethinker.settings import CODE_DOMAIN, BaseModelSettings
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def train_specialist(
     output = output or Path(f"specialist-{domain}")
     _check(model, output)
     config = _load(model, options, overrides)
+    check_requirements(config, samples=False)
     traces = _read_traces(train_data, domain)
     settings = {
         "seed": config.seed,
@@ -124,6 +125,7 @@ def signal(
                 f"The configuration has no domain whose problems the reward {reward} judges: give --train-data."
             )
     config = configuration.validate(values)
+    check_requirements(config)
     made = config.signal.stages[0]
     if reward == "code":
         click.echo(f"Programs run in the sandbox tier {preflight.try_sandbox(config)}.", err=True)
@@ -153,6 +155,8 @@ def _run_alone(
     from vibethinker.artifacts import Store
     from vibethinker.commands.measuring import shown_progress
     from vibethinker.execution import execution_settings
+    from vibethinker.memory import Memory, run_within
+    from vibethinker.needs import memory_need, place_of
     from vibethinker.worker.host import Event, Host
 
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +168,13 @@ def _run_alone(
             shutil.copytree(source, staging, dirs_exist_ok=True)
             (staging / "manifest.json").unlink(missing_ok=True)
             store.publish(staging, role, FINGERPRINT, inputs={}, record={"metrics": {}, "seconds": 0.0})
+        gpu = hardware.first_gpus(config.execution.processes) if hardware.device(config) == "cuda" else None
         common = {
             "workspace": str(workspace),
             "fingerprint": FINGERPRINT,
             "log": str(workspace / "step.log"),
             "stall_seconds": config.execution.stall_seconds,
-            "gpu": hardware.first_gpus(config.execution.processes) if hardware.device(config) == "cuda" else None,
+            "gpu": gpu,
         }
         requests = [
             {
@@ -186,17 +191,28 @@ def _run_alone(
             requests.insert(0, before)
         with shown_progress() as show:
 
+            def warn(text: str) -> None:
+                click.echo(f"Warning: {text}", err=True)
+
             def hear(event: Event) -> None:
                 if event["event"] == "progress":
                     show(event["done"], event["total"], event["text"])
                 elif event["event"] == "warning":
-                    click.echo(f"Warning: {event['text']}", err=True)
+                    warn(event["text"])
+
+            memory = Memory(configuration.workspace(), warn)
 
             worker = config.worker
             with Host(workspace / "worker.log", python=worker.python, env=worker.env, fork=False) as host:
                 try:
                     for request in requests:
-                        result = host.run({**common, **request}, hear)
+
+                        def attempt(execution: dict[str, Any], request: dict[str, Any] = request) -> dict[str, Any]:
+                            return host.run({**common, **request, "execution": execution}, hear)
+
+                        execution = request["execution"]
+                        need = memory_need(config, request["settings"], config.architecture(), place_of(gpu))
+                        result = run_within(attempt, need, execution, memory, warn)
                 except VibeThinkerError as error:
                     if not (workspace / "step.log").exists():
                         raise
@@ -249,7 +265,7 @@ def _load(model: Path, options: Mapping[str, Any], more: list[str]) -> Config:
         config = configuration.load(options["profile"], options["file"], overrides)
     else:
         config = configuration.load_defaults(overrides)
-    check_trainable(config.base_model.backend, config.base_model.quantization)
+    check_requirements(config)
     hardware.check_processes(config)
     return config
 
