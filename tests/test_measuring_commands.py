@@ -80,6 +80,7 @@ def test_probe_names_the_best_and_writes_the_candidates(vibethinker, models, pro
     assert code == 0 and f"Highest Pass@2: {found['selected']}" in out
     assert [c["checkpoint"] for c in found["candidates"]] == [str(model) for model in models]
     assert list(found["candidates"][0]["pass_at"]) == ["1", "2", "4"]
+    assert 1 <= found["candidates"][0]["mean_tokens"] <= 5 and "tokens/s" in out
 
 
 def test_fuse_writes_a_model_that_can_be_fused_again(vibethinker, models, tmp_path):

@@ -25,11 +25,13 @@ class Recorder:
     def __init__(self) -> None:
         self.positions: list[tuple[int, int]] = []
         self.warnings: list[str] = []
+        self.rows: list[dict[str, float]] = []
 
     def progress(self, done, total, text=""):
         self.positions.append((done, total))
 
-    def metrics(self, step, values): ...
+    def metrics(self, step, values):
+        self.rows.append(dict(values))
 
     def warning(self, text):
         self.warnings.append(text)
@@ -78,6 +80,7 @@ def test_every_set_is_measured_and_files_are_complete(evaluate):
     readable = [json.loads(line) for line in (output / "generations.jsonl").read_text().splitlines()]
     assert [row["set"] for row in readable] == ["easy"] * 2 + ["hard"] * 20
     assert emitter.positions == sorted(emitter.positions) and emitter.positions[-1] == (108, 108)
+    assert [row["tokens_per_second"] > 0 for row in emitter.rows[:2]] == [True, True]
 
 
 def test_a_repetition_gives_the_same_bytes_and_another_seed_others(evaluate):

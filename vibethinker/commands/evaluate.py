@@ -17,6 +17,7 @@ from vibethinker.commands.measuring import (
     measuring_options,
     print_table,
     shown_progress,
+    told,
 )
 from vibethinker.commands.options import many_values
 
@@ -54,6 +55,7 @@ def evaluate(
     sets = load_sets(benchmarks, config, limit)
     problems = [problem for some in sets.values() for problem in some]
     found: dict[str, Any] = {}
+    speeds: dict[str, dict[str, float]] = {}
     rows: list[dict[str, Any]] = []
     left_out = 0
     with ExitStack() as stack:
@@ -71,11 +73,16 @@ def evaluate(
                 derived_seed(config.seed, "evaluation", name),
                 lambda done, total, doing, name=name: progress(done, total, f"{name}: {doing}"),
             )  # fmt: skip
+            speeds[name] = engine.meter.take()
             found[name] = scores(outcomes, settings, verifier)
             rows += [{"set": name, **outcome.row()} for outcome in outcomes]
             left_out += sum(outcome.left_out for outcome in outcomes)
     print_table(
-        "set", {n: {"problems": str(len(sets[n])), **{m: interval(v) for m, v in s.items()}} for n, s in found.items()}
+        "set",
+        {
+            n: {"problems": str(len(sets[n])), **{m: interval(v) for m, v in s.items()}, **told(speeds[n])}
+            for n, s in found.items()
+        },
     )
     if left_out:
         click.echo(f"Warning: the verifier failed on {left_out} samples, which are left out.", err=True)

@@ -138,3 +138,9 @@ def interval(score: Mapping[str, float]) -> str:
     """A value with its interval, for people."""
     digits = 3 if abs(score["value"]) < 10 else 1
     return f"{score['value']:.{digits}f} ({score['low']:.{digits}f} to {score['high']:.{digits}f})"
+
+
+def told(speed: Mapping[str, Any]) -> dict[str, str]:
+    """What an engine's meter says, as columns of a table."""
+    columns = {"tokens_per_second": ("tokens/s", ",.0f"), "gpu_memory_gib": ("GPU GiB", ".1f")}
+    return {title: format(speed[name], digits) for name, (title, digits) in columns.items() if name in speed}

@@ -17,6 +17,7 @@ from vibethinker.commands.measuring import (
     measuring_options,
     print_table,
     shown_progress,
+    told,
 )
 from vibethinker.errors import ConfigurationError
 
@@ -37,8 +38,9 @@ def probe(
 ) -> None:  # fmt: skip
     """Measure the unbiased Pass@K of each MODEL, in the order of training, and name the best.
 
-    The result reads the same as a run's probe.json, but for the second measurement of the chosen checkpoint, which
-    takes other problems: use `evaluate` for it. Prompts, temperature, nucleus and seed are the configuration's.
+    The result reads the same as a run's probe.json, but for lengths and speed, and the second measurement of the
+    chosen checkpoint, which takes other problems: use `evaluate` for it. Prompts, temperature, nucleus and seed are the
+    configuration's.
     """
     from vibethinker.execution import generation_settings
 
@@ -73,11 +75,12 @@ def probe(
                 derived_seed(config.seed, "probe"),
                 lambda done, total, doing, name=model.name: progress(done, total, f"{name}: {doing}"),
             )  # fmt: skip
-            candidates.append(probing.candidate(str(model), outcomes, settings))
+            tokens = {"mean_tokens": sum(outcome.mean_tokens for outcome in outcomes) / len(outcomes)}
+            candidates.append(probing.candidate(str(model), outcomes, settings) | tokens | engine.meter.take())
     selected = probing.choose(candidates, k)
     print_table(
         "checkpoint",
-        {c["checkpoint"]: {f"pass@{n}": interval(s) for n, s in c["pass_at"].items()} for c in candidates},
+        {c["checkpoint"]: {f"pass@{n}": interval(s) for n, s in c["pass_at"].items()} | told(c) for c in candidates},
     )
     click.echo(f"Highest Pass@{k}: {selected}")
     if left_out := sum(found["left_out"] for found in candidates):
