@@ -23,7 +23,7 @@ from vibethinker.artifacts import Artifact
 from vibethinker.errors import PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
-from vibethinker.needs import memory_need
+from vibethinker.needs import ALONE, memory_need, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, role_of, states, version_warnings
 from vibethinker.runs import Run
 from vibethinker.tracking import RunTracker
@@ -32,7 +32,6 @@ from vibethinker.worker.host import Event, Host
 from . import secrets
 from .slots import Slots
 
-ALONE = ("base", "signal")  # nothing else can run beside them, so they get all cores
 # Niceness of what orchestrates, once the worker runs: where training keeps all cores busy, even a twentieth of one that
 # others take in bursts stops every one of its threads, since each kernel waits for the slowest.
 GIVE_WAY = 10
@@ -71,7 +70,7 @@ class Session:
 
     def begin(self) -> None:
         """Create the run's folder, start the worker host, and lower this process's priority for good."""
-        self.run.create(self.found, version_warnings(self.found))
+        self.run.create(self.found, version_warnings(self.found) + warnings(self.plan, self.found))
         self._worker()
         os.nice(max(0, GIVE_WAY - os.nice(0)))
 
@@ -128,7 +127,8 @@ class Session:
             hear({"event": "started"})
             gpu = hardware.gpu(slot) if hardware.device(self.config) == "cuda" else None
             execution = self._execution(step, width)
-            need = memory_need(self.config, step.settings, execution, self._architecture(), gpu)
+            place = place_of(gpu, shared_by(self.config, step))
+            need = memory_need(self.config, step.settings, self._architecture(), place)
 
             def attempt(execution: dict[str, Any]) -> dict[str, Any]:
                 return self._unless_preempted(self._request(step, execution, gpu), hear)

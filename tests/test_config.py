@@ -77,7 +77,6 @@ def test_output_root_names_the_workspace_unless_its_own_variable_does(tmp_path: 
         ("spectrum.probing.k=99", "raise samples or lower k"),
         ("evaluation.k=[99]", "raise samples or lower k"),
         ("signal.objective.group_size=7", "choose a multiple"),
-        ("spectrum.sft.micro_batch=7", "choose a micro_batch that divides it"),
         ("signal.stages.0.context=9999", "base_model.rope_scaling"),
         ("spectrum.sft.max_length=9999", "base_model.rope_scaling"),
         ("signal.stages.0.context=10", "raise the context"),
@@ -126,9 +125,9 @@ def test_stage_overrides_change_that_stage_alone() -> None:
 
 
 def test_execution_settings_are_not_semantic() -> None:
-    one, two = (load("tiny", overrides=[f"spectrum.sft.micro_batch={n}"], environ={}) for n in (8, 16))
+    one, two = (load("tiny", overrides=[f"spectrum.sft.micro_tokens={n}"], environ={}) for n in (8, 16))
     assert one.spectrum.semantic() == two.spectrum.semantic()
-    assert "micro_batch" not in one.spectrum.semantic()["sft"]
+    assert "micro_tokens" not in one.spectrum.semantic()["sft"]
 
 
 def test_every_setting_is_documented() -> None:
@@ -184,11 +183,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     from vibethinker import hardware
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    hardware.gpus.cache_clear()
-    try:
-        hardware.check_processes(load("tiny", overrides=["execution.processes=2"], environ={}))
-        assert hardware.first_gpus(2) == "4,5"
-        with pytest.raises(ConfigurationError, match=r"processes is 4 but this machine shows 2 NVIDIA GPU"):
-            hardware.check_processes(load("tiny", overrides=["execution.processes=4"], environ={}))
-    finally:
-        hardware.gpus.cache_clear()
+    hardware.check_processes(load("tiny", overrides=["execution.processes=2"], environ={}))
+    assert hardware.first_gpus(2) == "4,5"
+    with pytest.raises(ConfigurationError, match=r"processes is 4 but this machine shows 2 NVIDIA GPU"):
+        hardware.check_processes(load("tiny", overrides=["execution.processes=4"], environ={}))

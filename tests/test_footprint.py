@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from vibethinker.footprint import (
     GIB,
     Shape,
     Training,
-    activations_fit,
     between_updates,
     block_activations,
     checkpointing,
-    sampling_parts,
+    decoding_parts,
     training_parts,
 )
 
@@ -31,8 +28,9 @@ QWEN3 = {
 }
 
 
-def peak(**changes: object) -> int:
-    return sum(training_parts(Training(**{"shape": Shape.of(QWEN3), "tokens": 4096, **changes})).values())
+def peak(checkpointing: bool = False, **changes: object) -> int:
+    training = Training(**{"shape": Shape.of(QWEN3), "tokens": 4096, **changes})
+    return sum(training_parts(training, checkpointing=checkpointing).values())
 
 
 def saved_bytes(model_type: str, regime: str, layers: int, tokens: int) -> tuple[int, Shape]:
@@ -80,11 +78,11 @@ def test_parts_of_a_known_model_are_its_known_sizes() -> None:
     shape = Shape.of(QWEN3)
     assert shape.parameters == pytest.approx(596.05e6, rel=1e-3)  # Qwen3-0.6B's own count
     assert shape.cache == 112 << 10  # KiB a token, ../shared/FIELD.md
-    parts = training_parts(Training(shape, 4096))
+    parts = training_parts(Training(shape, 4096), checkpointing=False)
     assert parts["weights"] == 4 * shape.parameters
     assert parts["optimizer"] == 8 * shape.parameters
     assert parts["logits"] == 4096 * 151936 * 6
-    nf4 = training_parts(Training(shape, 4096, method="lora", quantization="nf4"))
+    nf4 = training_parts(Training(shape, 4096, method="lora", quantization="nf4"), checkpointing=False)
     assert nf4["weights"] == pytest.approx(0.5625 * 28 * shape.block + 2 * shape.embeddings, rel=0.1)
     assert nf4["optimizer"] == 8 * shape.adapters(16)
 
@@ -100,7 +98,7 @@ def test_each_mend_lowers_the_peak() -> None:
 
 def test_the_logits_of_a_long_row_are_those_of_a_chunk() -> None:
     shape = Shape.of(QWEN3)
-    long, short = (training_parts(Training(shape, tokens))["logits"] for tokens in (32768, 4096))
+    long, short = (training_parts(Training(shape, tokens), checkpointing=True)["logits"] for tokens in (32768, 4096))
     assert long == short
 
 
@@ -108,8 +106,7 @@ def test_activations_are_computed_again_exactly_where_they_do_not_fit() -> None:
     step = Training(Shape.of(QWEN3), 16384)
     assert not checkpointing(step, 80 * GIB)
     assert checkpointing(step, 24 * GIB)
-    assert checkpointing(replace(step, checkpointing=True), 24 * GIB), "what it is now makes no difference"
-    assert activations_fit(replace(step, checkpointing=True), 24 * GIB)
+    assert sum(training_parts(step, checkpointing=True).values()) < 24 * GIB
 
 
 def test_an_engine_that_samples_between_updates_meets_weights_and_moments_only() -> None:
@@ -117,9 +114,5 @@ def test_an_engine_that_samples_between_updates_meets_weights_and_moments_only()
     assert 12 * step.trainable < between_updates(step) < 14 * step.trainable
 
 
-def test_vllm_takes_its_share_and_transformers_a_rectangle_of_cache() -> None:
-    shape = Shape.of(QWEN3)
-    alone = sampling_parts(shape, sequences=256, length=4096, precision="bfloat16", vllm=0.9, gpu=80 * GIB)
-    assert alone["vllm"] == int(0.9 * 80 * GIB)
-    rectangle = sampling_parts(shape, sequences=256, length=4096, precision="bfloat16", vllm=None, gpu=80 * GIB)
-    assert rectangle["cache"] == 256 * 4096 * (112 << 10)
+def test_transformers_decodes_in_a_rectangle_of_cache() -> None:
+    assert decoding_parts(Shape.of(QWEN3), 256, 4096, "bfloat16")["cache"] == 256 * 4096 * (112 << 10)

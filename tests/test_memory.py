@@ -225,7 +225,7 @@ def test_two_runs_that_learn_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_a_step_s_need_is_told_by_its_settings() -> None:
     def need(settings: dict[str, Any]) -> Need | None:
-        return need_of(settings, EXECUTION, {"hidden_size": 8}, {"name": "cpu"}, vllm=True)
+        return need_of(settings, {"hidden_size": 8}, {"device": "cpu"}, vllm=True)
 
     base = {"source": "hub/model", "precision": "bfloat16", "quantization": "none"}
     lora = {"method": "lora", "optimizer": "adamw", "lora": {"rank": 8}}

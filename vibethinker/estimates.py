@@ -1,4 +1,4 @@
-"""What a step will roughly cost: tokens, time, GPU memory, money, from the configuration alone.
+"""What a step will roughly cost: tokens, time, money, from the configuration alone; its memory is `needs`' to say.
 
 Training does 6 floating-point operations a parameter and token, attention left out; decoding is bound by memory
 bandwidth on a GPU: tokens/s = batch x bandwidth / (weights + batch x context x KV bytes). A GPU is assumed to reach
@@ -9,10 +9,13 @@ their limit. An order of magnitude, then, until runs on the same machine have be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from vibethinker import hardware
+from vibethinker.config import Config
+from vibethinker.footprint import Shape
+from vibethinker.needs import Place, forecast, place_of, shared_by
 from vibethinker.plan import Plan, Step
 from vibethinker.settings import Objective
 
@@ -38,40 +41,46 @@ CPU_SECONDS_PER_TOKEN, CPU_FLOPS = 24e-6, 1e11  # two cores: 22k tokens/s at 0.3
 DEFAULT_PROBLEMS = 1000  # assumed for files, which the plan doesn't parse
 
 
-def parameters(shape: Mapping[str, Any]) -> int:
-    """Number of weights of a Llama-like decoder, from the words of its config.json."""
-    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
-    heads = shape["num_attention_heads"]
-    kv_heads = shape.get("num_key_value_heads") or heads
-    head = shape.get("head_dim") or hidden // heads
-    attention = hidden * head * (2 * heads + 2 * kv_heads)
-    block = attention + 3 * hidden * shape["intermediate_size"] + 2 * hidden
-    embeddings = shape["vocab_size"] * hidden * (1 if shape.get("tie_word_embeddings") else 2)
-    return layers * block + embeddings + hidden
+def gpu_of(config: Config) -> tuple[Device | None, Place | None]:
+    """The GPU to estimate for, its speed and its memory: the one that `execution.gpu` names, else this machine's; None
+    for what isn't known, and on a CPU."""
+    if config.execution.gpu:
+        known = GPUS.get(_plain(config.execution.gpu))
+        return known, Place(config.execution.gpu, int(known.memory), True) if known else None
+    if config.execution.device == "cpu" or not hardware.gpus():
+        return None, None
+    place = place_of(hardware.gpu(0))
+    known = next((device for name, device in GPUS.items() if name in _plain(place.name)), None)
+    return known, place
 
 
 def estimate(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Step id → tokens (trained and generated), seconds, gpu_memory_bytes and usd; None where it can't be said."""
+    """Step id → tokens (trained and generated), seconds, gpu_memory_bytes, memory and usd; None where it can't be said.
+
+    `memory` is the step's `needs.Forecast`.
+    """
     shape = plan.config.architecture()
     execution = plan.config.execution
-    device = GPUS.get((execution.gpu or "").upper().replace(" ", "").replace("-", ""))
+    device, place = gpu_of(plan.config)
     result = {}
     for step in plan.steps:
         trained, generated = _tokens(plan, step)
-        seconds = memory = None
+        seconds = None
         if shape:
-            seconds = _seconds(shape, device, trained, generated, _context(plan, step))
-            memory = _memory(plan, shape, step, trained) if device else None
+            seconds = _seconds(Shape.of(shape), device, trained, generated, _context(plan, step))
+        here = replace(place, shared_by=shared_by(plan.config, step)) if place else place_of(None)
+        memory = forecast(plan, step, here).document()
         usd = None if seconds is None or execution.price is None else round(seconds / 3600 * execution.price, 4)
         if step.kind == "data" and generated:  # another model than the base, perhaps on another machine
-            seconds = memory = None
+            seconds = None
             price = plan.config.data.teacher.budget.output_price
             usd = round(generated * price / 1e6, 4) if price else None
         result[step.id] = {
             "trained_tokens": trained,
             "generated_tokens": generated,
             "seconds": None if seconds is None else float(f"{seconds:.3g}"),
-            "gpu_memory_bytes": memory,
+            "gpu_memory_bytes": memory["bytes"],
+            "memory": memory,
             "usd": usd,
         }
     return result
@@ -114,34 +123,14 @@ def _context(plan: Plan, step: Step) -> float:
     return plan.config.evaluation.max_tokens * FILL
 
 
-def _seconds(shape: Mapping[str, Any], device: Device | None, trained: int, generated: int, context: float) -> float:
-    weights = parameters(shape)
+def _seconds(shape: Shape, device: Device | None, trained: int, generated: int, context: float) -> float:
+    weights = shape.parameters
     if device is None:
         return (CPU_SECONDS_PER_TOKEN + 6 * weights / CPU_FLOPS) * (trained + generated)
-    heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
-    head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-    kv_bytes = 4 * shape["num_hidden_layers"] * heads * head
-    batch = max(1.0, min(512.0, 0.5 * device.memory / (context * kv_bytes)))
-    decode = batch * 0.6 * device.bandwidth / (2 * weights + batch * context * kv_bytes)
+    batch = max(1.0, min(512.0, 0.5 * device.memory / (context * shape.cache)))
+    decode = batch * 0.6 * device.bandwidth / (2 * weights + batch * context * shape.cache)
     return 6 * weights * trained / (0.4 * device.flops) + generated / decode
 
 
-def _memory(plan: Plan, shape: Mapping[str, Any], step: Step, trained: int) -> int:
-    """Peak bytes: weights; for training also gradients, Adam's two fp32 moments and the logits of a micro-batch."""
-    weights, config = parameters(shape), plan.config
-    width = 0.5 if config.base_model.quantization == "nf4" else 2 if config.base_model.precision == "bfloat16" else 4
-    if not trained:
-        return int(weights * width)
-    if step.kind == "signal":
-        method, tokens = step.settings["objective"]["method"], config.signal.micro_tokens
-        lora = step.settings["objective"]["lora"]
-    else:
-        sft = config.spectrum.sft
-        method, tokens, lora = sft.method, sft.micro_tokens, sft.lora.semantic()
-    trainable = weights
-    if method == "lora":
-        wide = shape["hidden_size"] + shape["intermediate_size"]
-        trainable = shape["num_hidden_layers"] * lora["rank"] * 7 * wide
-    activations = tokens * shape["hidden_size"] * shape["num_hidden_layers"] * 2
-    logits = tokens * shape["vocab_size"] * 4
-    return int(weights * width + trainable * (width + 8) + activations + logits)
+def _plain(name: str) -> str:
+    return name.upper().replace(" ", "").replace("-", "")

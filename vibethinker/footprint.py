@@ -29,7 +29,7 @@ which keep less, and what is lost between the allocator's blocks, for which HEAD
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 GIB = 1 << 30
@@ -107,7 +107,6 @@ class Training:
     Attributes:
         tokens: of the largest micro-batch, padding included; one row of the longest sequence at least.
         rank: of adapters, with `method` lora.
-        checkpointing: whether activations are computed again in the backward pass.
     """
 
     shape: Shape
@@ -119,7 +118,6 @@ class Training:
     optimizer: str = "adamw"
     processes: int = 1
     sharding: str = "ddp"
-    checkpointing: bool = False
 
     @property
     def regime(self) -> str:
@@ -132,14 +130,14 @@ class Training:
         return self.shape.adapters(self.rank) if self.method == "lora" else self.shape.parameters
 
 
-def training_parts(training: Training) -> dict[str, int]:
+def training_parts(training: Training, *, checkpointing: bool) -> dict[str, int]:
     """Bytes of each part at the peak, on each GPU: weights, compute_copies, gradients, optimizer, activations, logits
-    and context."""
+    and context. With `checkpointing` activations are computed again in the backward pass."""
     t, shape = training, training.shape
     rows = min(CHUNK_ROWS, t.tokens)
     parts = {
         **_states(t),
-        "activations": _activations(t),
+        "activations": _activations(t, checkpointing),
         "logits": rows * shape.vocabulary * (8 if t.precision == "float32" else LOGIT_BYTES),
         "context": CONTEXT,
     }
@@ -152,62 +150,48 @@ def between_updates(training: Training) -> int:
     return int(states["weights"] + states["optimizer"] + CONTEXT)
 
 
-def activations_fit(training: Training, available: int) -> bool:
-    """Whether a training step fits into `available` bytes of a GPU, activations and all, with HEADROOM."""
-    return sum(training_parts(training).values()) <= HEADROOM * available
-
-
 def checkpointing(training: Training, available: int) -> bool:
-    """What `execution.gradient_checkpointing: null` means: activations are computed again where they don't fit.
+    """What `execution.gradient_checkpointing: null` means: activations are computed again in the backward pass where
+    the step would not fit otherwise, with HEADROOM.
 
     Args:
         available: bytes of the GPU, less what an engine beside the trainer keeps.
     """
-    return not activations_fit(replace(training, checkpointing=False), available)
+    return sum(training_parts(training, checkpointing=False).values()) > HEADROOM * available
 
 
-def sampling_parts(
-    shape: Shape, *, sequences: int, length: int, precision: str, vllm: float | None, gpu: int | None
-) -> dict[str, int]:
-    """Bytes of each part of an engine that samples alone on a GPU.
-
-    Args:
-        sequences: decoded at once.
-        length: tokens of prompt and completion together.
-        vllm: the share of the GPU that vLLM takes; None is transformers, whose cache is a rectangle.
-        gpu: bytes of the GPU; vLLM's share of an unknown one is left out.
-    """
-    width = 4 if precision == "float32" else 2
-    if vllm is not None:
-        # Weights and cache are within the share; it takes all of it, whatever it needs.
-        return {"vllm": int(vllm * gpu), "context": CONTEXT} if gpu else {"weights": width * shape.parameters}
+def decoding_parts(shape: Shape, sequences: int, length: int, precision: str) -> dict[str, int]:
+    """Bytes that transformers decodes in, beside the weights: a cache of `length` tokens a sequence, and logits."""
+    wide = width(precision)
     return {
-        "weights": width * shape.parameters,
-        "cache": sequences * length * shape.cache * width // 2,
-        "logits": sequences * shape.vocabulary * (4 + width),
-        "context": CONTEXT,
+        "cache": sequences * length * shape.cache * wide // 2,
+        "logits": sequences * shape.vocabulary * (4 + wide),
     }
 
 
 def vllm_floor(shape: Shape, length: int, precision: str) -> int:
     """The least that vLLM starts with: weights, the cache of one sequence, and a gibibyte to compute in."""
-    return (4 if precision == "float32" else 2) * shape.parameters + length * shape.cache + GIB
+    return width(precision) * shape.parameters + length * shape.cache + GIB
+
+
+def width(precision: str) -> int:
+    """Bytes of a number."""
+    return 4 if precision == "float32" else 2
 
 
 def _states(t: Training) -> dict[str, float]:
-    shape, trained = t.shape, t.trainable
-    width = 4 if t.precision == "float32" else 2
+    shape, trained, wide = t.shape, t.trainable, width(t.precision)
     copies = 0.0
     if t.method == "full":
         weights = 4.0 * shape.parameters
         copies = 0.0 if t.precision == "float32" else 2.0 * shape.parameters
     else:
-        packed = NF4_BYTES if t.quantization == "nf4" else width
-        weights = packed * shape.layers * shape.block + width * (shape.embeddings + shape.hidden) + 4.0 * trained
+        packed = NF4_BYTES if t.quantization == "nf4" else wide
+        weights = packed * shape.layers * shape.block + wide * (shape.embeddings + shape.hidden) + 4.0 * trained
     gradients, moments = 4.0 * trained, MOMENT_BYTES[t.optimizer] * trained
     if t.processes > 1 and t.sharding == "fsdp":
         # Two blocks at a time are whole: the one that computes and the one that is being fetched.
-        copies = float(width * (2 * shape.block + shape.embeddings))
+        copies = float(wide * (2 * shape.block + shape.embeddings))
         weights, gradients, moments = (value / t.processes for value in (weights, gradients, moments))
     elif t.processes > 1:
         gradients *= 2  # DDP's buckets
@@ -221,8 +205,8 @@ def block_activations(shape: Shape, regime: str) -> int:
     return kept + norms * (shape.query + shape.key_value) * shape.qk_norm
 
 
-def _activations(t: Training) -> int:
+def _activations(t: Training, again: bool) -> int:
     block = block_activations(t.shape, t.regime)
-    kept = RESIDUAL[t.regime] * t.shape.hidden if t.checkpointing else block
+    kept = RESIDUAL[t.regime] * t.shape.hidden if again else block
     outside = 3 * 4 * t.shape.hidden  # embeddings, the last norm's input and output
-    return t.tokens * (t.shape.layers * kept + (2 if t.checkpointing else 1) * block + outside)
+    return t.tokens * (t.shape.layers * kept + (2 if again else 1) * block + outside)

@@ -96,9 +96,8 @@ class Need:
 
 def need_of(
     settings: Mapping[str, Any],
-    execution: Mapping[str, Any],
     model: Mapping[str, Any] | None,
-    device: Mapping[str, Any],
+    how: Mapping[str, Any],
     *,
     vllm: bool,
     least_share: float = LEAST_SHARE,
@@ -107,10 +106,10 @@ def need_of(
 
     Args:
         model: words of the config.json of the model that it reads.
-        device: what tells one device from another: name, memory, how many steps share it.
+        how: what else makes a case: the device's name and memory, how many steps share it, backend, processes.
         vllm: whether vLLM samples completions.
     """
-    identity: dict[str, Any] = {"device": dict(device)}
+    identity = dict(how)
     if model is not None:
         identity["model"] = {word: model.get(word) for word in MODEL_WORDS}
     base = settings.get("base_model", {})
@@ -129,7 +128,6 @@ def need_of(
         return Need("sampling", sampling["max_tokens"], vllm, identity)
     identity |= {word: trained.get(word) for word in ("method", "optimizer")}
     identity["rank"] = trained["lora"]["rank"] if trained.get("method") == "lora" else None
-    identity |= {word: execution.get(word) for word in ("backend", "processes", "sharding")}
     return Need(role, row, vllm and role == "signal", identity, least_share)
 
 
@@ -225,6 +223,11 @@ class Memory:
         while setting is not None and demands(setting, failed, need):
             setting = lower(setting, need)
         return wanted if setting is None else setting
+
+    def sufficed(self, need: Need, setting: Setting) -> bool:
+        """Whether this much has worked before."""
+        worked = _entry(self._read() or {}, need).get("worked")
+        return worked is not None and demands(worked, setting, need)
 
     def failed(self, need: Need, setting: Setting) -> None:
         """Note that a setting took too much."""

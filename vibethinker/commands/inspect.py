@@ -16,6 +16,7 @@ from vibethinker import runs, validation
 from vibethinker.artifacts import Store
 from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
+from vibethinker.needs import together
 from vibethinker.plan import states, version_warnings
 
 
@@ -58,8 +59,14 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
     seconds = [s["estimate"]["seconds"] for s in waiting]
     known = f"about {_time(sum(seconds))} one after the other" if None not in seconds else "time unknown"
     click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run, {known} (estimated).")
-    for reason in [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + version_warnings(found):
-        click.echo(f"Note: {reason}")
+    notes = [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + version_warnings(found)
+    for step in waiting:
+        if start := step["estimate"]["memory"]["start"]:
+            notes.append(f"{step['id']} starts with {start}, since more has run out of memory before.")
+    for note in notes:
+        click.echo(f"Note: {note}")
+    for warning in together({step["id"]: step["estimate"]["memory"]["warning"] for step in waiting}):
+        click.echo(f"Warning: {warning}")
 
 
 @click.command()
