@@ -183,6 +183,35 @@ def test_a_policy_s_tensors_follow_training(folder):
     assert changed == set(PROJECTIONS)
 
 
+def sharded_policies(rank: int, folder: Path) -> None:
+    """One of two processes that share a model's weights by FSDP2, and compare its policy with the unsharded one's."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for method in ("full", "lora"):
+        model = moved(trainable(folder, method))
+        expected = {name: tensor.clone() for name, tensor in policy_tensors(model)}
+        inner = model.get_base_model() if method == "lora" else model
+        for layer in inner.model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+        found = dict(policy_tensors(model))
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_sharded_policy_is_gathered(tiny_model_folder, tmp_path):
+    copied = Path(shutil.copytree(tiny_model_folder, tmp_path / "copied"))
+    torch.multiprocessing.spawn(sharded_policies, (copied,), nprocs=2)
+
+
 # ---- merging ----
 
 

@@ -18,8 +18,10 @@ def policy_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     checkpoint adds the same B A to the unquantised W instead). Each tensor is made when asked for: only one copy
     exists at a time if the caller keeps none.
 
+    Weights that FSDP2 shards are gathered one by one, so that every process has to go through all of them.
+
     Args:
-        model: as `load_trainable` gives it, without wrappers of DDP, FSDP or torch.compile.
+        model: as `load_trainable` gives it, without wrappers of DDP or torch.compile.
     """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
@@ -30,7 +32,7 @@ def policy_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         owner, _, last = name.rpartition(".")
         if owner.endswith(".base_layer"):
             owner = owner.removesuffix(".base_layer")
-            yield f"{owner}.{last}", _effective(adapted[owner], parameter) if last == "weight" else parameter.detach()
+            yield f"{owner}.{last}", _effective(adapted[owner], parameter) if last == "weight" else _plain(parameter)
         elif not set(owner.split(".")).intersection(LoraLayer.adapter_layer_names):
             yield name, _plain(parameter)
 
@@ -41,7 +43,7 @@ def _effective(layer: nn.Module, weight: nn.Parameter) -> torch.Tensor:
     base = _plain(weight)
     with torch.no_grad():
         for adapter in layer.active_adapters:
-            base = (base + layer.get_delta_weight(adapter)).to(base.dtype)
+            base = (base + _whole(layer.get_delta_weight(adapter))).to(base.dtype)
     return base
 
 
@@ -49,7 +51,11 @@ def _plain(parameter: nn.Parameter) -> torch.Tensor:
     """A parameter without its graph, de-quantised where bitsandbytes holds it in 4 bits."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
-        return parameter.detach()
+        return _whole(parameter.detach())
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(parameter.data, state)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
