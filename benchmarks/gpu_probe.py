@@ -10,8 +10,8 @@ clock around the processes. `peer` is `vllm.LLM.generate` with `n` on the same p
 domain), with the model's own weights, in a process of its own; its settings are the defaults but for the GPU's memory.
 
 Both are generated tokens a second over the whole work: ours with all it does, the peer's start counted once. `starts`
-says what ours was before its first token, and `generating` what both do once they are warm. The first of our commands
-compiles where vLLM's cache on disk is empty: `--warm` runs a small probe before, and tells how long that took.
+says what ours took beside sampling, and `generating` what both do once they are warm. The first start of either
+compiles where vLLM's cache on disk is empty: `--warm` runs both on a few problems before, and tells how long ours took.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ def main() -> None:
         models = checkpoints(arguments.model, arguments.checkpoints, folder)
         files = split(arguments.problems, arguments.domains, arguments.limit, folder)
         warming = probe(models[:1], files[0], arguments, folder, limit=2)["seconds"] if arguments.warm else None
+        if arguments.warm:
+            peer(arguments, files, folder, 2)
         domains = [probe(models, file, arguments, folder) for file in files]
-        alone = peer(arguments, files, folder)
+        alone = peer(arguments, files, folder, max(1, round(arguments.limit * arguments.fraction)))
     tokens, seconds = (sum(domain[part] for domain in domains) for part in ("tokens", "seconds"))
     generating = {
         "ours": tokens / sum(domain["generating"] for domain in domains),
@@ -158,15 +160,14 @@ def probe(
     return {"seconds": seconds, "tokens": sum(counts), "generating": generating}
 
 
-def peer(arguments: argparse.Namespace, files: list[Path], folder: Path) -> dict[str, float]:
-    """Seconds of plain vLLM's start and of its generation, and the tokens of the latter."""
+def peer(arguments: argparse.Namespace, files: list[Path], folder: Path, share: int) -> dict[str, float]:
+    """Seconds of plain vLLM's start and of its generation for `share` problems a domain, and the latter's tokens."""
     from vibethinker import config
     from vibethinker.data.prompts import all_prompt_ids
     from vibethinker.evaluation.benchmarks import read_file
     from vibethinker.models import load_tokenizer
 
     tokenizer, prompts = load_tokenizer(arguments.model), config.load(None, None, ()).prompts
-    share = max(1, round(arguments.limit * arguments.fraction))
     ids = [some for file in files for some in all_prompt_ids(tokenizer, read_file(file)[:share], prompts)]
     given = {"model": str(arguments.model.resolve()), "prompts": ids}
     given |= {"samples": arguments.samples, "max_tokens": arguments.max_tokens}

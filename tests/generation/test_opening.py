@@ -10,7 +10,7 @@ import torch
 from vibethinker.errors import ConfigurationError
 from vibethinker.generation.opening import Engines, engine_name, open_engine
 from vibethinker.generation.transformers_engine import TransformersEngine
-from vibethinker.generation.vllm_start import capture_sizes
+from vibethinker.generation.vllm_start import capture_sizes, skeleton
 from vibethinker.models import save_model
 
 EXECUTION = {"device": "cpu", "generation_batch": 8, "engine": "auto", "vllm": {"memory": 0.5}}
@@ -105,3 +105,14 @@ def test_graphs_are_captured_for_few_batches_up_to_the_largest():
         sizes = capture_sizes(batch)
         assert sizes[-1] == batch and len(sizes) < 30
         assert all(b <= max(a + 8, a * 1.3) for a, b in pairwise(sizes))
+
+
+def test_models_of_one_architecture_start_from_one_folder(saved, tmp_path):
+    first, second, larger = saved(1), saved(2), saved(1, layers=3)
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps(config | {"transformers_version": "0", "use_cache": False}))
+    found = skeleton(first, tmp_path / "bare")
+    assert skeleton(first, tmp_path / "bare") == found == skeleton(second, tmp_path / "bare")
+    assert skeleton(larger, tmp_path / "bare") != found
+    assert sorted(file.name for file in found.iterdir()) == ["config.json", "generation_config.json"]
+    assert len(list((tmp_path / "bare").iterdir())) == 2

@@ -47,10 +47,12 @@ def start(
         ConfigurationError: vLLM isn't installed, finds no GPU, or can't run this model here.
     """
     LLM = _import()
+    import vllm.envs
+
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
     given: dict[str, Any] = {
-        "model": str(_skeleton(folder)),
+        "model": str(skeleton(folder, Path(vllm.envs.VLLM_CACHE_ROOT) / "skeletons")),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "max_num_seqs": batch,
@@ -69,7 +71,10 @@ def start(
     try:
         llm = LLM(**given)
     except ValueError as error:
-        raise ConfigurationError(f"vLLM can't run the model in {folder}: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(
+            f"vLLM can't run the model in {folder} with {memory:.0%} of the GPU's memory (execution.vllm): "
+            f"{' '.join(str(error).split())}"
+        ) from error
     _check_layers(llm, folder)
     return llm, min(positions, llm.model_config.max_model_len)
 
@@ -121,17 +126,15 @@ def _import() -> type[LLM]:
     return LLM
 
 
-def _skeleton(folder: Path) -> Path:
-    """A folder with the configuration of this one and a path that depends on nothing else."""
-    import vllm.envs
-
+def skeleton(folder: Path, places: Path) -> Path:
+    """A folder in `places` with the configuration of this one, whose name depends on nothing else."""
     contents = {name: json.dumps(stored(folder, name), sort_keys=True) for name in (CONFIG, GENERATION_CONFIG)}
     digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
-    place = Path(vllm.envs.VLLM_CACHE_ROOT) / "skeletons" / digest
+    place = places / digest
     if place.is_dir():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=place.parent))
+    places.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=places))
     for name, text in contents.items():
         if text != "{}":
             (made / name).write_text(text)
