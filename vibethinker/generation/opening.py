@@ -48,8 +48,8 @@ def open_engine(
         execution: of a `StepContext`: engine, vllm, device, generation_batch.
         tokenizer: the folder's, where it is loaded already.
         share: whether a trainer computes on the same GPU, so that vLLM takes a smaller share of it and may sleep.
-        max_length: the longest prompt and completion together, in tokens; vLLM reserves no more. None: the model's
-            positions.
+        max_length: the longest prompt and completion together, in tokens; vLLM has room for no more, so that its
+            completions end there. None: the model's positions.
         model: the model in training, with which the transformers engine then decodes.
 
     Raises:

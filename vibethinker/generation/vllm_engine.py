@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.generation import Completion, Ended, Progress, check, check_sequences
 from vibethinker.generation.meter import Meter
-from vibethinker.generation.vllm_start import start, stop_tokens
+from vibethinker.generation.vllm_start import start, stop, stop_tokens
 from vibethinker.models import ModelWeights, check_model_folder, is_adapter, load_state, load_tokenizer
 
 _REPORT_STEPS = 64
@@ -62,8 +62,8 @@ class VllmEngine:
         memory: the share of the GPU's memory that vLLM takes at once.
         sleeps: whether `sleep` gives the memory back.
         eager: start without compiling and without CUDA graphs.
-        max_length: the longest prompt and completion together, in tokens; None: the model's positions, or as much of
-            them as the memory holds.
+        max_length: the longest prompt and completion together, in tokens, where completions end at the latest; None:
+            the model's positions, or as much of them as the memory holds.
 
     Attributes:
         tokenizer, meter: see `Engine`.
@@ -90,7 +90,7 @@ class VllmEngine:
         self.tokenizer = tokenizer or load_tokenizer(whole)
         self.meter = Meter()
         self._stops = stop_tokens(whole, self.tokenizer)
-        self._sleeps, self._max_length, self._calls = sleeps, max_length, 0
+        self._sleeps, self._calls = sleeps, 0
         self._names = {name for name in ModelWeights(whole) if "rotary_emb." not in name}
         self._llm, self._positions = start(
             whole, batch=batch, memory=memory, sleeps=sleeps, eager=eager, max_length=max_length
@@ -117,15 +117,11 @@ class VllmEngine:
         """See `Engine.generate`. A prompt that fills the longest sequence gives empty, truncated completions.
 
         Raises:
-            ValueError: a prompt is empty, samples or max_tokens < 1, temperature < 0 or top_p outside (0, 1]; or a
-                prompt with its completion can be longer than `max_length`.
+            ValueError: a prompt is empty, samples or max_tokens < 1, temperature < 0 or top_p outside (0, 1].
             ConfigurationError: vLLM can't sample at this temperature.
             InfrastructureError: vLLM gave a request up.
         """
         check(prompts, samples, max_tokens, temperature, top_p)
-        longest = max(map(len, prompts), default=0) + max_tokens
-        if self._max_length is not None and longest > self._max_length:
-            raise ValueError(f"the engine was opened for {self._max_length} tokens a sequence, and this is {longest}")
         low, high = _TEMPERATURES
         if temperature and not low <= temperature <= high:
             raise ConfigurationError(f"vLLM samples at a temperature from {low} to {high} or at 0, not {temperature}.")
@@ -236,20 +232,19 @@ class VllmEngine:
         Discarding the weights too (vLLM's level 2) would save a copy of them, but also loses the sampler's tensors,
         which vLLM allocates among the weights and doesn't restore.
         """
-        if self._sleeps:
+        if self._sleeps and not self._llm.llm_engine.is_sleeping():
             self._llm.llm_engine.sleep(level=1)
 
     def wake(self) -> None:
         """See `Engine.wake`."""
-        if self._sleeps:
+        if self._sleeps and self._llm.llm_engine.is_sleeping():
             gc.collect()
             torch.cuda.empty_cache()  # what the trainer has freed goes back to the GPU first
             self._llm.llm_engine.wake_up()
 
     def close(self) -> None:
-        """Free the GPU's memory; after that the engine can't be used. Ends torch's process group, vLLM's or one that it
-        joined."""
-        self._llm.llm_engine.engine_core.shutdown()
+        """Free the GPU's memory; after that the engine can't be used."""
+        stop(self._llm)
         del self._llm
         gc.collect()
         torch.cuda.empty_cache()

@@ -9,12 +9,14 @@ quantised ones and mixtures of experts are repacked once loaded, so they are ref
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import shutil
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,9 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
+
+# Of one wait for another process of the trainer, whose rollouts may be longer by hours.
+_GROUP_TIMEOUT = timedelta(hours=6)
 
 
 def start(
@@ -66,7 +71,8 @@ def start(
         given["dtype"] = str(config.dtype).removeprefix("torch.")
     if not eager:
         given["compilation_config"] = {"cudagraph_capture_sizes": capture_sizes(batch)}
-    if _processes() > 1:  # this process is one of a trainer's: vLLM joins its group, with a model of its own
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of a trainer's processes: with a model of its own
+        _join()
         given["distributed_executor_backend"] = "external_launcher"
     try:
         llm = LLM(**given)
@@ -76,7 +82,20 @@ def start(
             f"{' '.join(str(error).split())}"
         ) from error
     _check_layers(llm, folder)
-    return llm, min(positions, llm.model_config.max_model_len)
+    return llm, min(positions, llm.model_config.max_model_len, max_length or sys.maxsize)
+
+
+def stop(llm: LLM) -> None:
+    """Free what a started vLLM holds, and end its process group, unless that is the trainer's."""
+    import torch
+
+    client = llm.llm_engine.engine_core
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        client.engine_core.model_executor.shutdown()
+        client.engine_core.scheduler.shutdown()
+        gc.unfreeze()
+    else:
+        client.shutdown()
 
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -147,10 +166,12 @@ def skeleton(folder: Path, places: Path) -> Path:
     return place
 
 
-def _processes() -> int:
+def _join() -> None:
+    """Found the trainer's process group before vLLM founds one of its own, in which each process would be alone."""
     import torch
 
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(timeout=_GROUP_TIMEOUT)
 
 
 def _check_layers(llm: LLM, folder: Path) -> None:
@@ -165,7 +186,7 @@ def _check_layers(llm: LLM, folder: Path) -> None:
 
     [found] = llm.apply_model(foreign)
     if found:
-        llm.llm_engine.engine_core.shutdown()
+        stop(llm)
         raise ConfigurationError(
             f"The model in {folder} has layers whose weights can't be swapped in vLLM ({', '.join(sorted(found))}): "
             "set execution.engine to transformers."
