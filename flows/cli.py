@@ -70,6 +70,7 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
     from flows.display import display
     from flows.server import Server, deliver, environment
     from tasks import session
+    from tasks.leases import create_limits
 
     workspace = asked.plan.workspace
     with ExitStack() as stack:
@@ -89,6 +90,7 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
             if server:
                 server.wait()
                 server.give_way(session.GIVE_WAY)
+                stack.enter_context(create_limits(asked.config, home))
             try:
                 summary = pipeline(profile=asked.config.profile, workspace=str(workspace))
             finally:

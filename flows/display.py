@@ -40,6 +40,8 @@ class Lines:
         """See `tasks.session.Display`."""
         if event["event"] == "warning":
             self._say(step, f"warning: {event['text']}")
+        elif event["event"] == "waiting":
+            self._say(step, event["text"])
         elif event["event"] == "progress":
             now = time.monotonic()
             if now - self._told.get(step.id, 0.0) >= LINE_SECONDS:
@@ -81,7 +83,7 @@ class Bars:
         """See `tasks.session.Display`."""
         if state == "running":
             if step.id not in self._bars:
-                self._bars[step.id] = self._progress.add_task(step.id, total=None, text="")
+                self._bars[step.id] = self._progress.add_task(step.id, total=None, text=detail)
             return
         if step.id in self._bars:
             self._progress.remove_task(self._bars.pop(step.id))
@@ -97,6 +99,8 @@ class Bars:
             )
         elif event["event"] == "warning":
             self._console.print(f"[yellow]warning[/]  {step.id}: {event['text']}", highlight=False)
+        elif event["event"] == "waiting":
+            self._console.print(f"[dim]{step.id} {event['text']}[/]", highlight=False)
 
 
 def display(plan: Plan) -> Lines | Bars:

@@ -75,6 +75,8 @@ def running(
             check_workspace(folder)
             tier = preflight.try_sandbox(plan.config) if plan.config.runs_code() else None
             current = stack.enter_context(session.opened(plan, Lines(plan), frozenset(refresh or ()), tier))
+        if current.gpus:
+            current.gpus.check()
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
         run = Running(current)
         try:

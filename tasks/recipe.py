@@ -75,7 +75,7 @@ def _run(session: Session, step: Step) -> Any:
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
         return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=_outcome(step, artifact))
-    get_run_logger().info("%s, fingerprint %s, waits for a free slot", step.id, step.fingerprint[:12])
+    get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
     tracked = None
     if session.tracker:
         tags = {"prefect.task_run_id": str(task_run.get_id() or "")}
@@ -84,15 +84,17 @@ def _run(session: Session, step: Step) -> Any:
 
     def hear(event: Event) -> None:
         if event["event"] == "started":
-            get_run_logger().info("%s runs", step.id)
+            get_run_logger().info("%s runs%s", step.id, f" on {event['gpu']}" if event["gpu"] else "")
             session.run.update(step.id, "running")
-            session.display.state(step, "running")
+            session.display.state(step, "running", event["gpu"])
             return
         session.display.event(step, event)
         if event["event"] == "progress":
             progress.update(event["done"], event["total"])
         elif event["event"] == "metrics" and tracked:
             tracked.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
+        elif event["event"] == "waiting":
+            get_run_logger().info("%s %s", step.id, event["text"])
         elif event["event"] == "warning":
             session.run.warn(f"{step.id}: {event['text']}")
             get_run_logger().warning(event["text"])

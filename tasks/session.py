@@ -27,9 +27,11 @@ from vibethinker.needs import ALONE, memory_need, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, role_of, states, version_warnings
 from vibethinker.runs import Run
 from vibethinker.tracking import RunTracker
+from vibethinker.worker import ranks
 from vibethinker.worker.host import Event, Host
 
 from . import secrets
+from .leases import Gpus, limit_name
 from .slots import Slots
 
 # Niceness of what orchestrates, once the worker runs: where training keeps all cores busy, even a twentieth of one that
@@ -56,7 +58,12 @@ class Session:
         self.run, self.plan, self.display, self.tier = run, run.plan, display, tier
         self.found = found
         self.config = run.plan.config
-        self.slots = Slots(hardware.slots(self.config))
+        self.slots = Slots(hardware.slots(self.config))  # of steps that compute on the CPU
+        self.gpus = None
+        if hardware.device(self.config) == "cuda":
+            each = self.config.execution.steps_per_gpu
+            most = self.config.execution.slots or hardware.gpus() * each
+            self.gpus = Gpus(hardware.devices(), each, most)
         self.stopping = threading.Event()
         self.failures: dict[str, VibeThinkerError] = {}
         self.tracker: RunTracker | None = None
@@ -113,31 +120,54 @@ class Session:
     def execute(self, step: Step, hear: Callable[[Event], None]) -> dict[str, Any]:
         """Run a step in a child process, with the policies that don't count as retries.
 
-        Waits for a slot first; once it has one, the first event is `started`. A step that runs out of memory is run
-        again with less at once (see `vibethinker.memory`), a preempted one as it is, up to PREEMPTIONS times.
+        Waits for its GPU or slot first; once it has one, the first event is `started`. A step that runs out of memory
+        is run again with less at once (see `vibethinker.memory`), a preempted one as it is, up to PREEMPTIONS times.
 
         Raises:
             VibeThinkerError: of the child's class.
         """
-        width = self.slots.total if step.kind in ALONE else 1
         self._asked.add(step.id)
-        with self.slots.take(width, self._training_is_due if role_of(step) == "evaluation" else None) as slot:
-            if self.stopping.is_set():
-                raise PreemptedError("The run was stopped.")
-            hear({"event": "started"})
-            gpu = hardware.gpu(slot) if hardware.device(self.config) == "cuda" else None
-            execution = self._execution(step, width)
-            place = place_of(gpu, shared_by(self.config, step))
+        with self._granted(step, hear) as (gpu, cores):
+            self._check_going()
+            names = ", ".join(map(limit_name, gpu.split(","))) if gpu else ""
+            hear({"event": "started", "gpu": names})
+            place = place_of(gpu or None, shared_by(self.config, step))
             need = memory_need(self.config, step.settings, self._architecture(), place)
 
             def attempt(execution: dict[str, Any]) -> dict[str, Any]:
                 return self._unless_preempted(self._request(step, execution, gpu), hear)
 
             result = run_within(
-                attempt, need, execution, self.memory, lambda text: hear({"event": "warning", "text": text})
+                attempt,
+                need,
+                self._execution(step, gpu, cores),
+                self.memory,
+                lambda text: hear({"event": "warning", "text": text}),
             )
             self.finished(step)
             return result
+
+    @contextmanager
+    def _granted(self, step: Step, hear: Callable[[Event], None]) -> Iterator[tuple[str | None, int]]:
+        """Hold what a step computes on: CUDA_VISIBLE_DEVICES (none on a CPU, empty for a step beside the GPUs) and the
+        number of cores."""
+        expected = self._training_is_due if role_of(step) == "evaluation" else None
+        if self.gpus is None or not computes(step):
+            width = self.slots.total if role_of(step) in ALONE else 1
+            with self.slots.take(width, expected) as held:
+                yield None if self.gpus is None else "", max(1, hardware.cores() * held // self.slots.total)
+            return
+        processes = ranks.count(step.kind, {"processes": self.config.execution.processes})
+        whole = processes if processes > 1 or role_of(step) in ALONE else 0
+        waits = lambda text: hear({"event": "waiting", "text": text})  # noqa: E731
+        with self.gpus.take(whole, expected, check=self._check_going, waits=waits) as devices:
+            parts = len(self.gpus.devices) * self.config.execution.steps_per_gpu
+            mine = whole * self.config.execution.steps_per_gpu or 1
+            yield ",".join(devices), max(1, hardware.cores() * mine // parts)
+
+    def _check_going(self) -> None:
+        if self.stopping.is_set():
+            raise PreemptedError("The run was stopped.")
 
     def _unless_preempted(self, request: dict[str, Any], hear: Callable[[Event], None]) -> dict[str, Any]:
         for _ in range(PREEMPTIONS):
@@ -196,6 +226,8 @@ class Session:
         return json.loads(base.read_text()) if base.is_file() else None
 
     def _request(self, step: Step, execution: dict[str, Any], gpu: str | None) -> dict[str, Any]:
+        vllm = execution["vllm"]
+        vllm = {**vllm, "memory": vllm["memory"] * execution["gpu_share"]}  # of steps that share a GPU, each has a part
         return {
             "workspace": str(self.plan.workspace),
             "run_id": self.run.id,
@@ -205,15 +237,29 @@ class Session:
             "fingerprint": step.fingerprint,
             "settings": step.settings,
             "inputs": {role: [i, self.plan[i].fingerprint] for role, i in step.inputs.items()},
-            "execution": execution | {"secrets": secrets.of_step(step, self.config)},
+            "execution": execution | {"vllm": vllm, "secrets": secrets.of_step(step, self.config)},
             "gpu": gpu,
             "log": str(self.run.log(step.id)),
             "stall_seconds": self.config.execution.stall_seconds,
         }
 
-    def _execution(self, step: Step, width: int) -> dict[str, Any]:
-        threads = self.config.execution.threads or max(1, hardware.cores() * width // self.slots.total)
-        return execution_settings(self.config, threads, step.outside, self.plan.workspace)
+    def _execution(self, step: Step, gpu: str | None, cores: int) -> dict[str, Any]:
+        threads = self.config.execution.threads or cores
+        execution = execution_settings(self.config, threads, step.outside, self.plan.workspace)
+        execution["gpu_share"] = 1 / shared_by(self.config, step)
+        return execution if gpu != "" else execution | {"device": "cpu"}
+
+
+def computes(step: Step) -> bool:
+    """Whether a step has work for a GPU; weights are fused, copied and reported on the CPU."""
+    if step.kind == "data":
+        data = step.settings["data"]
+        return data["diversity"]["embedding"] is not None or (
+            data["teacher"]["model"] is not None and data["teacher"]["engine"] != "server"
+        )
+    if step.kind == "base":
+        return step.settings["base_model"]["source"] == "embedded"
+    return step.kind != "import" and role_of(step) not in ("fusion", "report")
 
 
 _sessions: dict[str, Session] = {}

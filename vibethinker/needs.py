@@ -17,6 +17,7 @@ from vibethinker.footprint import HEADROOM, Shape, Training
 from vibethinker.memory import Memory, Need, Setting
 from vibethinker.plan import Plan, Step, StepState, role_of
 from vibethinker.requirements import steps_interpreter
+from vibethinker.worker import ranks
 
 # What can't share a GPU with another step: it takes all of it, or trains for hours on what memory there is.
 ALONE = ("base", "signal")
@@ -66,7 +67,8 @@ class Forecast:
 
 def shared_by(config: Config, step: Step) -> int:
     """How many steps share the GPU that this one gets."""
-    return 1 if role_of(step) in ALONE or config.execution.processes > 1 else config.execution.steps_per_gpu
+    several = ranks.count(step.kind, {"processes": config.execution.processes}) > 1
+    return 1 if several or role_of(step) in ALONE else config.execution.steps_per_gpu
 
 
 def place_of(gpu: str | None, steps: int = 1) -> Place:

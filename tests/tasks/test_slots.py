@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from tasks.slots import Slots
+import pytest
+
+from tasks.slots import Slots, Turns
 
 
 def test_no_more_run_at_once_than_there_are_slots() -> None:
@@ -46,11 +48,11 @@ def test_a_wide_step_is_not_overtaken_by_narrow_ones() -> None:
         first = threading.Thread(target=wide)
         first.start()
         asked.wait()
-        while len(slots._queue) < 1:
+        while slots.turns.waiting < 1:
             pass
         second = threading.Thread(target=narrow)
         second.start()
-        while len(slots._queue) < 2:
+        while slots.turns.waiting < 2:
             pass
         assert order == []
     first.join()
@@ -70,7 +72,7 @@ def test_a_patient_step_waits_for_those_who_are_not() -> None:
     with slots.take(1):
         for waiting, thread in enumerate(threads, start=1):
             thread.start()
-            while len(slots._queue) < waiting:
+            while slots.turns.waiting < waiting:
                 pass
     for thread in threads:
         thread.join()
@@ -86,7 +88,7 @@ def test_a_patient_step_leaves_free_slots_to_one_that_is_about_to_ask() -> None:
 
     waiting = threading.Thread(target=evaluation)
     waiting.start()
-    while len(slots._queue) < 1:
+    while slots.turns.waiting < 1:
         pass
     with slots.take(1):
         asked.set()
@@ -97,14 +99,19 @@ def test_a_patient_step_leaves_free_slots_to_one_that_is_about_to_ask() -> None:
 
 def test_a_step_wider_than_all_slots_gets_all() -> None:
     slots = Slots(2)
-    with slots.take(99):
-        assert slots._free == []
-    assert slots._free == [0, 1]
+    with slots.take(99) as held:
+        assert held == 2
+        assert slots._free == 0
+    assert slots._free == 2
 
 
-def test_each_holder_gets_a_slot_of_its_own() -> None:
-    slots = Slots(2)
-    with slots.take(1) as first, slots.take(1) as second:
-        assert {first, second} == {0, 1}
-    with slots.take(1) as again:
-        assert again == 0
+def test_a_failed_attempt_leaves_the_queue_to_the_next() -> None:
+    turns = Turns()
+    with pytest.raises(ZeroDivisionError):
+        turns.take(lambda: 1 // 0)
+    assert turns.take(lambda: "mine") == "mine"
+
+
+def test_what_changes_unheard_is_looked_for_again() -> None:
+    answers = iter([None, None, "free"])
+    assert Turns().take(lambda: next(answers), look=0.01) == "free"

@@ -104,3 +104,20 @@ def need_memory(context: StepContext) -> Metrics:
             raise MemoryError(f"{name} is {tried[name]}")
     (context.output / "tried.json").write_text("{}")
     return {name: value for name, value in tried.items() if value is not None}
+
+
+def compute(context: StepContext) -> Metrics:
+    """Say on what, and from when to when, this step computed."""
+    began = time.time()
+    context.emit.progress(0, 1, "computing")
+    time.sleep(context.settings["seconds"])
+    (context.output / "done.txt").write_text("")
+    return {
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "device": context.execution["device"],
+        "threads": context.execution["threads"],
+        "vllm_memory": context.execution["vllm"]["memory"],
+        "gpu_share": context.execution["gpu_share"],
+        "began": began,
+        "ended": time.time(),
+    }

@@ -1,0 +1,222 @@
+"""GPUs leased through a real Prefect server, by real processes with pretended GPUs: never two runs on one."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.server import environment
+from tasks.leases import limit_name
+from tests.flows.conftest import ROOT, Api
+
+pytestmark = pytest.mark.service
+
+
+@pytest.fixture
+def two_gpus(api: Api) -> Iterator[dict[str, str]]:
+    """The environment of a run on a host with two GPUs whose limits exist."""
+    create(api, "7", 1)
+    create(api, "8", 1)
+    yield {**api.environ, "CUDA_VISIBLE_DEVICES": "7,8"}
+    for device in ("7", "8"):
+        httpx.delete(f"{api.url}/v2/concurrency_limits/{limit_name(device)}")
+
+
+def create(api: Api, device: str, limit: int, **more: Any) -> None:
+    body = {"name": limit_name(device), "limit": limit, **more}
+    httpx.post(f"{api.url}/v2/concurrency_limits/", json=body, timeout=30).raise_for_status()
+
+
+def active(api: Api, device: str) -> int:
+    return httpx.get(f"{api.url}/v2/concurrency_limits/{limit_name(device)}", timeout=30).json()["active_slots"]
+
+
+def start(environ: Mapping[str, str], workspace: Path, *steps: tuple[str, float], **asked: Any) -> subprocess.Popen:
+    asked["steps"] = [{"role": role, "seconds": seconds} for role, seconds in steps]
+    command = [sys.executable, "-m", "tests.flows.leasing", str(workspace), json.dumps(asked)]
+    return subprocess.Popen(command, env=dict(environ), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def finish(run: subprocess.Popen) -> dict[str, dict[str, Any]]:
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0
+    return json.loads(output.splitlines()[-1])
+
+
+def first_line(run: subprocess.Popen) -> dict[str, Any]:
+    assert run.stdout
+    return json.loads(run.stdout.readline())
+
+
+def overlaps(steps: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs that computed on one GPU at the same time."""
+    return [
+        (one, other)
+        for one, other in itertools.combinations(steps, 2)
+        if set(one["lease"].split(", ")) & set(other["lease"].split(", "))
+        and one["began"] < other["ended"]
+        and other["began"] < one["ended"]
+    ]
+
+
+def test_two_runs_never_compute_on_one_gpu_at_once(api: Api, two_gpus: dict[str, str], tmp_path: Path) -> None:
+    runs = [start(two_gpus, tmp_path / name, *[("specialist", 1.0)] * 3) for name in ("one", "two")]
+    steps = [said for run in runs for said in finish(run).values()]
+    assert len(steps) == 6
+    assert {said["gpus"] for said in steps} == {"7", "8"}
+    assert not overlaps(steps)
+    assert all(said["lease"] == limit_name(said["gpus"]) for said in steps)
+    assert all(said["device"] == "cuda" for said in steps)
+    assert (active(api, "7"), active(api, "8")) == (0, 0)
+
+
+def test_a_step_of_two_processes_takes_two_gpus_whole(two_gpus: dict[str, str], tmp_path: Path) -> None:
+    steps = [("specialist", 0.5), ("specialist", 0.5)]
+    runs = [start(two_gpus, tmp_path / name, *steps, overrides=["execution.processes=2"]) for name in ("one", "two")]
+    found = [said for run in runs for said in finish(run).values()]
+    assert {said["lease"] for said in found} == {f"{limit_name('7')}, {limit_name('8')}"}
+    assert {said["gpus"] for said in found} == {"7"}, "the first of each, which is rank 0's"
+    assert not overlaps(found)
+
+
+def test_steps_share_a_gpu_as_far_as_the_setting_goes_and_a_stage_has_one_alone(api: Api, tmp_path: Path) -> None:
+    create(api, "7", 2)
+    try:
+        environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}
+        run = start(
+            environ, tmp_path, ("specialist", 2.0), ("probe", 2.0), ("signal", 0.5),
+            overrides=["execution.steps_per_gpu=2"],
+        )  # fmt: skip
+        found = finish(run)
+    finally:
+        httpx.delete(f"{api.url}/v2/concurrency_limits/{limit_name('7')}")
+    shared, stage = [found["specialist-0"], found["probe-1"]], found["signal-2"]
+    assert all((said["vllm_memory"], said["gpu_share"]) == (0.45, 0.5) for said in shared)
+    assert (stage["vllm_memory"], stage["gpu_share"]) == (0.9, 1.0)
+    pairs = overlaps(list(found.values()))
+    assert all(stage not in pair for pair in pairs)
+    assert len(pairs) == 1, "the other two were there together"
+
+
+def test_work_for_the_cpu_neither_waits_for_a_gpu_nor_sees_one(api: Api, tmp_path: Path) -> None:
+    environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}  # whose limit doesn't exist
+    [said] = finish(start(environ, tmp_path, ("fusion", 0.1))).values()
+    assert (said["gpus"], said["device"]) == ("", "cpu")
+
+
+def test_a_missing_limit_is_an_error_that_names_the_command(api: Api, tmp_path: Path) -> None:
+    create(api, "7", 1)
+    try:
+        environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7,8"}
+        [said] = finish(start(environ, tmp_path, ("specialist", 0.1))).values()
+    finally:
+        httpx.delete(f"{api.url}/v2/concurrency_limits/{limit_name('7')}")
+    assert said["error"].startswith("ConfigurationError: Prefect's server has no concurrency limit for 1 of")
+    assert f"`prefect gcl create {limit_name('8')} --limit 1`" in said["error"]
+
+
+def test_a_limit_that_is_switched_off_protects_nobody(api: Api, tmp_path: Path) -> None:
+    create(api, "7", 1, active=False)
+    try:
+        environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}
+        [said] = finish(start(environ, tmp_path, ("specialist", 0.1))).values()
+    finally:
+        httpx.delete(f"{api.url}/v2/concurrency_limits/{limit_name('7')}")
+    assert "prefect gcl update" in said["error"]
+
+
+def test_a_server_that_does_not_answer_is_an_infrastructure_failure(tmp_path: Path) -> None:
+    environ = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "CUDA_VISIBLE_DEVICES": "7"}
+    [said] = finish(start(environ, tmp_path, ("specialist", 0.1))).values()
+    assert said["error"].startswith("InfrastructureError: Prefect's server gives no lease")
+
+
+def test_a_waiting_step_says_whom_it_waits_for(two_gpus: dict[str, str], tmp_path: Path) -> None:
+    one_gpu = {**two_gpus, "CUDA_VISIBLE_DEVICES": "7"}
+    holder = start(one_gpu, tmp_path / "one", ("signal", 6.0))
+    assert first_line(holder)["lease"] == limit_name("7")
+    found = finish(start(one_gpu, tmp_path / "two", ("specialist", 0.1)))
+    assert found["specialist-0"]["waited"] == [f"waits for another run's end on {limit_name('7')}"]
+    assert not overlaps([*found.values(), *finish(holder).values()])
+
+
+CREATE = """
+import sys
+from pathlib import Path
+from tasks.leases import create_limits
+from vibethinker.config import load
+with create_limits(load("micro", overrides=["execution.steps_per_gpu=2"], environ={}), Path(sys.argv[1])):
+    pass
+"""
+
+
+def test_a_server_of_the_run_s_own_gets_its_limits_and_forgets_killed_runs(api: Api, tmp_path: Path) -> None:
+    environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}
+    url = f"{api.url}/v2/concurrency_limits/{limit_name('7')}"
+
+    def begin() -> None:
+        subprocess.run([sys.executable, "-c", CREATE, str(tmp_path)], env=environ, cwd=ROOT, check=True)
+
+    try:
+        begin()
+        assert httpx.get(url).json()["limit"] == 2
+        httpx.patch(url, json={"active_slots": 2}).raise_for_status()  # as a killed run leaves them
+        with (tmp_path / "runs.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # as a run that is alive holds it
+            begin()
+            assert active(api, "7") == 2
+        begin()
+        assert active(api, "7") == 0
+    finally:
+        httpx.delete(url)
+
+
+@pytest.mark.slow
+def test_a_killed_holder_s_gpu_is_free_again(tmp_path: Path) -> None:
+    """On a server that lasts, as a site has one: those of a run's own end with it."""
+    port = "4312"
+    environ = {
+        **os.environ, **environment(tmp_path / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1", "CUDA_VISIBLE_DEVICES": "7",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+    try:
+        api = Api(environ["PREFECT_API_URL"], environ)
+        wait_for(lambda: httpx.get(f"{api.url}/health", timeout=2).status_code == 200, 90)
+        create(api, "7", 1)
+        holder = start({**environ, "LEASE_SECONDS": "60"}, tmp_path / "one", ("signal", 600.0))
+        first_line(holder)
+        assert active(api, "7") == 1
+        holder.kill()
+        holder.wait()
+        [said] = finish(start(environ, tmp_path / "two", ("specialist", 0.1))).values()
+        assert said["gpus"] == "7"
+        assert said["waited"]
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_for(answers: Any, seconds: float) -> None:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        try:
+            if answers():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("it never answered")
