@@ -121,3 +121,15 @@ def compute(context: StepContext) -> Metrics:
         "began": began,
         "ended": time.time(),
     }
+
+
+def train_a_specialist(context: StepContext) -> Metrics:
+    """Train as the recipe does, on a device that holds VIBETHINKER_TEST_TOKENS of a micro-batch and no more."""
+    import torch
+
+    from vibethinker.training import sft
+
+    tokens = context.execution["sft_micro_tokens"]
+    if tokens > int(os.environ["VIBETHINKER_TEST_TOKENS"]):
+        raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tokens} MiB.")
+    return sft.run(context)
