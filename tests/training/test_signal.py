@@ -18,7 +18,7 @@ def signal(new_step, taught_folder, data_folder):
     """A function **settings of the objective → the context of a signal step, run."""
 
     def train(
-        *, stage=None, data=data_folder, domains=("algebra",), micro=16, seed=1, paths=None, sandbox=None, **objective
+        *, stage=None, data=data_folder, domains=("algebra",), micro=4096, seed=1, paths=None, sandbox=None, **objective
     ):
         stage = {"name": "sums", "context": 64, "steps": 2, "reward": "math"} | (stage or {})
         objective = {
@@ -38,7 +38,7 @@ def signal(new_step, taught_folder, data_folder):
             "base_model": {},
         }
         inputs = {"model": taught_folder, "data": data}
-        context = new_step(settings, inputs, signal_micro_batch=micro, paths=paths or {}, sandbox=sandbox or {})
+        context = new_step(settings, inputs, signal_micro_tokens=micro, paths=paths or {}, sandbox=sandbox or {})
         context.settings["measured"] = run(context)
         return context
 
@@ -65,7 +65,7 @@ def test_each_update_is_measured(signal):
     rows = metrics(signal())
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
-        assert set(row) == set(METRICS.values()) - {"kl"} | {"step"}
+        assert set(row) == set(METRICS.values()) - {"kl", "importance"} | {"step"}
         assert sum(row["p_histogram"]) == 4
         assert 0 < row["p"] < 1  # the taught model is right now and then
         assert row["reward"] == pytest.approx(row["p"])
@@ -89,14 +89,15 @@ def test_counts_cover_the_whole_stage(signal):
         "groups": 8,
         "truncated": sum(round(row["truncated"] * 16) for row in metrics(context)),
         "infrastructure": 0,
+        "refilled": 0,
         "zero_variance": sum(round(row["zero_variance"] * 4) for row in metrics(context)),
     }
     assert context.settings["measured"] == found
 
 
 def test_reinforcement_raises_the_share_of_right_rollouts(signal):
-    rows = metrics(signal(stage={"steps": 30}, batch_size=64, micro=64, learning_rate=1e-3))
-    before, after = (sum(row["p"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
+    rows = metrics(signal(stage={"steps": 100}, batch_size=64, learning_rate=1e-3))
+    before, after = (sum(row["p"] for row in part) / 15 for part in (rows[:15], rows[-15:]))
     assert after > before + 0.1
 
 
@@ -178,7 +179,7 @@ def test_the_parent_hears_of_rollouts_and_grading(signal):
 
 def test_rollouts_are_graded_while_others_are_sampled_and_each_generation_anew():
     from vibethinker.generation import Completion
-    from vibethinker.training.signal import RolloutGrading
+    from vibethinker.training.rollouts import RolloutGrading
     from vibethinker.verification import Verifier
 
     problems = [Problem(str(n), "algebra", f"{n}?", "test", "MIT", answer=str(n)) for n in range(2)]

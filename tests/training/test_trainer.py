@@ -16,7 +16,8 @@ from vibethinker.settings import Objective, Prompts
 from vibethinker.training import mgpo
 from vibethinker.training.callbacks import COLLAPSE_UPDATES, Collapse
 from vibethinker.training.common import train_quietly
-from vibethinker.training.trainer import Rollouts, SignalTrainer, micro_batches
+from vibethinker.training.rollouts import Rollouts
+from vibethinker.training.trainer import SignalTrainer
 
 GROUP, BATCH, STEPS, TOKENS = 4, 16, 3, 24
 
@@ -46,20 +47,31 @@ def problems(data_folder):
 def new_trainer(taught_folder, tokenizer, problems, tmp_path):
     """A function → trainer on the taught model: this package's, or with `stock` TRL's own GRPO."""
 
-    def make(grade=by_letters, *, stock=False, micro=BATCH, steps=STEPS, **objective):
+    def make(
+        grade=by_letters,
+        *,
+        stock=False,
+        micro=10_000,
+        end_to_end=False,
+        engine=None,
+        spare=(),
+        steps=STEPS,
+        **objective,
+    ):
         objective = Objective(group_size=GROUP, batch_size=BATCH, **objective)
         seed_everything(1)
         model = load_model(taught_folder)
         numbers = list(range(BATCH // GROUP * steps))
-        ids = all_prompt_ids(tokenizer, problems[: len(numbers)], Prompts())
+        more = all_prompt_ids(tokenizer, problems, Prompts())
+        ids = more[: len(numbers)]
         common = {
             "model": model,
             "args": GRPOConfig(
                 output_dir=str(tmp_path),
                 max_steps=steps,
-                per_device_train_batch_size=micro,
-                gradient_accumulation_steps=BATCH // micro,
-                steps_per_generation=BATCH // micro,
+                per_device_train_batch_size=BATCH,
+                gradient_accumulation_steps=1,
+                steps_per_generation=1,
                 num_generations=GROUP,
                 max_completion_length=TOKENS,
                 learning_rate=1e-3,
@@ -77,7 +89,13 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
             ),
             "train_dataset": Dataset.from_dict({"prompt": ids, "number": numbers}),
             "processing_class": tokenizer,
-            "rollout_func": Rollouts(TransformersEngine(model, tokenizer), objective, TOKENS, seed=1),
+            "rollout_func": Rollouts(
+                engine(model) if engine else TransformersEngine(model, tokenizer),
+                objective,
+                TOKENS,
+                seed=1,
+                own_weights=engine is not None,
+            ),
         }
         if stock:
 
@@ -86,7 +104,14 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
                 return [0.0 if cut else float(v) for v, cut in zip(verdicts, truncated, strict=True)]
 
             return GRPOTrainer(reward_funcs=[reward], **common)
-        return SignalTrainer(objective=objective, grade=grade, **common)
+        return SignalTrainer(
+            objective=objective,
+            grade=grade,
+            micro_tokens=micro,
+            end_to_end=end_to_end,
+            spare=iter([{"prompt": more[n], "number": n} for n in spare]),
+            **common,
+        )
 
     return make
 
@@ -100,7 +125,7 @@ def generation(trainer) -> dict:
     """What the trainer makes of its first batch, before the shuffle."""
     rows = [trainer.train_dataset[i] for i in range(BATCH // GROUP) for _ in range(GROUP)]
     trainer.model.train()
-    return trainer._generate_and_score_completions(rows)
+    return trainer._gather_rollouts(rows)
 
 
 def verdicts_of(trainer) -> torch.Tensor:
@@ -214,47 +239,38 @@ def test_shaped_rewards_leave_p_unchanged(new_trainer):
     assert torch.equal(verdicts_of(plain), verdicts_of(shaped))
 
 
-def test_micro_batches_change_nothing_but_rounding(new_trainer):
-    whole, parts = trained(new_trainer(steps=1)), trained(new_trainer(steps=1, micro=4))
+@pytest.mark.parametrize("options", [{"micro": 64}, {"micro": 64, "end_to_end": True}, {"end_to_end": True}])
+def test_micro_batches_and_packing_change_nothing_but_rounding(new_trainer, options):
+    whole, parts = trained(new_trainer(steps=1)), trained(new_trainer(steps=1, **options))
     start = new_trainer().model.state_dict()
     moved = max((whole[name] - start[name]).abs().max() for name in whole)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, atol=float(moved) / 50, rtol=0)
 
 
-def test_micro_batches_hold_every_rollout_once_and_little_padding():
-    lengths = torch.tensor([3, 9, 4, 8])
-    mask = (torch.arange(10) < lengths.unsqueeze(1)).long()
-    batch = {
-        "prompt_ids": torch.tensor([[0, 5]] * 4),
-        "prompt_mask": torch.tensor([[0, 1]] * 4),
-        "completion_ids": torch.arange(40).view(4, 10),
-        "completion_mask": mask,
-        "advantages": torch.arange(4.0),
-        "num_items_in_batch": torch.tensor(24),
-    }
-    first, second = micro_batches(batch, 2)
-    assert first["advantages"].tolist() == [1, 3]
-    assert second["advantages"].tolist() == [2, 0]
-    assert first["completion_ids"].shape == (2, 9)
-    assert second["completion_ids"].tolist() == [[20, 21, 22, 23], [0, 1, 2, 3]]
-    assert first["prompt_ids"].tolist() == [[5], [5]]
-    assert first["num_items_in_batch"] == 24
+def test_rollouts_of_advantage_0_are_not_computed_and_the_mean_stays(new_trainer):
+    trainer = new_trainer(micro=200)
+    batch = generation(trainer)
+    parts = trainer._parts(batch)
+    assert sorted(torch.cat(parts).tolist()) == batch["advantages"].nonzero().squeeze(-1).tolist()
+    assert len(parts) > 1
 
 
-def test_rollouts_of_advantage_0_are_not_computed_and_the_mean_stays():
-    batch = {
-        "prompt_ids": torch.zeros(8, 1, dtype=torch.long),
-        "prompt_mask": torch.ones(8, 1, dtype=torch.long),
-        "completion_ids": torch.zeros(8, 2, dtype=torch.long),
-        "completion_mask": torch.ones(8, 2, dtype=torch.long),
-        "advantages": torch.tensor([0.0, 1.0, 0.0, -2.0, 0.0, 0.0, 4.0, 0.0]),
-    }
-    parts = micro_batches(batch, 2, all_rows=False)
-    assert [len(part["advantages"]) for part in parts] == [2, 1]
-    mean_of_means = sum(part["advantages"].mean() for part in parts) / 2
-    assert mean_of_means == batch["advantages"].mean()
-    assert [len(part["advantages"]) for part in micro_batches(batch, 2)] == [4, 4]
+def test_refills_take_the_place_of_groups_of_one_verdict(new_trainer):
+    def first_problem_always_right(texts, numbers):
+        return [
+            True if number == 0 else mixed for number, mixed in zip(numbers, by_letters(texts, numbers), strict=True)
+        ]
+
+    trainer = new_trainer(first_problem_always_right, refill=2, spare=[5, 6, 7, 8, 9, 10, 11, 12])
+    batch = generation(trainer)
+    assert trainer.totals["refilled"] >= 1
+    assert trainer.totals["groups"] == BATCH // GROUP + trainer.totals["refilled"]
+    assert (batch["advantages"].view(-1, GROUP) != 0).any(1).all()
+    assert trainer.row["zero_variance"] > 0  # measured before they were replaced
+    lengths = batch["completion_mask"].sum(1)
+    tokens = [ids[:length] for ids, length in zip(batch["completion_ids"].tolist(), lengths.tolist(), strict=True)]
+    assert all(trainer.processing_class.pad_token_id not in ids for ids in tokens)
 
 
 def test_a_policy_that_no_longer_finds_anything_halts():

@@ -1,8 +1,8 @@
-"""What supervised and reinforcement training share: how a step runs, the trainers' common arguments,
-adapters."""
+"""What supervised and reinforcement training share: how a step runs, and the trainers' common arguments."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, Trainer
 
 from vibethinker.errors import OutOfMemoryError
-from vibethinker.models.trainable import PROJECTIONS as PROJECTIONS
-from vibethinker.models.trainable import lora_config as lora_config
-from vibethinker.settings import BaseModelSettings
+from vibethinker.footprint import Shape, Training, checkpointing
+from vibethinker.models.files import CONFIG
+from vibethinker.models.trainable import load_trainable
+from vibethinker.settings import BaseModelSettings, Objective, Sft
 from vibethinker.steps import Emitter, StepContext
 
 # TRL warns that rollout functions are experimental; its version is pinned.
@@ -36,51 +37,92 @@ class Run:
     emit: Emitter
     metrics_file: Path
     state: Path
+    backend: str = "transformers"
+    quantization: str = "none"
+    gradient_checkpointing: bool | None = None
+    processes: int = 1
+    sharding: str = "ddp"
 
     @classmethod
     def of(cls, context: StepContext, base_model: BaseModelSettings, micro_tokens: int) -> Run:
         """The run that a step's context describes."""
+        execution = context.execution
         return cls(
             seed=context.settings["seed"],
             deterministic=context.settings["deterministic"],
-            device=context.execution["device"],
+            device=execution["device"],
             dtype=torch.bfloat16 if base_model.precision == "bfloat16" else torch.float32,
             micro_tokens=micro_tokens,
             emit=context.emit,
             metrics_file=context.output / "metrics.jsonl",
             state=context.checkpoints,
+            backend=execution.get("backend", "transformers"),
+            quantization=base_model.quantization,
+            gradient_checkpointing=execution.get("gradient_checkpointing"),
+            processes=execution.get("processes", 1),
+            sharding=execution.get("sharding", "ddp"),
         )
 
-    def weights_dtype(self, method: str) -> torch.dtype:
-        """The type of the weights in memory: float32 where they are trained, since updates of 1e-6 vanish in
-        bfloat16."""
-        return self.dtype if method == "lora" else torch.float32
+    def load(self, folder: Path, settings: Sft | Objective, longest: int, beside: float = 0.0) -> PreTrainedModel:
+        """The model of a folder, ready to be trained by `settings`.
+
+        Args:
+            longest: sequence in training, in tokens.
+            beside: share of the GPU that an engine keeps while the model trains.
+        """
+        return load_trainable(
+            folder,
+            method=settings.method,
+            quantization=self.quantization if settings.method == "lora" else "none",
+            backend=self.backend,
+            device=self.device,
+            dtype=self.dtype,
+            lora=settings.lora,
+            gradient_checkpointing=self._checkpoints(folder, settings, longest, beside),
+            max_length=longest,
+        )
+
+    def _checkpoints(self, folder: Path, settings: Sft | Objective, longest: int, beside: float) -> bool:
+        if self.gradient_checkpointing is not None or self.device == "cpu":
+            return bool(self.gradient_checkpointing)
+        training = Training(
+            Shape.of(json.loads((folder / CONFIG).read_text())),
+            tokens=max(self.micro_tokens, longest),
+            method=settings.method,
+            rank=settings.lora.rank,
+            precision="bfloat16" if self.dtype == torch.bfloat16 else "float32",
+            quantization=self.quantization,
+            optimizer=settings.optimizer,
+            processes=self.processes,
+            sharding=self.sharding,
+        )
+        return checkpointing(training, int(torch.cuda.mem_get_info()[1] * (1 - beside)))
 
 
-def trainer_arguments(run: Run, steps: int, batch_size: int) -> dict[str, Any]:
-    """The arguments that all trainers share; `batch_size` sequences make an optimizer step.
+def trainer_arguments(run: Run, steps: int, batch_size: int, optimizer: str = "adamw") -> dict[str, Any]:
+    """The arguments that all trainers share; `batch_size` sequences make an optimizer step, of which each process gets
+    its part whole (see `batches`).
 
-    TRL's defaults are bfloat16 and gradient checkpointing, which a CPU must not get; the library's own
-    logging, checkpoints, progress bar and NaN filter are off, since this package reports, saves and halts
-    itself.
+    TRL's defaults are bfloat16 and gradient checkpointing, which a CPU must not get and `Run.load` sees to; the
+    library's own logging, checkpoints, progress bar and NaN filter are off, since this package reports, saves and
+    halts itself.
     """
-    micro_batch = largest_divisor(batch_size, run.micro_batch)
     return {
         "output_dir": str(run.state),
         "max_steps": steps,
-        "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": batch_size // micro_batch,
+        "per_device_train_batch_size": batch_size // run.processes,
+        "gradient_accumulation_steps": 1,
         "seed": run.seed,
         "use_cpu": run.device == "cpu",
         "bf16": run.dtype == torch.bfloat16,
-        "gradient_checkpointing": run.device != "cpu",
-        "optim": "adamw_torch_fused",
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch_fused" if optimizer == "adamw" else "adamw_8bit",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "dataloader_pin_memory": run.device != "cpu",
+        "dataloader_pin_memory": False,
     }
 
 
@@ -106,11 +148,6 @@ def training_order(count: int, total: int, seed: int) -> list[int]:
         random.Random(f"{seed}:{number}").shuffle(one_pass)
         order += one_pass
     return order[:total]
-
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is at most `at_most`."""
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
 
 
 @contextmanager

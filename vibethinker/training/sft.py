@@ -1,51 +1,51 @@
 """The step `specialist`: supervised training of one model on the full reasoning traces of its domains.
 
 Every trace becomes prompt, trace and EOS (`vibethinker.data.prompts`), with the loss on trace and EOS alone.
-TRL's SFTTrainer does the training; what it sees, and in which order, is decided here: each pass over the
-traces is a seeded shuffle, the examples of one optimizer step are sorted by length, so that its micro-batches
-hold little padding, and the loss is the mean over the step's completion tokens. So neither the micro-batch
-nor the position of a resumed run changes what is computed.
+transformers' Trainer does the training; what it sees, and in which order, is decided here: each pass over the
+traces is a seeded shuffle, an update's examples are split into micro-batches of similar length (`batches`), and the
+loss is the mean over the update's completion tokens. So neither the micro-batch, nor the number of processes, nor the
+position of a resumed run changes what is computed, but for rounding.
 
 A trace that exceeds `max_length` is left out and counted, never cut. `packing` joins traces to sequences of
-`max_length` whose parts don't attend to each other.
+`max_length` whose parts don't attend to each other, and an update takes `batch_size` of those. On a GPU sequences
+are laid end to end either way (`packed`); on a CPU, and by Unsloth, they are padded, and the parts of a packed one told
+apart by their positions.
 
-Left out: fused losses, activation offloading, several GPUs.
+Left out: activation offloading, context parallelism.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from datasets import Dataset
+from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer, pack_dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from trl import pack_dataset
 
 from vibethinker.data.prompts import all_training_ids
 from vibethinker.data.schema import Trace, read_records
 from vibethinker.errors import DataError
-from vibethinker.models import load_model, load_tokenizer, seed_everything, set_threads
+from vibethinker.models import load_tokenizer, seed_everything, set_threads
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
+from vibethinker.training import packed
+from vibethinker.training.batches import accumulate, agreed, split
 from vibethinker.training.callbacks import Checkpoints, Reporter
-from vibethinker.training.common import (
-    Run,
-    lora_config,
-    memory_errors,
-    train_quietly,
-    trainer_arguments,
-    training_order,
-)
+from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
 
 METRICS = {
     "loss": "loss",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
-    "entropy": "entropy",
-    "mean_token_accuracy": "token_accuracy",
+    "token_accuracy": "token_accuracy",
 }
 
 
@@ -84,8 +84,7 @@ def run(context: StepContext) -> Metrics:
     if left_out:
         context.emit.warning(f"{left_out} of {len(traces)} traces exceed {settings.max_length} tokens: left out.")
     with memory_errors():
-        weights = run.weights_dtype(settings.method)
-        model = load_model(context.inputs["base"], device=run.device, dtype=weights)
+        model = run.load(context.inputs["base"], settings, settings.max_length)
         last = fine_tune(model, tokenizer, examples, settings, run, context.output / "checkpoints")
     return {"traces": len(examples), "traces_left_out": left_out, "loss": last["loss"]}
 
@@ -111,35 +110,35 @@ def fine_tune(
     checkpoints: Path | None = None,
     optimizer: Optimizer | None = None,
 ) -> Metrics:
-    """Train `model` in place (with `method: lora`, adapters on it) and return the last step's metrics; into
-    the folder `checkpoints`, if given, go the evenly spaced checkpoints. Without `optimizer` it is AdamW."""
+    """Train `model`, or the adapters on it, in place and return the last step's metrics; into the folder
+    `checkpoints`, if given, go the evenly spaced checkpoints. Without `optimizer` it is AdamW."""
     rows = _packed(examples, settings.max_length) if settings.packing else _plain(examples)
     lengths = [len(ids) for ids in rows["input_ids"]]
     order = training_order(len(rows), settings.steps * settings.batch_size, run.seed)
-    arguments = SFTConfig(
-        **trainer_arguments(run, settings.steps, settings.batch_size),
+    arguments = TrainingArguments(
+        **trainer_arguments(run, settings.steps, settings.batch_size, settings.optimizer),
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr": settings.final_learning_rate},
         warmup_steps=math.ceil(settings.steps * settings.warmup),
         weight_decay=settings.weight_decay,
         train_sampling_strategy="sequential",
-        max_length=None,
-        padding_free=settings.packing,
-        # The chunked loss saves memory with a real vocabulary and costs time with a tiny one.
-        loss_type="nll" if len(tokenizer) <= 4096 else "chunked_nll",
+        remove_unused_columns=False,
     )
     reporter = Reporter(run.emit, run.metrics_file, settings.steps, METRICS, tokens="num_tokens")
     callbacks = [reporter]
     if checkpoints is not None:
         kept = checkpoint_steps(settings.steps, settings.checkpoints)
         callbacks.append(Checkpoints(checkpoints, kept, tokenizer, run.dtype))
-    trainer = SFTTrainer(
+    compiled = run.quantization == "none"
+    trainer = SpecialistTrainer(
+        run.micro_tokens,
+        end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
+        pad=tokenizer.pad_token_id or 0,
         model=model,
         args=arguments,
-        train_dataset=rows.select(batches_by_length(order, lengths, settings.batch_size)),
-        processing_class=tokenizer,
-        peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
+        train_dataset=rows.select(batches_by_length(order, lengths, settings.batch_size, run.processes)),
+        data_collator=lambda rows: {"rows": rows},
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
@@ -147,15 +146,120 @@ def fine_tune(
     return reporter.last
 
 
-def batches_by_length(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[int]:
-    """The order with each batch sorted by length, so that its micro-batches hold little padding."""
+class SpecialistTrainer(Trainer):
+    """transformers' Trainer over whole updates.
+
+    Args:
+        micro_tokens: most tokens of a forward and backward pass.
+        end_to_end: whether `packed.prepare` has made the model ready for sequences laid end to end.
+        pad: the token that fills a rectangle.
+        **trainer: what Trainer takes. The dataset's rows have `input_ids`, `labels`, and `seq_lengths` where they are
+            packed.
+    """
+
+    def __init__(self, micro_tokens: int, *, end_to_end: bool, pad: int, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self._micro_tokens, self._end_to_end, self._pad = micro_tokens, end_to_end, pad
+        self._row: dict[str, float] = {}
+        self._tokens = 0
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One update's forward and backward passes; the loss is the mean over its completion tokens."""
+        model.train()
+        rows = inputs["rows"]
+        device = self.accelerator.device
+        own = torch.tensor([sum(map(_counted, rows)), sum(len(row["input_ids"]) for row in rows)], device=device)
+        counted, tokens = self.accelerator.reduce(own, reduction="sum").tolist()
+        right = torch.zeros((), device=device)
+
+        def loss(part: list[int]) -> Tensor:
+            nonlocal right
+            # An empty part runs for the sake of the other processes, and counts for nothing.
+            chosen, share = ([rows[i] for i in part], 1.0) if part else (rows[:1], 0.0)
+            weight = share * self.accelerator.num_processes / max(1, counted)
+            value, hits = (self._packed_nll if self._end_to_end else self._padded_nll)(model, chosen, weight)
+            right = right + share * hits.detach()
+            return value
+
+        total = accumulate(self, model, self._parts(rows), loss)
+        self._tokens += tokens
+        right = self.accelerator.reduce(right, reduction="sum")
+        self._row = {"num_tokens": self._tokens, "token_accuracy": float(right) / max(1, counted)}
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs.update(self._row)
+        super().log(logs, start_time)
+
+    def _parts(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        padded = not self._end_to_end
+        least = agreed(self, len(split(lengths, self._micro_tokens, padded=padded)))
+        return split(lengths, self._micro_tokens, padded=padded, least=least)
+
+    def _packed_nll(
+        self, model: torch.nn.Module, rows: Sequence[dict[str, Any]], weight: float
+    ) -> tuple[Tensor, Tensor]:
+        pieces = [length for row in rows for length in _lengths(row)]
+        ids, labels = (
+            torch.tensor([token for row in rows for token in row[name]], device=self.accelerator.device).split(pieces)
+            for name in ("input_ids", "labels")
+        )
+        inner = packed.plain(self.accelerator.unwrap_model(model))
+        return packed.nll(model, inner, ids, labels, weight)
+
+    def _padded_nll(
+        self, model: torch.nn.Module, rows: Sequence[dict[str, Any]], weight: float
+    ) -> tuple[Tensor, Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+
+        def rectangle(of: Sequence[Sequence[int]], fill: int) -> Tensor:
+            filled = [[*row, *[fill] * (longest - len(row))] for row in of]
+            return torch.tensor(filled, device=self.accelerator.device)
+
+        ids = rectangle([row["input_ids"] for row in rows], self._pad)
+        labels = rectangle([row["labels"] for row in rows], -100)
+        if "seq_lengths" in rows[0]:
+            # Positions that start anew keep the pieces, of which the padding is one, from attending to each other.
+            starts = rectangle([[at for length in _lengths(row) for at in range(length)] for row in rows], 0)
+            labels = labels.masked_fill(starts == 0, -100)
+            logits = model(input_ids=ids, position_ids=starts, use_cache=False).logits
+        else:
+            mask = rectangle([[1] * len(row["input_ids"]) for row in rows], 0)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        targets = labels[:, 1:].flatten()
+        flat = logits[:, :-1].flatten(0, 1)
+        value = torch.nn.functional.cross_entropy(flat.float(), targets, ignore_index=-100, reduction="sum")
+        return value * weight, (flat.detach().argmax(-1) == targets).sum()
+
+
+def batches_by_length(order: Sequence[int], lengths: Sequence[int], batch_size: int, processes: int = 1) -> list[int]:
+    """The order with each batch sorted by length, and dealt out so that each process's part of it takes as long as the
+    others'."""
     batches = (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-    return [number for batch in batches for number in sorted(batch, key=lambda n: lengths[n])]
+    found: list[int] = []
+    for batch in batches:
+        by_length = sorted(batch, key=lambda n: lengths[n])
+        found += [number for process in range(processes) for number in by_length[process::processes]]
+    return found
 
 
 def checkpoint_steps(steps: int, count: int) -> list[int]:
     """`count` evenly spaced steps, the last one included."""
     return sorted({round(steps * (i + 1) / count) for i in range(count)})
+
+
+def _lengths(row: dict[str, Any]) -> list[int]:
+    """Of the pieces of a packed row, or of a whole one."""
+    return list(row.get("seq_lengths") or [len(row["input_ids"])])
+
+
+def _counted(row: dict[str, Any]) -> int:
+    """How many tokens of a row the loss counts."""
+    starts = {0, *itertools.accumulate(_lengths(row))}
+    return sum(label != -100 and at not in starts for at, label in enumerate(row["labels"]))
 
 
 def _plain(examples: Sequence[Example]) -> Dataset:

@@ -7,21 +7,23 @@ and problems that it always or never solves are left out [3B]. Training goes thr
 pass, each a seeded shuffle, one on-policy update a batch of `batch_size / group_size` prompts; see `trainer`
 and `mgpo`.
 
-The output is a whole model (adapters are merged into the unquantised start), metrics.jsonl and signal.json.
+Rollouts come from vLLM beside the trainer where it is installed, else from the model in training itself.
 
-Left out: refilling groups of one verdict (dynamic sampling), rollouts by another engine than the trainer's
-weights.
+The output is a whole model (adapters are merged into the unquantised start), metrics.jsonl and signal.json.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
@@ -32,22 +34,19 @@ from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_records
 from vibethinker.data.sources import read_stage_file
 from vibethinker.errors import DataError
-from vibethinker.evaluation.measuring import Outcome, derived_seed, grading_item, measure, scores
-from vibethinker.generation import Completion
-from vibethinker.generation.transformers_engine import TransformersEngine
+from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, scores
+from vibethinker.generation import Engine
+from vibethinker.generation.opening import engine_name, open_engine
 from vibethinker.models import load_model, load_tokenizer, save_model, seed_everything, set_threads
-from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage
+from vibethinker.models.policy import policy_tensors
+from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage, Vllm
 from vibethinker.steps import Metrics, StepContext
+from vibethinker.training import packed
 from vibethinker.training.callbacks import Collapse, Reporter
-from vibethinker.training.common import (
-    Run,
-    lora_config,
-    memory_errors,
-    train_quietly,
-    trainer_arguments,
-    training_order,
-)
-from vibethinker.training.trainer import Rollouts, SignalTrainer
+from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
+from vibethinker.training.phases import Phases
+from vibethinker.training.rollouts import RolloutGrading, Rollouts
+from vibethinker.training.trainer import SignalTrainer
 from vibethinker.verification import Verifier
 
 # The trainer's metric → its name in metrics.jsonl.
@@ -65,6 +64,8 @@ METRICS = {
     "zero_variance": "zero_variance",
     "truncated": "truncated",
     "infrastructure": "infrastructure",
+    "importance": "importance",
+    "engine_gap": "engine_gap",
 }
 
 
@@ -81,59 +82,28 @@ def run(context: StepContext) -> Metrics:
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
     run = Run.of(context, base_model, micro_tokens=context.execution["signal_micro_tokens"])
     set_threads(context.execution["threads"])
-    seed_everything(run.seed, run.deterministic)
     start, validation = context.inputs["model"], {}
     with verifiers.of_step(context) as grader, memory_errors():
         training = SignalTraining(context, run, load_tokenizer(start), grader)
         if training.stage.reward == "code":
             grader.try_sandbox()  # before hours of rollouts rather than at the first program
         problems = training.problems()
-        method = training.objective.method
-        model = load_model(start, device=run.device, dtype=run.weights_dtype(method))
-        trained = training.train(model, training.of_middling_difficulty(model, problems))
-        if method == "lora":
-            adapter = run.state / "adapter"
-            save_model(trained, training.tokenizer, adapter)
-            trained = load_model(adapter, base=start, device=run.device, dtype=run.weights_dtype("full"))
-        save_model(trained, training.tokenizer, context.output, run.dtype)
-        if training.stage.validation_data is not None:
-            validation = training.validate(trained)
+        with training.opened(start) as model:
+            trained = training.train(model, training.of_middling_difficulty(problems))
+            if training.objective.method == "lora":
+                adapter = run.state / "adapter"
+                save_model(trained, training.tokenizer, adapter)
+                place = "cpu" if training.own_weights else run.device
+                trained = load_model(adapter, base=start, device=place, dtype=torch.float32)
+            save_model(trained, training.tokenizer, context.output, run.dtype)
+            if training.stage.validation_data is not None:
+                validation = training.validate(trained)
     counts = training.counts
     write_json(
         context.output / "signal.json",
         {"stage": training.stage.name, "counts": counts, "validation": validation},
     )
     return counts | {f"validation/{name}": score["value"] for name, score in validation.items()}
-
-
-class RolloutGrading:
-    """Grades the rollouts of one generation after the other, each from the moment that it has ended."""
-
-    def __init__(self, verifier: Verifier, problems: Sequence[Problem], tell: Callable[[str], None]) -> None:
-        self._verifier, self._problems, self._tell = verifier, problems, tell
-        self._start()
-
-    def _start(self) -> None:
-        self._grading = self._verifier.submit([])
-        self._places: dict[tuple[int, str], int] = {}
-
-    def ended(self, number: int, completion: Completion) -> None:
-        """A rollout of problem `number` is known, while others are still being sampled."""
-        if not completion.truncated:
-            self._place(number, completion.text)
-
-    def _place(self, number: int, text: str) -> int:
-        if (number, text) not in self._places:
-            self._places[number, text] = self._grading.add(grading_item(self._problems[number], text))
-        return self._places[number, text]
-
-    def __call__(self, texts: Sequence[str], numbers: Sequence[int]) -> list[bool | None]:
-        """The verdicts on all rollouts of the generation."""
-        self._tell(f"grading {len(texts)} rollouts")
-        places = [self._place(number, text) for number, text in zip(numbers, texts, strict=True)]
-        verdicts = self._grading.verdicts(lambda done, total: self._tell(f"{done} of {total} answers graded"))
-        self._start()
-        return [verdicts[place].counts for place in places]
 
 
 @dataclass
@@ -145,12 +115,34 @@ class SignalTraining:
     tokenizer: PreTrainedTokenizerBase
     grader: Verifier
     counts: dict[str, int] = field(default_factory=dict)
+    engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         self.stage = Stage.model_validate(self.context.settings["stage"])
         self.objective = Objective.model_validate(self.context.settings["objective"])
         self.prompts = Prompts.model_validate(self.context.settings["prompts"])
         self.max_tokens = self.stage.context - self.objective.max_prompt_tokens
+        self.own_weights = engine_name(self.context.execution) == "vllm"
+        self.phases = Phases(self.run.device)
+
+    @contextmanager
+    def opened(self, start: Path) -> Iterator[PreTrainedModel]:
+        """The model of the folder `start`, ready to be trained, and `engine`, which samples by its weights."""
+        execution, run = self.context.execution, self.run
+        vllm = Vllm.model_validate(execution.get("vllm", {}))
+        engine, beside = None, 0.0
+        if self.own_weights:  # first, since it measures the GPU's memory and seeds everything
+            length = self.stage.context
+            engine = open_engine(start, execution=execution, tokenizer=self.tokenizer, share=True, max_length=length)
+            beside = 0.0 if vllm.sleep else vllm.shared_memory
+        try:
+            seed_everything(run.seed, run.deterministic)
+            model = run.load(start, self.objective, self.stage.context, beside)
+            self.engine = engine or open_engine(start, execution=execution, tokenizer=self.tokenizer, model=model)
+            yield model
+        finally:
+            if engine is not None:
+                engine.close()
 
     def problems(self) -> list[Problem]:
         """The stage's problems with prompts that aren't too long; each has what its reward needs."""
@@ -187,11 +179,11 @@ class SignalTraining:
         config = json.loads((self.context.inputs["model"] / "config.json").read_text())
         return config.get("max_position_embeddings") or sys.maxsize
 
-    def of_middling_difficulty(self, model: PreTrainedModel, problems: Sequence[Problem]) -> Sequence[Problem]:
+    def of_middling_difficulty(self, problems: Sequence[Problem]) -> Sequence[Problem]:
         """The problems that the starting model solves sometimes [3B]; all of them where the filter is off."""
         if not self.objective.difficulty_samples:
             return problems
-        outcomes = self._measure(model, problems, self.objective.difficulty_samples, "difficulty", 0)
+        outcomes = self._measure(problems, self.objective.difficulty_samples, "difficulty", 0)
         kept = [outcome.problem for outcome in outcomes if 0 < outcome.correct < outcome.samples]
         never = sum(outcome.correct == 0 for outcome in outcomes)
         self.counts |= {"never_solved": never, "always_solved": len(problems) - len(kept) - never}
@@ -207,30 +199,47 @@ class SignalTraining:
         run, stage, objective = self.run, self.stage, self.objective
         ids = all_prompt_ids(self.tokenizer, problems, self.prompts)
         prompts_an_update = objective.batch_size // objective.group_size
-        order = training_order(len(problems), stage.steps * prompts_an_update, run.seed)
-        arguments = trainer_arguments(run, stage.steps, objective.batch_size)
+        planned = stage.steps * prompts_an_update
+        order = training_order(len(problems), planned * (1 + objective.refill), run.seed)
+        rows = [{"prompt": ids[number], "number": number} for number in order]
+        process = int(os.environ.get("RANK", 0))
+        spare = iter(rows[planned:][process :: run.processes])
 
         def progress(text: str) -> None:
             run.emit.progress(trainer.state.global_step, stage.steps, text)
 
-        graded = RolloutGrading(self.grader, problems, progress)
+        graded = RolloutGrading(self.grader, problems, progress, self.phases)
 
         def sampled(done: int, total: int) -> None:
             progress(f"{done} of {total} rollouts")
 
+        rollouts = Rollouts(
+            self.engine,
+            objective,
+            self.max_tokens,
+            run.seed,
+            own_weights=self.own_weights,
+            phases=self.phases,
+            progress=sampled,
+            ended=graded.ended,
+        )
+        compiled = self.own_weights and run.quantization == "none"
         trainer = SignalTrainer(
             objective=objective,
             grade=graded,
+            micro_tokens=run.micro_tokens,
+            end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
+            spare=spare,
             model=model,
             args=GRPOConfig(
-                **arguments,
+                **trainer_arguments(run, stage.steps, objective.batch_size, objective.optimizer),
                 learning_rate=objective.learning_rate,
                 lr_scheduler_type="constant_with_warmup",
                 warmup_steps=math.ceil(stage.steps * objective.warmup),
                 max_grad_norm=objective.max_grad_norm,
                 num_generations=objective.group_size,
                 max_completion_length=self.max_tokens,
-                steps_per_generation=arguments["gradient_accumulation_steps"],
+                steps_per_generation=1,
                 num_iterations=1,
                 loss_type="grpo",
                 scale_rewards="group",
@@ -242,40 +251,41 @@ class SignalTraining:
                 shuffle_dataset=False,
                 remove_unused_columns=False,
             ),
-            train_dataset=Dataset.from_dict({"prompt": [ids[n] for n in order], "number": order}),
+            train_dataset=Dataset.from_list(rows[:planned]),
             processing_class=self.tokenizer,
-            peft_config=lora_config(objective.lora) if objective.method == "lora" else None,
-            rollout_func=Rollouts(self._engine(model), objective, self.max_tokens, run.seed, sampled, graded.ended),
+            rollout_func=rollouts,
             callbacks=[
-                Reporter(run.emit, run.metrics_file, stage.steps, METRICS, tokens="num_tokens"),
+                Reporter(run.emit, run.metrics_file, stage.steps, METRICS, tokens="num_tokens", phases=self.phases),
                 Collapse(),
             ],
         )
         train_quietly(trainer)
         self.counts |= trainer.totals
-        return trainer.model
+        return trainer.accelerator.unwrap_model(trainer.model)
 
     def validate(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """The trained model's scores on the stage's validation file, `group_size` samples a problem."""
         problems = self._read(self.stage.validation_data)
         size = self.objective.group_size
-        outcomes = self._measure(model, problems, size, "validation", self.stage.steps)
+        if self.own_weights:
+            self.engine.wake()
+            self.engine.update(policy_tensors(model))
+        else:
+            execution = self.context.execution
+            self.engine = open_engine(self.context.output, execution=execution, tokenizer=self.tokenizer, model=model)
+        outcomes = self._measure(problems, size, "validation", self.stage.steps)
         return scores(outcomes, self._sampling(size), self.grader)
 
     def _read(self, path: str) -> list[Problem]:
         return read_stage_file(Path(self.context.execution["paths"][path]), self.stage.reward)
 
-    def _measure(
-        self, model: PreTrainedModel, problems: Sequence[Problem], samples: int, purpose: str, step: int
-    ) -> list[Outcome]:
+    def _measure(self, problems: Sequence[Problem], samples: int, purpose: str, step: int) -> list[Outcome]:
         def progress(done: int, total: int, text: str) -> None:
             self.run.emit.progress(step, self.stage.steps, f"{purpose}: {text}, {done} of {total}")
 
         seed = derived_seed(self.run.seed, purpose, self.stage.name)
         sampling = self._sampling(samples)
-        return measure(
-            self._engine(model), self.tokenizer, self.grader, problems, sampling, self.prompts, seed, progress
-        )
+        return measure(self.engine, self.tokenizer, self.grader, problems, sampling, self.prompts, seed, progress)
 
     def _sampling(self, samples: int) -> Evaluation:
         """Sampling as in training, for measurements."""
@@ -287,6 +297,3 @@ class SignalTraining:
             top_p=objective.top_p,
             max_tokens=self.max_tokens,
         )
-
-    def _engine(self, model: PreTrainedModel) -> TransformersEngine:
-        return TransformersEngine(model, self.tokenizer, self.context.execution["generation_batch"])

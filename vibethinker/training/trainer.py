@@ -2,98 +2,48 @@
 
 What differs from TRL's own GRPO, and through which of its hooks:
 
-- rollouts: `rollout_func` asks a `vibethinker.generation` engine that decodes with the very weights in
-  training, so the policy is never stale; prompts are token ids from the data to the loss, so a rollout is
-  trained on exactly the prompt that it was sampled from;
+- rollouts: `rollout_func` asks a `vibethinker.generation` engine that has the weights in training (`rollouts`), so the
+  policy is never stale; prompts are token ids from the data to the loss, so a rollout is trained on exactly the prompt
+  that it was sampled from;
 - rewards: one reward function returns the raw verdicts, graded as one batch a generation, None for those left
   out; `_calculate_rewards` returns them gathered, where Long2Short may shape them;
 - advantages: `_generate_and_score_completions` returns them before the shuffle, groups contiguous, as
   (r − mean)/(std + 1e-4) with Bessel's correction; here they are multiplied by w(p). At λ = 0 every w is 1,
-  and with one micro-batch the whole is TRL's GRPO bit for bit;
-- micro-batches: where there are several, rollouts of similar length go together and each is cut to its own
-  longest, since most of a generation's rectangle is padding; rollouts with advantage 0 are not computed at all,
-  unless a KL term acts on them. So the entropy that TRL logs is that of the rollouts trained on.
+  and with one micro-batch on a CPU the whole is TRL's GRPO bit for bit;
+- refills: groups of one verdict teach nothing; with `refill` other problems take their place, before the update;
+- micro-batches: `training_step` takes the update's rollouts whole and splits them by tokens (`batches`), those of
+  similar length together; rollouts with advantage 0 are not computed at all, unless a KL term acts on them. So the
+  entropy that TRL logs is that of the rollouts trained on;
+- log-probabilities: on a GPU of sequences laid end to end (`packed`), else TRL's own;
+- truncated importance sampling [3B]: an engine of its own rounds otherwise than the trainer, so each token counts by
+  min(π_trainer/π_engine, cap), through the advantages, of which TRL takes one a token.
 
 A rollout is left out (no verdict, or truncated with `truncated: mask`) from p, from the baseline and from the
-loss; the mean over rollouts still divides by all of them. Left out of this module: several processes.
+loss; the mean over rollouts still divides by all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer.utils import shuffle_sequence_dict
+from trl.trainer.utils import pad, shuffle_sequence_dict
 
 from vibethinker.errors import InfrastructureError
-from vibethinker.generation import Completion, Engine
 from vibethinker.settings import Objective
-from vibethinker.training import mgpo
+from vibethinker.training import mgpo, packed
+from vibethinker.training.batches import accumulate, agreed, split
+from vibethinker.training.rollouts import Batch, Rollouts
 
-Batch = dict[str, Any]
 # Rollout texts and, for each, the number of its problem in the data → verdicts: True, False, or None for failed.
 Grade = Callable[[Sequence[str], Sequence[int]], Sequence[bool | None]]
-# Of TRL's batch: padded on the left, and padded on the right.
+# Of TRL's batch: padded on the left, and padded on the right; what fills the first three is the pad token, 0, 0.
 _PROMPT, _COMPLETION = ("prompt_ids", "prompt_mask"), (
-    "completion_ids", "completion_mask", "ref_per_token_logps", "tool_mask",
+    "completion_ids", "completion_mask", "ref_per_token_logps", "sampling_per_token_logps", "tool_mask",
 )  # fmt: skip
-
-
-class Rollouts:
-    """TRL's rollout function: `group_size` completions of each prompt, from an engine.
-
-    Args:
-        engine: decodes with the weights in training.
-        objective: group size, temperature and nucleus.
-        max_tokens: longest completion.
-        seed: of the run; each generation derives its own.
-        progress: called with finished and all rollouts of the generation.
-        ended: called with the problem's number and each rollout as soon as it is known.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        objective: Objective,
-        max_tokens: int,
-        seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        ended: Callable[[int, Completion], None] | None = None,
-    ) -> None:
-        self._engine, self._objective, self._max_tokens = engine, objective, max_tokens
-        self._seed, self._progress, self._ended = seed, progress, ended
-
-    def __call__(self, prompts: list[list[int]], trainer: GRPOTrainer) -> Batch:
-        """The completions of `prompts`, token ids, in which each prompt stands `group_size` times in a
-        row."""
-        size, tell = self._objective.group_size, self._ended
-
-        def ended(index: int, sample: int, completion: Completion) -> None:
-            if tell:
-                tell(trainer.numbers[index * size], completion)
-
-        with trainer.accelerator.autocast():
-            groups = self._engine.generate(
-                prompts[::size],
-                samples=size,
-                max_tokens=self._max_tokens,
-                temperature=self._objective.temperature,
-                top_p=self._objective.top_p,
-                seed=(self._seed << 32) + trainer.state.global_step,
-                progress=self._progress,
-                ended=ended,
-            )
-        completions: list[Completion] = [completion for group in groups for completion in group]
-        return {
-            "prompt_ids": prompts,
-            "completion_ids": [list(completion.ids) for completion in completions],
-            "logprobs": None,
-            "text": [completion.text for completion in completions],
-            "truncated": [completion.truncated for completion in completions],
-        }
 
 
 class SignalTrainer(GRPOTrainer):
@@ -102,8 +52,11 @@ class SignalTrainer(GRPOTrainer):
     Args:
         objective: the stage's settings.
         grade: the verifier of a batch of rollouts.
-        **trl: what GRPOTrainer takes. The dataset's rows have `prompt`, token ids, and `number`, the
-            problem's, in the order of training.
+        micro_tokens: most tokens of a forward and backward pass.
+        end_to_end: whether `packed.prepare` has made the model ready for sequences laid end to end.
+        spare: rows like the dataset's, for refills.
+        **trl: what GRPOTrainer takes; its rollout_func is a `Rollouts`. The dataset's rows have `prompt`, token ids,
+            and `number`, the problem's, in the order of training.
 
     Attributes:
         numbers: of the problems of the generation, one a rollout.
@@ -111,13 +64,30 @@ class SignalTrainer(GRPOTrainer):
         totals: counts over the whole training, for signal.json.
     """
 
-    def __init__(self, *, objective: Objective, grade: Grade, **trl: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        grade: Grade,
+        micro_tokens: int,
+        end_to_end: bool = False,
+        spare: Iterator[Batch] | None = None,
+        **trl: Any,
+    ) -> None:
         self._objective = objective
         self._grade = grade
+        self._micro_tokens, self._end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
+        self._rollouts: Rollouts = trl["rollout_func"]
         self.numbers: list[int] = []
         self.row: dict[str, Any] = {}
-        self.totals = dict.fromkeys(("rollouts", "truncated", "infrastructure", "groups", "zero_variance"), 0)
+        self._counts = torch.zeros(3, dtype=torch.long)  # rollouts, truncated ones, those that the verifier failed on
+        self._groups: list[tuple[Tensor, Tensor]] = []  # of each generation: verdicts, and which groups teach nothing
+        self.totals = dict.fromkeys(
+            ("rollouts", "truncated", "infrastructure", "groups", "zero_variance", "refilled"), 0
+        )
         super().__init__(reward_funcs=[self.verdicts], **trl)
+        if end_to_end and self.ref_model is not None:
+            packed.prepare(self.ref_model, torch.float32, compiled=False)
 
     def verdicts(self, text: list[str], truncated: list[bool], number: list[int], **_: Any) -> list[float | None]:
         """The raw verdicts, 1, 0 or None; a truncated rollout isn't graded: it is wrong, or left out."""
@@ -131,84 +101,167 @@ class SignalTrainer(GRPOTrainer):
             )
         for i, verdict in zip(graded, found, strict=True):
             values[i] = None if verdict is None else float(verdict)
-        self.row = {
-            "truncated": sum(truncated) / len(truncated),
-            "infrastructure": sum(verdict is None for verdict in found),
-        }
-        self.totals["truncated"] += sum(truncated)
-        self.totals["infrastructure"] += self.row["infrastructure"]
+        self._counts += torch.tensor([len(text), sum(truncated), sum(verdict is None for verdict in found)])
         return values
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One update: rollouts of the prompts, then the forward and backward passes over them."""
+        model.train()
+        batch = shuffle_sequence_dict(self._gather_rollouts(inputs))
+        self._rollouts.rest()
+        parts = self._parts(batch)
+
+        def loss(rows: Tensor) -> Tensor:
+            # TRL's loss is the mean over a part's rollouts; together they are the mean over the update's.
+            part = _cut(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device))
+            part["advantages"] = part["advantages"] * (len(rows) / len(batch["advantages"]))
+            return self.compute_loss(model, part)
+
+        total = accumulate(self, model, parts, loss)
+        self._step += 1
+        return total
+
+    def _parts(self, batch: Batch) -> list[Tensor]:
+        """The rows of each micro-batch."""
+        device = batch["advantages"].device
+        rows = torch.arange(len(batch["advantages"]), device=device)
+        rectangle = (batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]) * len(rows)
+        if not self._end_to_end and agreed(self, rectangle) <= self._micro_tokens:
+            return [rows]
+        if self.beta == 0:
+            rows = rows[batch["advantages"] != 0]
+        if not len(rows):  # the optimizer's moments still move the weights
+            rows = torch.zeros(1, dtype=torch.long, device=device)
+        lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[rows].tolist()
+        padded = not self._end_to_end
+        least = agreed(self, len(split(lengths, self._micro_tokens, padded=padded)))
+        parts = split(lengths, self._micro_tokens, padded=padded, least=least)
+        return [rows[torch.tensor(part, dtype=torch.long, device=device)] for part in parts]
+
+    def _gather_rollouts(self, inputs: list[Batch]) -> Batch:
+        """The scored rollouts of an update, with other problems in the place of groups of one verdict."""
+        size = self.num_generations
+        self.row, self._groups = {}, []
+        self._counts.zero_()
+        batch = self._generate_and_score_completions(inputs)
+        for _ in range(self._objective.refill):
+            flat = (batch["advantages"].view(-1, size) == 0).all(1).nonzero().squeeze(-1).tolist()
+            wanted = agreed(self, len(flat))
+            fresh = [row for _, row in zip(range(wanted), self._spare, strict=False)]
+            if not wanted or len(fresh) < wanted:
+                break
+            more = self._generate_and_score_completions([dict(row) for row in fresh for _ in range(size)])
+            self.totals["refilled"] += len(flat)
+            batch = self._replaced(batch, flat, more)
+        self._measure()
+        return batch
+
+    def _replaced(self, batch: Batch, flat: list[int], more: Batch) -> Batch:
+        """The batch with the groups `flat` replaced by the first ones of `more`."""
+        size, count = self.num_generations, len(batch["advantages"])
+        sources = list(range(count))
+        for place, group in enumerate(flat):
+            sources[group * size : (group + 1) * size] = range(count + place * size, count + (place + 1) * size)
+        fill = {"prompt_ids": self._tokenizer.pad_token_id, "completion_ids": self._tokenizer.pad_token_id}
+        merged = dict(batch)
+        for name in (*_PROMPT, *_COMPLETION):
+            if name in batch or name in more:
+                # Only `tool_mask` can be in one of them alone: nothing is left out of the other.
+                both = [one[name] if name in one else one["completion_mask"].clone() for one in (batch, more)]
+                side = "left" if name in _PROMPT else "right"
+                rows = [row for one in both for row in one]
+                merged[name] = pad(rows, padding_value=fill.get(name, 0), padding_side=side)[sources]
+        merged["advantages"] = torch.cat([batch["advantages"], more["advantages"]])[sources]
+        return merged
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._verdicts = rewards[:, 0].view(-1, self.num_generations).clone()
         if self._objective.long2short:
-            lengths = torch.tensor([len(ids) for ids in completion_ids_list], device=rewards.device)
-            shaped = mgpo.long2short(
-                self._verdicts, lengths.view_as(self._verdicts), self._verdicts, self._objective.long2short
-            )
+            own = torch.tensor([len(ids) for ids in completion_ids_list], device=rewards.device)
+            lengths = self.accelerator.gather(own).view_as(self._verdicts)
+            shaped = mgpo.long2short(self._verdicts, lengths, self._verdicts, self._objective.long2short)
             rewards = shaped.view(-1, 1)
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         self.numbers = [row["number"] for row in inputs]
         batch = super()._generate_and_score_completions(inputs)
-        verdicts = self._verdicts
+        groups = len(inputs) // self.num_generations
+        own = slice(self.accelerator.process_index * groups, (self.accelerator.process_index + 1) * groups)
+        verdicts = self._verdicts[own]  # of this process's groups; those of all count in what is measured
         advantages = batch["advantages"].view_as(verdicts)
         batch["advantages"] = mgpo.modulate(advantages, verdicts, self._objective.lambda_).flatten()
         left_out = torch.isnan(verdicts).flatten()
         if left_out.any():
             batch["tool_mask"] = batch["completion_mask"] * ~left_out.unsqueeze(1)
-        self._measure(verdicts, advantages)
+        flat = self.accelerator.gather((advantages == 0).all(dim=1))
+        self._groups.append((self._verdicts, flat))
         return batch
 
-    def _measure(self, verdicts: Tensor, advantages: Tensor) -> None:
+    def _measure(self) -> None:
+        """What is known of all groups of the update, those that were replaced included."""
+        verdicts = torch.cat([found for found, _ in self._groups])
+        flat = torch.cat([one for _, one in self._groups])
+        device = self.accelerator.device
+        rollouts, truncated, failed = self.accelerator.reduce(self._counts.to(device), reduction="sum").tolist()
         p = mgpo.accuracy(verdicts)
         known = p[~torch.isnan(p)]
-        flat = (advantages == 0).all(dim=1)
-        self.row |= {"p_histogram": mgpo.histogram(p), "zero_variance": flat.float().mean().item()}
+        self.row |= {
+            "truncated": truncated / rollouts,
+            "infrastructure": failed,
+            "p_histogram": mgpo.histogram(p),
+            "zero_variance": flat.float().mean().item(),
+        }
         if len(known):  # else every rollout was left out
             self.row["p"] = known.mean().item()
             self.row["weight"] = mgpo.weight(known, self._objective.lambda_).mean().item()
-        self.totals["rollouts"] += verdicts.numel()
+        if self._rollouts.gap is not None:
+            self.row["engine_gap"] = self._rollouts.gap
+        self.totals["rollouts"] += rollouts
+        self.totals["truncated"] += truncated
+        self.totals["infrastructure"] += failed
         self.totals["groups"] += len(p)
         self.totals["zero_variance"] += int(flat.sum())
 
-    def _prepare_inputs(self, generation_batch: Any) -> Batch:
-        """The micro-batch of this forward pass; a new generation with the first of each update."""
-        count = self.args.steps_per_generation
-        if self._step % count == 0 or self._buffered_inputs is None:
-            batch = shuffle_sequence_dict(self._generate_and_score_completions(generation_batch))
-            self._buffered_inputs = micro_batches(batch, count, all_rows=self.beta != 0)
-        return self._buffered_inputs[self._step % count]
+    def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
+        # TRL reads the advantages after it has asked for the log-probabilities, on which the importance depends.
+        self._part = inputs = dict(inputs)
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
+    ) -> tuple[Tensor, Tensor | None, None]:
+        if self._end_to_end:
+            inner = packed.plain(self.accelerator.unwrap_model(model))
+            found, entropies = packed.logprobs(
+                model, inner, input_ids, attention_mask, logits_to_keep, self._objective.temperature
+            )
+        else:
+            found, entropies, _ = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, **options
+            )
+        sampled = self._part.pop("sampling_per_token_logps", None) if torch.is_grad_enabled() else None
+        if sampled is not None and self._objective.importance_cap:
+            ratio = torch.exp(found.detach() - sampled).nan_to_num(nan=1.0)
+            counts = self._part["completion_mask"].bool()
+            self._metrics["train"]["importance"].append(ratio[counts].mean().item())
+            capped = ratio.clamp(max=self._objective.importance_cap)
+            self._part["advantages"] = self._part["advantages"].unsqueeze(1) * capped
+        return found, entropies, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs.update(self.row)
         super().log(logs, start_time)
 
 
-def micro_batches(batch: Batch, count: int, all_rows: bool = True) -> list[Batch]:
-    """Split a generation into `count` micro-batches, rollouts of similar length together.
-
-    A single one is the batch itself. Otherwise each is cut to its longest prompt and completion, and without
-    `all_rows` rollouts of advantage 0 are dropped. TRL's loss is the mean of the micro-batches' means, so
-    advantages are scaled to make that the sum over the kept rollouts, divided by all.
-    """
-    if count == 1:
-        return [batch]
-    lengths = batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)
-    order = torch.argsort(lengths, descending=True, stable=True)
-    kept = order if all_rows else order[batch["advantages"][order] != 0]
-    if len(kept) < count:
-        kept = order
-    parts = [_cut(batch, rows) for rows in kept.tensor_split(count)]
-    for part in parts:
-        part["advantages"] = part["advantages"] * (len(part["advantages"]) * count / len(order))
-    return parts
-
-
 def _cut(batch: Batch, rows: Tensor) -> Batch:
-    part = {name: value[rows] if isinstance(value, Tensor) and value.dim() else value for name, value in batch.items()}
+    """These rows, cut to their longest prompt and completion; TRL's batch itself where they are all."""
+    if len(rows) == len(batch["advantages"]):
+        return batch if torch.equal(rows, torch.arange(len(rows), device=rows.device)) else _rows(batch, rows)
+    part = _rows(batch, rows)
     prompt = int(part["prompt_mask"].sum(dim=1).max())
     completion = int(part["completion_mask"].sum(dim=1).max())
     for name in _PROMPT:
@@ -217,3 +270,7 @@ def _cut(batch: Batch, rows: Tensor) -> Batch:
         if name in part:
             part[name] = part[name][:, :completion]
     return part
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    return {name: value[rows] if isinstance(value, Tensor) and value.dim() else value for name, value in batch.items()}

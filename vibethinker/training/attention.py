@@ -1,0 +1,73 @@
+"""Causal attention over sequences laid end to end, without padding and without a mask.
+
+transformers has packed sequences attend to themselves alone by a mask of all pairs of positions, or by the package
+flash-attn, whose wheels fit few environments. torch's own `varlen_attn` runs the same kernel. Where it can't (a CPU, a
+cache of keys, a head wider than 256) everything goes through SDPA as before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "vibethinker_varlen"
+# Fewer key heads than query heads always work, but later versions of torch want to be told.
+_GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+
+
+def use_varlen(model: PreTrainedModel) -> bool:
+    """Have a model on a GPU attend by the lengths that `boundaries` gives; False where it can't."""
+    if model.device.type != "cuda" or not model._supports_attention_backend:
+        return False
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def boundaries(lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """What a forward pass over sequences of these lengths, laid end to end in one row, takes beside the ids."""
+    ends = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths]).unsqueeze(0)
+    longest = max(lengths)
+    return {
+        "position_ids": positions,
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Query (1, heads, tokens, d), key and value (1, kv heads, tokens, d) → (1, tokens, heads, d)."""
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+    q, k, v = (x.squeeze(0).transpose(0, 1).to(half) for x in (query, key, value))
+    lengths = cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q
+    attended = varlen_attn(q, k, v, *lengths, scale=scaling, window_size=(-1, 0), **_GROUPED)
+    return attended.unsqueeze(0), None
+
+
+def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
+    """None for sequences end to end, which come without a mask; else as SDPA has it."""
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

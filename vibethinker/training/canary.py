@@ -1,0 +1,91 @@
+"""The policy canary: does the engine that samples still have the policy's weights?
+
+Trainers elsewhere have sampled from a stale or a base model for days, without an error (FIELD.md has the cases). A few
+rollouts of the first update are kept; after later updates, once the engine has been given the new weights, engine and
+trainer each say how likely their tokens are. Two things must hold:
+
+- where the trainer's log-probabilities have moved since the last look, the engine's have moved too: the engine repeats
+  its values to the bit while its weights stay the same, and hundreds of tokens never all keep theirs when weights
+  change;
+- the two agree up to what rounding explains, from the first look on.
+
+It looks at the start and after each of the first updates, when a wrong set-up shows, and then now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vibethinker.errors import DivergedError
+from vibethinker.generation import Engine
+
+Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]
+Score = Callable[[Sequences], list[list[float]]]
+
+KEPT, TOKENS = 4, 128  # rollouts, and tokens of each
+FIRST, EVERY = 3, 10  # updates
+# Mean difference of log-probabilities in nats a token. Engines of bfloat16 differ from a trainer by 0.01 to 0.03; a
+# policy that learns for a while without its engine leaves this far behind.
+TOLERANCE = 0.1
+
+
+class Canary:
+    """Compares an engine with the policy that it should sample from; see the module.
+
+    Args:
+        engine: samples the rollouts.
+        score: log-probabilities by the trainer's own weights, at temperature 1.
+
+    Attributes:
+        gap: mean absolute difference of the two, in nats a token, at the last look; None before the first.
+    """
+
+    def __init__(self, engine: Engine, score: Score) -> None:
+        self._engine, self._score = engine, score
+        self._kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self._last: tuple[list[float], list[float]] = [], []
+        self.gap: float | None = None
+
+    def start(self, rollouts: Sequences) -> None:
+        """Keep some of the first update's rollouts, sampled by the weights that both have now, and look.
+
+        Raises:
+            DivergedError: engine and policy disagree.
+        """
+        self._kept = [(tuple(prompt), tuple(ids[:TOKENS])) for prompt, ids in rollouts if len(ids)][:KEPT]
+        if self._kept:
+            self._last = self._look()
+            self._compare(0)
+
+    def check(self, update: int) -> None:
+        """Look after `update` updates, where it is time to.
+
+        Raises:
+            DivergedError: the engine's weights are not the policy's.
+        """
+        if not self._kept or (update > FIRST and update % EVERY):
+            return
+        engine, trainer = self._look()
+        stale = trainer != self._last[1] and engine == self._last[0]
+        self._last = engine, trainer
+        if stale:
+            raise DivergedError(
+                f"The engine that samples has not taken the policy's weights after {update} updates: its "
+                "log-probabilities stayed the same while the trainer's moved. Nothing that it sampled since is of use; "
+                "set execution.engine to transformers, and report this with the versions of vllm and transformers."
+            )
+        self._compare(update)
+
+    def _compare(self, update: int) -> None:
+        engine, trainer = self._last
+        self.gap = sum(abs(a - b) for a, b in zip(engine, trainer, strict=True)) / len(engine)
+        if not self.gap <= TOLERANCE:
+            raise DivergedError(
+                f"Engine and trainer disagree by {self.gap:.3f} nats a token after {update} updates: the engine does "
+                "not sample from the policy, so nothing can be learned from its rollouts; set execution.engine to "
+                "transformers, and report this with the versions of vllm and transformers."
+            )
+
+    def _look(self) -> tuple[list[float], list[float]]:
+        engine, trainer = self._engine.score(self._kept), self._score(self._kept)
+        return [x for row in engine for x in row], [x for row in trainer for x in row]

@@ -1,0 +1,137 @@
+"""Forward passes of a model in training over sequences laid end to end, without padding, masks or whole logits.
+
+On a GPU a model is prepared once: its attention takes the sequences' lengths (`attention`), its blocks are compiled,
+one graph for all of them and all lengths, and under autocast its residual stream is bfloat16, as it is in the engine
+that samples. The output projection is told which positions count and computes from them, chunk by chunk, what the loss
+needs (`logprobs`); it does so within the model's own forward pass, so that wrappers for several processes see an
+ordinary one.
+
+Left out: models whose head has a bias or scales its logits, Unsloth's models, which come with kernels of their own,
+and CPUs, where a padded rectangle is faster: those train on padded batches (see `prepare`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from vibethinker.training import attention
+from vibethinker.training.logprobs import token_logprobs, weighted_nll
+
+Head = Callable[[Tensor, Tensor], Tensor]
+
+
+def prepare(model: PreTrainedModel, dtype: torch.dtype, *, compiled: bool = True) -> bool:
+    """Make a model ready for packed passes, in place; False where it can't be, and nothing was changed.
+
+    Args:
+        dtype: type of computation under autocast.
+        compiled: compile its blocks; not where they are quantised, or also decode with a cache.
+    """
+    inner = plain(model)
+    if not can_pack(inner) or not attention.use_varlen(inner):
+        return False
+    if dtype == torch.bfloat16:
+        inner.get_input_embeddings().register_forward_hook(lambda module, ids, output: output.to(dtype))
+    if compiled:
+        for block in inner.model.layers:
+            block.compile(dynamic=True)
+    return True
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are its head's product with the hidden states and nothing else."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    scaled = any(
+        getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "output_multiplier")
+    )
+    blocks = getattr(getattr(model, "model", None), "layers", None)
+    return isinstance(head, torch.nn.Linear) and head.bias is None and not scaled and blocks is not None
+
+
+def plain(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model within adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def nll(
+    model: torch.nn.Module, inner: PreTrainedModel, rows: Sequence[Tensor], labels: Sequence[Tensor], weight: float
+):
+    """−weight · Σ log p over the tokens whose label counts.
+
+    Args:
+        model: what is called, wrappers of several processes included; `inner` is the model within.
+        rows: token ids of each sequence.
+        labels: of the same shape; -100 where a token doesn't count.
+
+    Returns:
+        The loss, and how many of the tokens were the likeliest.
+    """
+    ids, wanted = torch.cat(list(rows)), torch.cat(list(labels))
+    lengths = [len(row) for row in rows]
+    first = torch.tensor([0, *lengths[:-1]], device=ids.device).cumsum(0)
+    wanted = wanted.index_fill(0, first, -100)  # nothing predicts a sequence's first token
+    at = (wanted != -100).nonzero().squeeze(-1)
+    targets = wanted[at]
+
+    def head(hidden: Tensor, projection: Tensor) -> Tensor:
+        return torch.stack(
+            weighted_nll(hidden, projection, targets, torch.full_like(targets, weight, dtype=torch.float32))
+        )
+
+    loss, right = _pass(model, inner, ids, lengths, at - 1, head)
+    return loss, right
+
+
+def logprobs(
+    model: torch.nn.Module, inner: PreTrainedModel, ids: Tensor, mask: Tensor, completion: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of completions in a padded rectangle, 0 where there is padding.
+
+    Args:
+        model, inner: see `nll`.
+        ids: shape (rows, length), prompts padded on the left and completions on the right.
+        mask: of the same shape, 1 for tokens.
+        completion: how many of the last columns are completions.
+
+    Returns:
+        Two of shape (rows, completion), float32; the first one has a gradient.
+    """
+    tokens = mask.bool()
+    scored = tokens.clone()
+    scored[:, : ids.shape[1] - completion] = False
+    at = scored[tokens].nonzero().squeeze(-1)
+    flat = ids[tokens]
+
+    def head(hidden: Tensor, projection: Tensor) -> Tensor:
+        return torch.stack(token_logprobs(hidden, projection, flat[at], temperature))
+
+    found = _pass(model, inner, flat, tokens.sum(1).tolist(), at - 1, head)
+    where = scored[:, ids.shape[1] - completion :]
+    empty = found.new_zeros(where.shape)
+    return empty.masked_scatter(where, found[0]), empty.masked_scatter(where, found[1].detach())
+
+
+def _pass(
+    model: torch.nn.Module, inner: PreTrainedModel, ids: Tensor, lengths: list[int], at: Tensor, head: Head
+) -> Tensor:
+    """What `head` makes of the hidden states at the positions `at`."""
+    with _headed(inner, head):
+        return model(
+            input_ids=ids.unsqueeze(0), use_cache=False, logits_to_keep=at, **attention.boundaries(lengths, ids.device)
+        ).logits
+
+
+@contextmanager
+def _headed(inner: PreTrainedModel, head: Head) -> Iterator[None]:
+    projection: Any = inner.get_output_embeddings()
+    projection.forward = lambda hidden: head(hidden.squeeze(0), projection.weight)
+    try:
+        yield
+    finally:
+        del projection.forward
