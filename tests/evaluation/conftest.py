@@ -29,7 +29,7 @@ class Scripted:
     def __init__(self, answers: list[list[str]]) -> None:
         self.answers = answers
 
-    def generate(self, prompts, *, samples, max_tokens, temperature, top_p, seed, progress=None, ended=None):
+    def generate(self, prompts, *, samples, max_tokens, temperature, top_p, seed, first=0, progress=None, ended=None):
         assert len(prompts) == len(self.answers) and all(len(texts) == samples for texts in self.answers)
         if progress:
             progress(len(prompts) * samples, len(prompts) * samples)

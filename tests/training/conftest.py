@@ -50,7 +50,7 @@ def taught_folder(tmp_path_factory, data_folder, tiny_tokenizer, new_tiny_model)
     folder = tmp_path_factory.mktemp("taught")
     traces = [t for f in sorted((data_folder / "sft").glob("*.parquet")) for t in read_records(f, Trace)]
     examples, _ = to_examples(tiny_tokenizer, traces, Prompts(), 128)
-    run = Run(1, True, "cpu", torch.float32, 24, Emitted(), folder / "metrics.jsonl", folder / "state")
+    run = Run(1, True, "cpu", torch.float32, 4096, Emitted(), folder / "metrics.jsonl", folder / "state")
     seed_everything(1)
     model = new_tiny_model(1)
     fine_tune(model, tiny_tokenizer, examples, Sft(steps=160, batch_size=24, learning_rate=1e-2, checkpoints=1), run)

@@ -106,6 +106,7 @@ def measure(
     prompts: Prompts,
     seed: int,
     progress: Progress | None = None,
+    first: int = 0,
 ) -> list[Outcome]:
     """Sample and grade `settings.samples` completions of each problem, in the problems' order; what has been sampled is
     graded while the rest is.
@@ -113,6 +114,7 @@ def measure(
     Args:
         seed: of the samples; see `derived_seed`.
         progress: called with sampled and all completions, and whether it is `sampling` or `grading`.
+        first: see `Engine.generate`.
     """
     report = progress or (lambda done, total, text: None)
     grading = verifier.submit([])
@@ -128,6 +130,7 @@ def measure(
         temperature=settings.temperature,
         top_p=settings.top_p,
         seed=seed,
+        first=first,
         progress=lambda done, total: report(done, total, "sampling"),
         ended=ended,
     )

@@ -64,6 +64,7 @@ class Engine(Protocol):
         temperature: float,
         top_p: float,
         seed: int,
+        first: int = 0,
         logprobs: bool = False,
         progress: Progress | None = None,
         ended: Ended | None = None,
@@ -78,6 +79,8 @@ class Engine(Protocol):
             top_p: the nucleus, the smallest set of most probable tokens with at least this probability; 1 is
                 off.
             seed: the same seed and arguments give the same completions on one machine.
+            first: the index of the first prompt where these are a part of a longer list, so that each has the random
+                numbers that it would have in the whole.
             logprobs: whether completions carry the log-probabilities of their tokens.
             progress: called with finished and all completions, at least every 64 decoding steps.
             ended: called once for each completion, while others may still be sampled, in any order.

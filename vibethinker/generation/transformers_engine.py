@@ -45,6 +45,7 @@ class _Sampling:
     temperature: float
     top_p: float
     seed: int
+    first: int
     logprobs: bool
 
 
@@ -89,6 +90,7 @@ class TransformersEngine:
         temperature: float,
         top_p: float,
         seed: int,
+        first: int = 0,
         logprobs: bool = False,
         progress: Progress | None = None,
         ended: Ended | None = None,
@@ -115,7 +117,7 @@ class TransformersEngine:
 
         total = len(prompts) * samples
         done = total - len(sequences)
-        sampling = _Sampling(max_tokens, temperature, top_p, seed, logprobs)
+        sampling = _Sampling(max_tokens, temperature, top_p, seed, first, logprobs)
         for index in set(order).difference(fits):
             for sample in range(samples):
                 end((index, sample), [], [] if logprobs else None)
@@ -220,7 +222,7 @@ class TransformersEngine:
         logits, mask = self._prefill([prompts[index] for index, _ in rows], cache)
         padded = not bool(mask.all())
         lengths = mask.sum(-1)
-        streams = UniformStreams(sampling.seed, rows)
+        streams = UniformStreams(sampling.seed, [(sampling.first + index, sample) for index, sample in rows])
         device = logits.device
         stops = torch.tensor(self._stops, device=device)
         written = torch.full((len(rows), steps), -1, device=device)

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +89,22 @@ def attention(device: str, dtype: torch.dtype) -> str:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a model folder, or an adapter folder for a PEFT model; equal models give equal bytes.
 
     `dtype` is the type that the weights are stored in, None their own. An adapter keeps its own type; its
-    folder gets the tokenizer too, and no trace of where its base was.
+    folder gets the tokenizer too, and no trace of where its base was. `state` has the weights of a model that holds
+    only parts of them, None means its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if dtype is not None and dtype != model.dtype and not hasattr(model, "peft_config"):
         model = copy.deepcopy(model).to(dtype)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     # PEFT writes the base's path, a set in hash order, and a model card full of placeholders.
     if (folder / ADAPTER_CONFIG).is_file():

@@ -13,8 +13,8 @@ import torch
 from transformers import TrainerCallback
 
 from vibethinker.errors import DivergedError
-from vibethinker.models import save_model
 from vibethinker.steps import Emitter
+from vibethinker.training import processes
 from vibethinker.training.phases import Phases
 
 # Updates without a right rollout after which a policy that had some counts as collapsed.
@@ -85,7 +85,7 @@ class Checkpoints(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step in self._steps:
-            save_model(model, self._tokenizer, self._folder / f"step-{state.global_step:06d}", self._dtype)
+            processes.save(model, self._tokenizer, self._folder / f"step-{state.global_step:06d}", self._dtype)
 
 
 class Collapse(TrainerCallback):

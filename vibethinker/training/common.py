@@ -20,6 +20,7 @@ from vibethinker.models.files import CONFIG
 from vibethinker.models.trainable import load_trainable
 from vibethinker.settings import BaseModelSettings, Objective, Sft
 from vibethinker.steps import Emitter, StepContext
+from vibethinker.training import processes
 
 # TRL warns that rollout functions are experimental; its version is pinned.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -123,6 +124,7 @@ def trainer_arguments(run: Run, steps: int, batch_size: int, optimizer: str = "a
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        **processes.arguments(run.processes, run.sharding),
     }
 
 
@@ -134,6 +136,7 @@ def train_quietly(trainer: Trainer) -> None:
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     trainer.remove_callback(PrinterCallback)
+    processes.seed_apart(trainer.args.seed)
     trainer.train()
 
 

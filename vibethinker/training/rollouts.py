@@ -79,6 +79,7 @@ class Rollouts:
             self._follow(trainer)
             groups = self._engine.generate(
                 prompts[::size],
+                first=trainer.accelerator.process_index * (len(prompts) // size),
                 samples=size,
                 max_tokens=self._max_tokens,
                 temperature=self._objective.temperature,
@@ -120,15 +121,15 @@ class Rollouts:
             self._canary.check(update)
 
     def _next_seed(self, trainer: GRPOTrainer) -> int:
-        """Every generation has a seed of its own: of the update, its refills, and the process."""
+        """Every generation has a seed of its own: of the update and its refills."""
         self._round += 1
-        place = trainer.state.global_step, self._round, trainer.accelerator.process_index
-        return derived_seed(self._seed, "rollouts", *map(str, place))
+        return derived_seed(self._seed, "rollouts", str(trainer.state.global_step), str(self._round))
 
 
 def score(trainer: GRPOTrainer, sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
     """Log-probabilities of completions by the weights in training, at temperature 1, one sequence at a time."""
-    model, device = trainer.model_wrapped, trainer.accelerator.device
+    # Without the wrapper of DDP, whose forward pass the other processes would have to join.
+    model, device = trainer.accelerator.unwrap_model(trainer.model_wrapped), trainer.accelerator.device
     was_training = model.training
     model.eval()
     found = []

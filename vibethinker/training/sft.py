@@ -27,7 +27,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import pack_dataset
 
 from vibethinker.data.prompts import all_training_ids
@@ -36,10 +36,11 @@ from vibethinker.errors import DataError
 from vibethinker.models import load_tokenizer, seed_everything, set_threads
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
-from vibethinker.training import packed
+from vibethinker.training import packed, processes
 from vibethinker.training.batches import accumulate, agreed, split
 from vibethinker.training.callbacks import Checkpoints, Reporter
 from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
+from vibethinker.training.processes import Shardable
 
 METRICS = {
     "loss": "loss",
@@ -71,6 +72,7 @@ def run(context: StepContext) -> Metrics:
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
     run = Run.of(context, base_model, micro_tokens=context.execution["sft_micro_tokens"])
     set_threads(context.execution["threads"])
+    processes.join(run.device)
     seed_everything(run.seed, run.deterministic)
     tokenizer = load_tokenizer(context.inputs["base"])
     domains = context.settings["domains"]
@@ -146,7 +148,7 @@ def fine_tune(
     return reporter.last
 
 
-class SpecialistTrainer(Trainer):
+class SpecialistTrainer(Shardable):
     """transformers' Trainer over whole updates.
 
     Args:

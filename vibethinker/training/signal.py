@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,11 +36,11 @@ from vibethinker.errors import DataError
 from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, scores
 from vibethinker.generation import Engine
 from vibethinker.generation.opening import engine_name, open_engine
-from vibethinker.models import load_model, load_tokenizer, save_model, seed_everything, set_threads
+from vibethinker.models import load_model, load_tokenizer, seed_everything, set_threads
 from vibethinker.models.policy import policy_tensors
 from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage, Vllm
 from vibethinker.steps import Metrics, StepContext
-from vibethinker.training import packed
+from vibethinker.training import packed, processes
 from vibethinker.training.callbacks import Collapse, Reporter
 from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
 from vibethinker.training.phases import Phases
@@ -82,6 +81,7 @@ def run(context: StepContext) -> Metrics:
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
     run = Run.of(context, base_model, micro_tokens=context.execution["signal_micro_tokens"])
     set_threads(context.execution["threads"])
+    processes.join(run.device)
     start, validation = context.inputs["model"], {}
     with verifiers.of_step(context) as grader, memory_errors():
         training = SignalTraining(context, run, load_tokenizer(start), grader)
@@ -92,10 +92,10 @@ def run(context: StepContext) -> Metrics:
             trained = training.train(model, training.of_middling_difficulty(problems))
             if training.objective.method == "lora":
                 adapter = run.state / "adapter"
-                save_model(trained, training.tokenizer, adapter)
+                processes.save(trained, training.tokenizer, adapter)
                 place = "cpu" if training.own_weights else run.device
                 trained = load_model(adapter, base=start, device=place, dtype=torch.float32)
-            save_model(trained, training.tokenizer, context.output, run.dtype)
+            processes.save(trained, training.tokenizer, context.output, run.dtype)
             if training.stage.validation_data is not None:
                 validation = training.validate(trained)
     counts = training.counts
@@ -122,7 +122,9 @@ class SignalTraining:
         self.objective = Objective.model_validate(self.context.settings["objective"])
         self.prompts = Prompts.model_validate(self.context.settings["prompts"])
         self.max_tokens = self.stage.context - self.objective.max_prompt_tokens
-        self.own_weights = engine_name(self.context.execution) == "vllm"
+        # A sharded model can't decode alone: each of its forward passes is one of all processes.
+        sharded = self.run.processes > 1 and self.run.sharding == "fsdp"
+        self.own_weights = sharded or engine_name(self.context.execution) == "vllm"
         self.phases = Phases(self.run.device)
 
     @contextmanager
@@ -202,8 +204,7 @@ class SignalTraining:
         planned = stage.steps * prompts_an_update
         order = training_order(len(problems), planned * (1 + objective.refill), run.seed)
         rows = [{"prompt": ids[number], "number": number} for number in order]
-        process = int(os.environ.get("RANK", 0))
-        spare = iter(rows[planned:][process :: run.processes])
+        spare = iter(processes.share(rows[planned:])[1])
 
         def progress(text: str) -> None:
             run.emit.progress(trainer.state.global_step, stage.steps, text)
@@ -285,7 +286,10 @@ class SignalTraining:
 
         seed = derived_seed(self.run.seed, purpose, self.stage.name)
         sampling = self._sampling(samples)
-        return measure(self.engine, self.tokenizer, self.grader, problems, sampling, self.prompts, seed, progress)
+        first, own = processes.share(problems)
+        return processes.gathered(
+            measure(self.engine, self.tokenizer, self.grader, own, sampling, self.prompts, seed, progress, first)
+        )
 
     def _sampling(self, samples: int) -> Evaluation:
         """Sampling as in training, for measurements."""

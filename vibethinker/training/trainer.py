@@ -34,8 +34,9 @@ from trl.trainer.utils import pad, shuffle_sequence_dict
 
 from vibethinker.errors import InfrastructureError
 from vibethinker.settings import Objective
-from vibethinker.training import mgpo, packed
+from vibethinker.training import mgpo, packed, processes
 from vibethinker.training.batches import accumulate, agreed, split
+from vibethinker.training.processes import Shardable
 from vibethinker.training.rollouts import Batch, Rollouts
 
 # Rollout texts and, for each, the number of its problem in the data → verdicts: True, False, or None for failed.
@@ -46,7 +47,7 @@ _PROMPT, _COMPLETION = ("prompt_ids", "prompt_mask"), (
 )  # fmt: skip
 
 
-class SignalTrainer(GRPOTrainer):
+class SignalTrainer(Shardable, GRPOTrainer):
     """GRPO with MGPO's weights; see the module.
 
     Args:
@@ -153,7 +154,7 @@ class SignalTrainer(GRPOTrainer):
             if not wanted or len(fresh) < wanted:
                 break
             more = self._generate_and_score_completions([dict(row) for row in fresh for _ in range(size)])
-            self.totals["refilled"] += len(flat)
+            self.totals["refilled"] += sum(processes.gathered([len(flat)]))
             batch = self._replaced(batch, flat, more)
         self._measure()
         return batch
@@ -219,7 +220,7 @@ class SignalTrainer(GRPOTrainer):
             self.row["p"] = known.mean().item()
             self.row["weight"] = mgpo.weight(known, self._objective.lambda_).mean().item()
         if self._rollouts.gap is not None:
-            self.row["engine_gap"] = self._rollouts.gap
+            self.row["engine_gap"] = max(processes.gathered([self._rollouts.gap]))
         self.totals["rollouts"] += rollouts
         self.totals["truncated"] += truncated
         self.totals["infrastructure"] += failed
@@ -247,7 +248,7 @@ class SignalTrainer(GRPOTrainer):
         if sampled is not None and self._objective.importance_cap:
             ratio = torch.exp(found.detach() - sampled).nan_to_num(nan=1.0)
             counts = self._part["completion_mask"].bool()
-            self._metrics["train"]["importance"].append(ratio[counts].mean().item())
+            self._metrics["train"]["importance"].append(self.accelerator.gather(ratio[counts].mean()).mean().item())
             capped = ratio.clamp(max=self._objective.importance_cap)
             self._part["advantages"] = self._part["advantages"].unsqueeze(1) * capped
         return found, entropies, None

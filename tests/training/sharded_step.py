@@ -1,0 +1,23 @@
+"""A step that trains and tells how much of the model its process holds; run by `module:function`."""
+
+from __future__ import annotations
+
+from vibethinker.models import load_tokenizer
+from vibethinker.settings import BaseModelSettings, Sft
+from vibethinker.steps import Metrics, StepContext
+from vibethinker.training import processes
+from vibethinker.training.common import Run
+from vibethinker.training.sft import Example, fine_tune
+
+
+def held(context: StepContext) -> Metrics:
+    """Train for one step; the share of the model's weights that are in this process."""
+    run = Run.of(context, BaseModelSettings(), micro_tokens=4096)
+    processes.join(run.device)
+    settings = Sft(steps=1, batch_size=4, max_length=96)
+    model = run.load(context.inputs["base"], settings, 96)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    ids = list(range(10, 40))
+    fine_tune(model, load_tokenizer(context.inputs["base"]), [Example(ids, ids)], settings, run)
+    parts = [p.to_local() if processes.is_sharded(model) else p for p in model.parameters()]
+    return {"held": sum(part.numel() for part in parts) / whole}
