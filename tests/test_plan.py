@@ -171,6 +171,17 @@ def test_every_profile_has_a_plan_with_estimates(tmp_path: Path, profile: str) -
             assert estimate["gpu_memory_bytes"] > 0
 
 
+def test_processes_share_the_time_of_a_training_step_and_not_its_cost(tmp_path: Path) -> None:
+    given = ("execution.gpu=H100", "execution.price=2")
+    one, two = (
+        estimate(plan_of(tmp_path, *given, f"execution.processes={processes}", profile="vibethinker-1.5b"))
+        for processes in (1, 2)
+    )
+    assert two["signal-1"]["seconds"] == pytest.approx(one["signal-1"]["seconds"] / 2, rel=0.01)
+    assert two["probe-algebra"]["seconds"] == one["probe-algebra"]["seconds"]
+    assert [found["usd"] for found in two.values()] == [found["usd"] for found in one.values()]
+
+
 def test_the_paper_s_cost_is_met_within_a_factor_of_two(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "execution.gpu=H100", profile="vibethinker-1.5b")
     steps = plan_document(plan, states(plan, Store(tmp_path)))["steps"]

@@ -18,6 +18,7 @@ from vibethinker.footprint import Shape
 from vibethinker.needs import Place, forecast, place_of, shared_by
 from vibethinker.plan import Plan, Step
 from vibethinker.settings import Objective
+from vibethinker.worker import ranks
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def estimate(plan: Plan) -> dict[str, dict[str, Any]]:
         here = replace(place, shared_by=shared_by(plan.config, step)) if place else place_of(None)
         memory = forecast(plan, step, here).document()
         usd = None if seconds is None or execution.price is None else round(seconds / 3600 * execution.price, 4)
+        if seconds is not None and device:  # processes share the work, but each has a GPU that costs as much
+            seconds /= ranks.count(step.kind, {"processes": execution.processes})
         if step.kind == "data" and generated:  # another model than the base, perhaps on another machine
             seconds = None
             price = plan.config.data.teacher.budget.output_price
