@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outcome import tell
+from outcome import installed, tell
 
 from vibethinker.plan import versions
 
@@ -178,16 +178,6 @@ def peer(arguments: argparse.Namespace, files: list[Path], folder: Path, share: 
     if done.returncode:
         raise SystemExit(f"vLLM alone failed:\n{done.stdout[-4000:]}")
     return json.loads((folder / "found.json").read_text())
-
-
-def installed(name: str) -> dict[str, str]:
-    """A package's version, if it is installed."""
-    from importlib import metadata
-
-    try:
-        return {name: metadata.version(name)}
-    except metadata.PackageNotFoundError:
-        return {}
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def new_step(tmp_path):
         defaults = {
             "device": "cpu",
             "threads": 1,
-            "sft_micro_batch": 8,
-            "signal_micro_batch": 8,
+            "sft_micro_tokens": 1024,
+            "signal_micro_tokens": 1024,
             "generation_batch": 64,
             "sandbox": {},
             "verifier_workers": 1,

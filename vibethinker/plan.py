@@ -26,12 +26,12 @@ from vibethinker.settings import CODE_DOMAIN
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
     "data": 2,
-    "base": 4,
+    "base": 5,
     "import": 1,
-    "specialist": 1,
+    "specialist": 2,
     "probe": 1,
     "fusion": 2,
-    "signal": 1,
+    "signal": 2,
     "evaluation": 1,
     "report": 1,
 }

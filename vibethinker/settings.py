@@ -226,7 +226,7 @@ class Evaluation(Settings):
 
     samples: int = setting(8, "completions a problem, n", unit="samples", ge=1)
     k: tuple[int, ...] = setting((8,), "K of the reported pass@k, each <= samples")
-    temperature: float = setting(1.0, "sampling temperature", gt=0)
+    temperature: float = setting(1.0, "sampling temperature; 0 takes the likeliest token", ge=0)
     top_p: float = setting(0.95, "nucleus", source="1.5B", gt=0, le=1)
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
 

@@ -37,7 +37,8 @@ def test_the_loss_and_its_gradients_are_those_of_the_single_sequences(model, row
     labels[0][:4] = -100
     labels[2][5] = -100
     expected = -sum((alone(model, row)[0] * (label[1:] != -100)).sum() for row, label in zip(rows, labels, strict=True))
-    loss, right = packed.nll(model, model, rows, labels, 0.5)
+    masked = [torch.cat([torch.tensor([logprobs.IGNORED]), label[1:]]) for label in labels]
+    loss, right = packed.nll(model, model, torch.cat(rows), torch.cat(masked), LENGTHS, 0.5)
     torch.testing.assert_close(loss, 0.5 * expected)
     hits = [
         (model(row.unsqueeze(0)).logits[0, :-1].argmax(-1) == label[1:]).sum()
@@ -69,7 +70,7 @@ def test_log_probabilities_of_a_padded_rectangle_are_those_of_the_single_sequenc
 
 
 def test_the_head_is_itself_again_afterwards(model, rows):
-    packed.nll(model, model, rows, rows, 1.0)
+    packed.nll(model, model, rows[0], rows[0].roll(0).index_fill(0, torch.tensor([0]), -100), LENGTHS[:1], 1.0)
     assert model(rows[0].unsqueeze(0)).logits.shape == (1, len(rows[0]), 320)
 
 

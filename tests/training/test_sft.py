@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trl import SFTConfig, SFTTrainer, pack_dataset
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
 
 from vibethinker.data.schema import Trace, read_records
 from vibethinker.errors import DataError, DivergedError, OutOfMemoryError
@@ -15,7 +16,7 @@ from vibethinker.models.trainable import PROJECTIONS
 from vibethinker.settings import Prompts
 from vibethinker.training import attention
 from vibethinker.training.common import memory_errors, training_order
-from vibethinker.training.sft import _plain, batches_by_length, checkpoint_steps, run, to_examples
+from vibethinker.training.sft import batches_by_length, checkpoint_steps, run, to_examples, to_rows
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_lora_leaves_adapters_on_all_seven_projections_and_the_base_as_it_was(sp
 def test_packed_traces_train_as_unpacked_ones_do(specialist, data_folder, tiny_tokenizer):
     """36 traces as 36 rows or packed into a few; either way one step sees them all."""
     traces = read_records(data_folder / "sft" / "algebra.parquet", Trace)
-    rows = pack_dataset(_plain(to_examples(tiny_tokenizer, traces, Prompts(), 128)[0]), 128, "bfd")
+    rows = to_rows(to_examples(tiny_tokenizer, traces, Prompts(), 128)[0], 128)
     assert len(rows) < 12
     unpacked = specialist(steps=1, batch_size=36)
     packed = specialist(steps=1, batch_size=len(rows), packing=True, max_length=128, micro=300)
@@ -166,6 +167,7 @@ def test_training_agrees_with_trls_trainer(specialist, tiny_model_folder, data_f
     ours = metrics(specialist(steps=1, batch_size=36))[0]
     tokenizer = load_tokenizer(tiny_model_folder)
     traces = read_records(data_folder / "sft" / "algebra.parquet", Trace)
+    examples, _ = to_examples(tokenizer, traces, Prompts(), 128)
     stock = SFTTrainer(
         model=load_model(tiny_model_folder),
         args=SFTConfig(
@@ -180,7 +182,7 @@ def test_training_agrees_with_trls_trainer(specialist, tiny_model_folder, data_f
             logging_steps=1,
             save_strategy="no",
         ),
-        train_dataset=_plain(to_examples(tokenizer, traces, Prompts(), 128)[0]),
+        train_dataset=Dataset.from_list([{"input_ids": e.ids, "labels": e.labels} for e in examples]),
         processing_class=tokenizer,
     )
     stock.train()

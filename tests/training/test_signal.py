@@ -92,7 +92,8 @@ def test_counts_cover_the_whole_stage(signal):
         "refilled": 0,
         "zero_variance": sum(round(row["zero_variance"] * 4) for row in metrics(context)),
     }
-    assert context.settings["measured"] == found
+    assert found.items() <= context.settings["measured"].items()
+    assert context.settings["measured"]["seconds_training"] > 0
 
 
 def test_reinforcement_raises_the_share_of_right_rollouts(signal):

@@ -6,6 +6,7 @@ moved into place whole.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "alone"
 
+_metrics_option = click.option(
+    "--metrics",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines of each step's measurements: loss, seconds, tokens a second and memory by phase.",
+)
+
 
 @click.command("train-specialist")
 @click.argument("model", type=click.Path(path_type=Path))
@@ -42,10 +50,11 @@ FINGERPRINT = "alone"
 @click.option("--output", type=click.Path(path_type=Path), help="A new folder [specialist-DOMAIN].")
 @click.option("--max-seq-length", type=int, help="Longest trace in tokens.")
 @click.option("--max-steps", type=int, help="Optimizer steps.")
+@_metrics_option
 @configuration_options
 def train_specialist(
     model: Path, domain: str, train_data: Path, output: Path | None, max_seq_length: int | None, max_steps: int | None,
-    **options: Any,
+    metrics: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Train a specialist of one domain from MODEL and keep its checkpoints for `probe` to choose from.
 
@@ -72,7 +81,9 @@ def train_specialist(
         data = Path(folder) / "data"
         (data / "sft").mkdir(parents=True)
         write_records(data / "sft" / f"{domain}.parquet", Trace, traces)
-        _run_alone("specialist", f"specialist-{domain}", settings, {"base": model, "data": data}, {}, config, output)
+        _run_alone(
+            "specialist", f"specialist-{domain}", settings, {"base": model, "data": data}, {}, config, output, metrics
+        )
 
 
 @click.command()
@@ -87,10 +98,11 @@ def train_specialist(
 @click.option("--max-seq-length", default=4096, show_default=True, help="Prompt and completion together, in tokens.")
 @click.option("--max-steps", type=int, help="Updates.")
 @click.option("--reward", type=click.Choice(["math", "code"]), default="math", show_default=True)
+@_metrics_option
 @configuration_options
 def signal(
     model: Path, train_data: Path | None, val_data: Path | None, output: Path | None, max_seq_length: int,
-    max_steps: int | None, reward: str, **options: Any,
+    max_steps: int | None, reward: str, metrics: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Train MODEL by one signal stage (MGPO).
 
@@ -101,7 +113,7 @@ def signal(
 
     output = output or Path("signal")
     _check(model, output)
-    config = _load(model, options, ["signal.stages=[]"])
+    config = _load(model, options, ["signal.stages=[]", f"spectrum.sft.max_length={max_seq_length}"])
     said = {name: str(path.absolute()) for name, path in (("train", train_data), ("val", val_data)) if path}
     for path in said.values():
         read_stage_file(Path(path), reward)
@@ -143,15 +155,16 @@ def signal(
     data = None
     if train_data is None:  # the data need no model, and a plan would read all of it
         data = build(config.model_copy(update={"base_model": BaseModelSettings()}), Path("."))["data"]
-    _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output, data)
+    _run_alone("signal", "signal-1", settings, {"model": model}, paths, config, output, metrics, data)
 
 
 def _run_alone(
     kind: str, step: str, settings: Mapping[str, Any], inputs: Mapping[str, Path], paths: Mapping[str, str],
-    config: Config, output: Path, data: Step | None = None,
+    config: Config, output: Path, measured: Path | None, data: Step | None = None,
 ) -> None:  # fmt: skip
     """Run one step of a worker in a workspace of its own and move what it made to `output`; what a failed step
-    printed is kept in `output`.log. With `data`, this step runs first and is the other's input `data`."""
+    printed is kept in `output`.log. Measurements go to the file `measured`, if given. With `data`, this step runs first
+    and is the other's input `data`."""
     from vibethinker.artifacts import Store
     from vibethinker.commands.measuring import shown_progress
     from vibethinker.execution import execution_settings
@@ -160,6 +173,8 @@ def _run_alone(
     from vibethinker.worker.host import Event, Host
 
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    if measured:
+        measured.write_text("")
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".vibethinker-") as folder:
         workspace = Path(folder)
         store = Store(workspace)
@@ -199,6 +214,10 @@ def _run_alone(
                     show(event["done"], event["total"], event["text"])
                 elif event["event"] == "warning":
                     warn(event["text"])
+                elif event["event"] == "metrics" and measured:
+                    row = {"step": event["step"], "time": event["time"], **event["values"]}
+                    with measured.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
 
             memory = Memory(configuration.workspace(), warn)
 

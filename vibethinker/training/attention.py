@@ -31,8 +31,13 @@ def use_varlen(model: PreTrainedModel) -> bool:
 
 def boundaries(lengths: list[int], device: torch.device) -> dict[str, Any]:
     """What a forward pass over sequences of these lengths, laid end to end in one row, takes beside the ids."""
-    ends = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths]).unsqueeze(0)
+    sizes = torch.tensor([0, *lengths])
+    ends = sizes.cumsum(0)
+    starts = ends[:-1].repeat_interleave(sizes[1:])
+    positions = (torch.arange(len(starts)) - starts).unsqueeze(0)
+    ends = ends.to(torch.int32)
+    if device.type == "cuda":  # without waiting for what the GPU still does
+        ends, positions = (x.pin_memory().to(device, non_blocking=True) for x in (ends, positions))
     longest = max(lengths)
     return {
         "position_ids": positions,

@@ -6,13 +6,15 @@ that samples. The output projection is told which positions count and computes f
 needs (`logprobs`); it does so within the model's own forward pass, so that wrappers for several processes see an
 ordinary one.
 
-Left out: models whose head has a bias or scales its logits, Unsloth's models, which come with kernels of their own,
-and CPUs, where a padded rectangle is faster: those train on padded batches (see `prepare`).
+Unsloth's models have kernels of their own for all of that and are only told where each sequence ends (`unsloth_nll`).
+
+Left out: models whose head has a bias or scales its logits, and CPUs, where a padded rectangle is faster: those train
+on padded batches (see `prepare`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vibethinker.training import attention
-from vibethinker.training.logprobs import token_logprobs, weighted_nll
+from vibethinker.training.logprobs import IGNORED, token_logprobs, weighted_nll
 
 Head = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,32 +62,44 @@ def plain(model: torch.nn.Module) -> PreTrainedModel:
 
 
 def nll(
-    model: torch.nn.Module, inner: PreTrainedModel, rows: Sequence[Tensor], labels: Sequence[Tensor], weight: float
-):
+    model: torch.nn.Module, inner: PreTrainedModel, ids: Tensor, labels: Tensor, lengths: list[int], weight: float
+) -> tuple[Tensor, Tensor]:
     """−weight · Σ log p over the tokens whose label counts.
 
     Args:
         model: what is called, wrappers of several processes included; `inner` is the model within.
-        rows: token ids of each sequence.
-        labels: of the same shape; -100 where a token doesn't count.
+        ids: of all sequences end to end, on the CPU, so that nothing waits for the GPU.
+        labels: of the same shape; IGNORED where a token doesn't count, as the first one of a sequence never does.
+        lengths: of the sequences.
 
     Returns:
         The loss, and how many of the tokens were the likeliest.
     """
-    ids, wanted = torch.cat(list(rows)), torch.cat(list(labels))
-    lengths = [len(row) for row in rows]
-    first = torch.tensor([0, *lengths[:-1]], device=ids.device).cumsum(0)
-    wanted = wanted.index_fill(0, first, -100)  # nothing predicts a sequence's first token
-    at = (wanted != -100).nonzero().squeeze(-1)
-    targets = wanted[at]
+    at = (labels != IGNORED).nonzero().squeeze(-1)
+    targets = _sent(labels[at], inner.device)
+    weights = torch.full(targets.shape, weight, device=inner.device)
 
     def head(hidden: Tensor, projection: Tensor) -> Tensor:
-        return torch.stack(
-            weighted_nll(hidden, projection, targets, torch.full_like(targets, weight, dtype=torch.float32))
-        )
+        return torch.stack(weighted_nll(hidden, projection, targets, weights))
 
-    loss, right = _pass(model, inner, ids, lengths, at - 1, head)
+    loss, right = _pass(model, inner, _sent(ids, inner.device), lengths, _sent(at - 1, inner.device), head)
     return loss, right
+
+
+def unsloth_nll(
+    model: torch.nn.Module, ids: Tensor, labels: Tensor, lengths: list[int], device: torch.device, weight: float
+) -> Tensor:
+    """The loss of `nll` by a model that Unsloth has loaded."""
+    # It divides by the number of items, and shifts the labels itself.
+    found = model(
+        input_ids=_sent(ids, device).unsqueeze(0),
+        position_ids=_sent(torch.cat([torch.arange(length) for length in lengths]), device).unsqueeze(0),
+        packed_seq_lengths=_sent(torch.tensor(lengths, dtype=torch.int32), device),
+        labels=_sent(labels, device).unsqueeze(0),
+        num_items_in_batch=1,
+        use_cache=False,
+    )
+    return found.loss * weight
 
 
 def logprobs(
@@ -125,6 +139,11 @@ def _pass(
         return model(
             input_ids=ids.unsqueeze(0), use_cache=False, logits_to_keep=at, **attention.boundaries(lengths, ids.device)
         ).logits
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, without waiting for what the GPU still does."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @contextmanager

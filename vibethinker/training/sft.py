@@ -8,8 +8,8 @@ position of a resumed run changes what is computed, but for rounding.
 
 A trace that exceeds `max_length` is left out and counted, never cut. `packing` joins traces to sequences of
 `max_length` whose parts don't attend to each other, and an update takes `batch_size` of those. On a GPU sequences
-are laid end to end either way (`packed`); on a CPU, and by Unsloth, they are padded, and the parts of a packed one told
-apart by their positions.
+are laid end to end either way (`packed`); on a CPU they are padded, and the parts of a packed one told apart by their
+positions.
 
 Left out: activation offloading, context parallelism.
 """
@@ -21,11 +21,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import pack_dataset
@@ -40,8 +41,11 @@ from vibethinker.training import packed, processes
 from vibethinker.training.batches import accumulate, agreed, split
 from vibethinker.training.callbacks import Checkpoints, Reporter
 from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
+from vibethinker.training.logprobs import IGNORED
+from vibethinker.training.phases import Phases
 from vibethinker.training.processes import Shardable
 
+Layout = Literal["packed", "unsloth", "padded"]
 METRICS = {
     "loss": "loss",
     "grad_norm": "grad_norm",
@@ -56,6 +60,30 @@ class Example:
 
     ids: list[int]
     labels: list[int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence as the trainer takes it, or several that were packed; on the CPU.
+
+    Attributes:
+        ids, labels: shape (tokens,); the first token of each sequence has the label -100, since nothing predicts it.
+        lengths: of the sequences.
+        counted: how many labels count.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    lengths: list[int]
+    counted: int
+
+    @classmethod
+    def of(cls, ids: list[int], labels: list[int], lengths: list[int]) -> Row:
+        """A row from its token ids, labels and sequences' lengths."""
+        first = [0, *itertools.accumulate(lengths[:-1])]
+        masked = torch.tensor(labels)
+        masked[first] = IGNORED
+        return cls(torch.tensor(ids), masked, lengths, int((masked != IGNORED).sum()))
 
 
 def run(context: StepContext) -> Metrics:
@@ -87,8 +115,9 @@ def run(context: StepContext) -> Metrics:
         context.emit.warning(f"{left_out} of {len(traces)} traces exceed {settings.max_length} tokens: left out.")
     with memory_errors():
         model = run.load(context.inputs["base"], settings, settings.max_length)
-        last = fine_tune(model, tokenizer, examples, settings, run, context.output / "checkpoints")
-    return {"traces": len(examples), "traces_left_out": left_out, "loss": last["loss"]}
+        phases = Phases(run.device)
+        last = fine_tune(model, tokenizer, examples, settings, run, context.output / "checkpoints", phases=phases)
+    return {"traces": len(examples), "traces_left_out": left_out, "loss": last["loss"]} | phases.summary()
 
 
 def to_examples(
@@ -111,11 +140,12 @@ def fine_tune(
     run: Run,
     checkpoints: Path | None = None,
     optimizer: Optimizer | None = None,
+    phases: Phases | None = None,
 ) -> Metrics:
     """Train `model`, or the adapters on it, in place and return the last step's metrics; into the folder
     `checkpoints`, if given, go the evenly spaced checkpoints. Without `optimizer` it is AdamW."""
-    rows = _packed(examples, settings.max_length) if settings.packing else _plain(examples)
-    lengths = [len(ids) for ids in rows["input_ids"]]
+    rows = to_rows(examples, settings.max_length if settings.packing else None)
+    lengths = [len(row.ids) for row in rows]
     order = training_order(len(rows), settings.steps * settings.batch_size, run.seed)
     arguments = TrainingArguments(
         **trainer_arguments(run, settings.steps, settings.batch_size, settings.optimizer),
@@ -127,19 +157,22 @@ def fine_tune(
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
     )
-    reporter = Reporter(run.emit, run.metrics_file, settings.steps, METRICS, tokens="num_tokens")
+    reporter = Reporter(run.emit, run.metrics_file, settings.steps, METRICS, tokens="num_tokens", phases=phases)
     callbacks = [reporter]
     if checkpoints is not None:
         kept = checkpoint_steps(settings.steps, settings.checkpoints)
         callbacks.append(Checkpoints(checkpoints, kept, tokenizer, run.dtype))
-    compiled = run.quantization == "none"
+    layout = "unsloth"
+    if run.backend == "transformers":
+        compiled = run.quantization == "none"
+        layout = "packed" if packed.prepare(model, run.dtype, compiled=compiled) else "padded"
     trainer = SpecialistTrainer(
         run.micro_tokens,
-        end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
+        layout=layout,
         pad=tokenizer.pad_token_id or 0,
         model=model,
         args=arguments,
-        train_dataset=rows.select(batches_by_length(order, lengths, settings.batch_size, run.processes)),
+        train_dataset=[rows[i] for i in batches_by_length(order, lengths, settings.batch_size, run.processes)],
         data_collator=lambda rows: {"rows": rows},
         callbacks=callbacks,
         optimizers=(optimizer, None),
@@ -153,15 +186,16 @@ class SpecialistTrainer(Shardable):
 
     Args:
         micro_tokens: most tokens of a forward and backward pass.
-        end_to_end: whether `packed.prepare` has made the model ready for sequences laid end to end.
+        layout: `packed` where `packed.prepare` has made the model ready, `unsloth` for that library's models, else
+            `padded`.
         pad: the token that fills a rectangle.
-        **trainer: what Trainer takes. The dataset's rows have `input_ids`, `labels`, and `seq_lengths` where they are
-            packed.
+        **trainer: what Trainer takes. The dataset is a list of `Row`.
     """
 
-    def __init__(self, micro_tokens: int, *, end_to_end: bool, pad: int, **trainer: Any) -> None:
+    def __init__(self, micro_tokens: int, *, layout: Layout, pad: int, **trainer: Any) -> None:
         super().__init__(**trainer)
-        self._micro_tokens, self._end_to_end, self._pad = micro_tokens, end_to_end, pad
+        self._micro_tokens, self._padded, self._pad = micro_tokens, layout == "padded", pad
+        self._nll = {"packed": self._packed_nll, "unsloth": self._unsloth_nll, "padded": self._padded_nll}[layout]
         self._row: dict[str, float] = {}
         self._tokens = 0
 
@@ -170,9 +204,9 @@ class SpecialistTrainer(Shardable):
     ) -> Tensor:
         """One update's forward and backward passes; the loss is the mean over its completion tokens."""
         model.train()
-        rows = inputs["rows"]
+        rows: list[Row] = inputs["rows"]
         device = self.accelerator.device
-        own = torch.tensor([sum(map(_counted, rows)), sum(len(row["input_ids"]) for row in rows)], device=device)
+        own = torch.tensor([sum(row.counted for row in rows), sum(len(row.ids) for row in rows)], device=device)
         counted, tokens = self.accelerator.reduce(own, reduction="sum").tolist()
         right = torch.zeros((), device=device)
 
@@ -181,59 +215,51 @@ class SpecialistTrainer(Shardable):
             # An empty part runs for the sake of the other processes, and counts for nothing.
             chosen, share = ([rows[i] for i in part], 1.0) if part else (rows[:1], 0.0)
             weight = share * self.accelerator.num_processes / max(1, counted)
-            value, hits = (self._packed_nll if self._end_to_end else self._padded_nll)(model, chosen, weight)
+            value, hits = self._nll(model, chosen, weight)
             right = right + share * hits.detach()
             return value
 
         total = accumulate(self, model, self._parts(rows), loss)
         self._tokens += tokens
         right = self.accelerator.reduce(right, reduction="sum")
-        self._row = {"num_tokens": self._tokens, "token_accuracy": float(right) / max(1, counted)}
+        self._row = {"num_tokens": self._tokens}
+        if not math.isnan(right):
+            self._row["token_accuracy"] = float(right) / max(1, counted)
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs.update(self._row)
         super().log(logs, start_time)
 
-    def _parts(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
-        lengths = [len(row["input_ids"]) for row in rows]
-        padded = not self._end_to_end
-        least = agreed(self, len(split(lengths, self._micro_tokens, padded=padded)))
-        return split(lengths, self._micro_tokens, padded=padded, least=least)
+    def _parts(self, rows: Sequence[Row]) -> list[list[int]]:
+        lengths = [len(row.ids) for row in rows]
+        least = agreed(self, len(split(lengths, self._micro_tokens, padded=self._padded)))
+        return split(lengths, self._micro_tokens, padded=self._padded, least=least)
 
-    def _packed_nll(
-        self, model: torch.nn.Module, rows: Sequence[dict[str, Any]], weight: float
-    ) -> tuple[Tensor, Tensor]:
-        pieces = [length for row in rows for length in _lengths(row)]
-        ids, labels = (
-            torch.tensor([token for row in rows for token in row[name]], device=self.accelerator.device).split(pieces)
-            for name in ("input_ids", "labels")
-        )
+    def _packed_nll(self, model: torch.nn.Module, rows: Sequence[Row], weight: float) -> tuple[Tensor, Tensor]:
         inner = packed.plain(self.accelerator.unwrap_model(model))
-        return packed.nll(model, inner, ids, labels, weight)
+        return packed.nll(model, inner, *_joined(rows), weight)
 
-    def _padded_nll(
-        self, model: torch.nn.Module, rows: Sequence[dict[str, Any]], weight: float
-    ) -> tuple[Tensor, Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
+    def _unsloth_nll(self, model: torch.nn.Module, rows: Sequence[Row], weight: float) -> tuple[Tensor, Tensor]:
+        loss = packed.unsloth_nll(model, *_joined(rows), self.accelerator.device, weight)
+        return loss, torch.full_like(loss, torch.nan)  # it doesn't tell how many were the likeliest
 
-        def rectangle(of: Sequence[Sequence[int]], fill: int) -> Tensor:
-            filled = [[*row, *[fill] * (longest - len(row))] for row in of]
-            return torch.tensor(filled, device=self.accelerator.device)
+    def _padded_nll(self, model: torch.nn.Module, rows: Sequence[Row], weight: float) -> tuple[Tensor, Tensor]:
+        def rectangle(of: list[Tensor], fill: int) -> Tensor:
+            return pad_sequence(of, batch_first=True, padding_value=fill).to(self.accelerator.device)
 
-        ids = rectangle([row["input_ids"] for row in rows], self._pad)
-        labels = rectangle([row["labels"] for row in rows], -100)
-        if "seq_lengths" in rows[0]:
-            # Positions that start anew keep the pieces, of which the padding is one, from attending to each other.
-            starts = rectangle([[at for length in _lengths(row) for at in range(length)] for row in rows], 0)
-            labels = labels.masked_fill(starts == 0, -100)
+        ids = rectangle([row.ids for row in rows], self._pad)
+        labels = rectangle([row.labels for row in rows], IGNORED)
+        if any(len(row.lengths) > 1 for row in rows):
+            # Positions that start anew keep the sequences, of which each padding is one, from attending to each other.
+            starts = rectangle([torch.cat([torch.arange(n) for n in row.lengths]) for row in rows], 0)
             logits = model(input_ids=ids, position_ids=starts, use_cache=False).logits
         else:
-            mask = rectangle([[1] * len(row["input_ids"]) for row in rows], 0)
+            mask = rectangle([torch.ones_like(row.ids) for row in rows], 0)
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         targets = labels[:, 1:].flatten()
         flat = logits[:, :-1].flatten(0, 1)
-        value = torch.nn.functional.cross_entropy(flat.float(), targets, ignore_index=-100, reduction="sum")
+        value = torch.nn.functional.cross_entropy(flat.float(), targets, ignore_index=IGNORED, reduction="sum")
         return value * weight, (flat.detach().argmax(-1) == targets).sum()
 
 
@@ -253,20 +279,16 @@ def checkpoint_steps(steps: int, count: int) -> list[int]:
     return sorted({round(steps * (i + 1) / count) for i in range(count)})
 
 
-def _lengths(row: dict[str, Any]) -> list[int]:
-    """Of the pieces of a packed row, or of a whole one."""
-    return list(row.get("seq_lengths") or [len(row["input_ids"])])
+def to_rows(examples: Sequence[Example], packed_to: int | None = None) -> list[Row]:
+    """The rows of training: an example each, or packed to so many tokens, best fit first."""
+    if packed_to is None:
+        return [Row.of(example.ids, example.labels, [len(example.ids)]) for example in examples]
+    plain = {"input_ids": [e.ids for e in examples], "labels": [e.labels for e in examples]}
+    found = pack_dataset(Dataset.from_dict(plain), packed_to, "bfd")
+    return [Row.of(row["input_ids"], row["labels"], row["seq_lengths"]) for row in found]
 
 
-def _counted(row: dict[str, Any]) -> int:
-    """How many tokens of a row the loss counts."""
-    starts = {0, *itertools.accumulate(_lengths(row))}
-    return sum(label != -100 and at not in starts for at, label in enumerate(row["labels"]))
-
-
-def _plain(examples: Sequence[Example]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [e.ids for e in examples], "labels": [e.labels for e in examples]})
-
-
-def _packed(examples: Sequence[Example], length: int) -> Dataset:
-    return pack_dataset(_plain(examples), length, "bfd")
+def _joined(rows: Sequence[Row]) -> tuple[Tensor, Tensor, list[int]]:
+    """Token ids and labels end to end, and the lengths of all sequences."""
+    lengths = [length for row in rows for length in row.lengths]
+    return torch.cat([row.ids for row in rows]), torch.cat([row.labels for row in rows]), lengths

@@ -103,7 +103,8 @@ def run(context: StepContext) -> Metrics:
         context.output / "signal.json",
         {"stage": training.stage.name, "counts": counts, "validation": validation},
     )
-    return counts | {f"validation/{name}": score["value"] for name, score in validation.items()}
+    scored = {f"validation/{name}": score["value"] for name, score in validation.items()}
+    return counts | scored | training.phases.summary()
 
 
 @dataclass
