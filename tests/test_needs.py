@@ -83,7 +83,7 @@ def test_what_has_worked_is_not_warned_of_and_what_has_failed_is_not_started_wit
     step = plan["specialist-algebra"]
     need = memory_need(plan.config, step.settings, plan.config.architecture(), place)
     memory = Memory(tmp_path, lambda text: None)
-    wanted = setting_of(need, memory_settings(plan.config))
+    wanted = setting_of(need, memory_settings(plan.config, True))
     memory.failed(need, {**wanted, "sft_micro_tokens": 131072})
     memory.worked(need, wanted)
     assert forecast(plan, step, place).warning is None
@@ -94,7 +94,7 @@ def test_what_has_worked_is_not_warned_of_and_what_has_failed_is_not_started_wit
 def test_the_plan_command_tells_warnings_and_what_was_learned(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, profile="tiny")
     need = memory_need(plan.config, plan["specialist-algebra"].settings, plan.config.architecture(), place_of(None))
-    Memory(tmp_path, lambda text: None).failed(need, setting_of(need, memory_settings(plan.config)))
+    Memory(tmp_path, lambda text: None).failed(need, setting_of(need, memory_settings(plan.config, True)))
     command = [sys.executable, "-m", "vibethinker", "plan", "--workspace", str(tmp_path)]
     done = subprocess.run([*command, "--profile", "tiny"], capture_output=True, text=True, check=True)
     assert "specialist-algebra starts with spectrum.sft.micro_tokens=2560, since more has run out" in done.stdout

@@ -8,6 +8,7 @@ from typing import Any
 
 from vibethinker import hardware, verifiers
 from vibethinker.config import Config
+from vibethinker.requirements import sampled_at_once
 
 
 def server_execution(config: Config) -> dict[str, Any]:
@@ -21,9 +22,10 @@ def server_execution(config: Config) -> dict[str, Any]:
 
 def generation_settings(config: Config) -> dict[str, Any]:
     """What says which engine samples completions, and how."""
+    device = hardware.device(config)
     return {
-        "device": hardware.device(config),
-        "generation_batch": config.execution.generation_batch,
+        "device": device,
+        "generation_batch": sampled_at_once(config, device == "cuda"),
         "engine": config.execution.engine,
         "vllm": config.execution.vllm.model_dump(),
     }

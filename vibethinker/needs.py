@@ -12,11 +12,10 @@ from typing import Any
 
 from vibethinker import footprint, hardware, memory
 from vibethinker.config import Config
-from vibethinker.errors import ConfigurationError
 from vibethinker.footprint import HEADROOM, Shape, Training
 from vibethinker.memory import Memory, Need, Setting
 from vibethinker.plan import Plan, Step, StepState, role_of
-from vibethinker.requirements import steps_interpreter
+from vibethinker.requirements import sampled_at_once, samples_by_vllm
 from vibethinker.worker import ranks
 
 # What can't share a GPU with another step: it takes all of it, or trains for hours on what memory there is.
@@ -84,19 +83,6 @@ def place_of(gpu: str | None, steps: int = 1) -> Place:
     return Place(card.name if card else "gpu", card.memory if card else None, True, steps)
 
 
-def samples_by_vllm(config: Config, on_gpu: bool) -> bool:
-    """Whether vLLM will sample completions; a plan for another machine, whose interpreter isn't here, assumes it."""
-    engine = config.execution.engine
-    if engine != "auto" or not on_gpu:
-        return engine == "vllm"
-    if not hardware.gpus():
-        return True
-    try:
-        return "vllm" in steps_interpreter(config).packages
-    except ConfigurationError:
-        return True
-
-
 def memory_need(
     config: Config, settings: Mapping[str, Any], model: Mapping[str, Any] | None, place: Place
 ) -> Need | None:
@@ -122,12 +108,12 @@ def memory_need(
     return memory.need_of(settings, model, how, vllm=samples_by_vllm(config, place.is_gpu), least_share=least)
 
 
-def memory_settings(config: Config) -> dict[str, Any]:
+def memory_settings(config: Config, on_gpu: bool) -> dict[str, Any]:
     """The execution settings that memory grows with, as a step gets them."""
     return {
         "sft_micro_tokens": config.spectrum.sft.micro_tokens,
         "signal_micro_tokens": config.signal.micro_tokens,
-        "generation_batch": config.execution.generation_batch,
+        "generation_batch": sampled_at_once(config, on_gpu),
         "gradient_checkpointing": config.execution.gradient_checkpointing,
         "vllm": config.execution.vllm.model_dump(),
     }
@@ -140,7 +126,7 @@ def forecast(plan: Plan, step: Step, place: Place) -> Forecast:
     if need is None:
         return Forecast({}, place.share)
     known = Memory(plan.workspace, lambda text: None)
-    wanted = memory.setting_of(need, memory_settings(config))
+    wanted = memory.setting_of(need, memory_settings(config, place.is_gpu))
     setting = known.start(need, wanted)
     start = memory.said(setting, wanted)
     if not words or not place.is_gpu or place.share is None or step.kind == "data":

@@ -203,3 +203,21 @@ def _asked(python: str, env: tuple[tuple[str, str], ...]) -> Interpreter:
     except (ValueError, KeyError):
         reason = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
         raise ConfigurationError(f"worker.python {python!r} is no Python that works ({reason}): {mend}.") from None
+
+
+def samples_by_vllm(config: Config, on_gpu: bool) -> bool:
+    """Whether vLLM will sample completions; a plan for another machine, whose interpreter isn't here, assumes it."""
+    engine = config.execution.engine
+    if engine != "auto" or not on_gpu:
+        return engine == "vllm"
+    if not hardware.gpus():
+        return True
+    try:
+        return "vllm" in steps_interpreter(config).packages
+    except ConfigurationError:
+        return True
+
+
+def sampled_at_once(config: Config, on_gpu: bool) -> int:
+    """Completions that are decoded at once."""
+    return config.execution.generation_batch or (1024 if samples_by_vllm(config, on_gpu) else 256)

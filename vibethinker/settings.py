@@ -289,7 +289,9 @@ class Execution(Settings):
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "where steps compute", execution=True)
     slots: int | None = setting(None, "steps that run at once; None: 2 on a CPU, one a GPU", ge=1, execution=True)
     threads: int | None = setting(None, "CPU threads a step; None: cores / slots", ge=1, execution=True)
-    generation_batch: int = setting(256, "completions decoded at once", unit="sequences", ge=1, execution=True)
+    generation_batch: int | None = setting(
+        None, "completions decoded at once; None: 1024 by vLLM, else 256", unit="sequences", ge=1, execution=True
+    )
     engine: Literal["auto", "transformers", "vllm"] = setting(
         "auto", "what samples completions; auto is vLLM where it is installed and there is a GPU", execution=True
     )

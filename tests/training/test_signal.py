@@ -105,7 +105,7 @@ def test_reinforcement_raises_the_share_of_right_rollouts(signal):
 def test_a_completion_takes_at_most_what_the_context_leaves(signal):
     rows = metrics(signal(stage={"context": 34}))  # 2 tokens after max_prompt_tokens
     assert all(row["length"] <= 2 for row in rows)
-    assert all(row["truncated"] == 1 and row["reward"] == 0 for row in rows)
+    assert all(row["truncated"] > 0.5 and row["reward"] == 0 for row in rows)
 
 
 def test_longer_prompts_are_left_out_and_counted(signal, data_folder, tiny_tokenizer, tmp_path):

@@ -41,6 +41,7 @@ class Run:
     backend: str = "transformers"
     quantization: str = "none"
     gradient_checkpointing: bool | None = None
+    gpu_share: float = 1.0
     processes: int = 1
     sharding: str = "ddp"
 
@@ -60,6 +61,7 @@ class Run:
             backend=execution.get("backend", "transformers"),
             quantization=base_model.quantization,
             gradient_checkpointing=execution.get("gradient_checkpointing"),
+            gpu_share=execution.get("gpu_share", 1.0),
             processes=execution.get("processes", 1),
             sharding=execution.get("sharding", "ddp"),
         )
@@ -97,7 +99,7 @@ class Run:
             processes=self.processes,
             sharding=self.sharding,
         )
-        return checkpointing(training, int(torch.cuda.mem_get_info()[1] * (1 - beside)))
+        return checkpointing(training, int(torch.cuda.mem_get_info()[1] * (self.gpu_share - beside)))
 
 
 def trainer_arguments(run: Run, steps: int, batch_size: int, optimizer: str = "adamw") -> dict[str, Any]:

@@ -131,7 +131,9 @@ class SignalTraining:
     @contextmanager
     def opened(self, start: Path) -> Iterator[PreTrainedModel]:
         """The model of the folder `start`, ready to be trained, and `engine`, which samples by its weights."""
-        execution, run = self.context.execution, self.run
+        execution, run = dict(self.context.execution), self.run
+        # More than an update has would only cost an engine its start.
+        execution["generation_batch"] = min(execution["generation_batch"], self.objective.batch_size)
         vllm = Vllm.model_validate(execution.get("vllm", {}))
         engine, beside = None, 0.0
         if self.own_weights:  # first, since it measures the GPU's memory and seeds everything
