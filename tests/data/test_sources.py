@@ -123,6 +123,9 @@ def test_select_compares_numbers_whatever_the_file_makes_of_them_and_tells_what_
     path = tmp_path / "m.json"
     path.write_text(json.dumps([{"problem": f"p{i}", "n": n} for i, n in enumerate([1.0, 3.5, None, "3", [2]])]))
     assert [row["problem"] for _, row in rows(settings(path, select={"n": [1, 3]}), [path])] == ["p0", "p3"]
+    levels = ["Level 2", "Level ?", "Level 4", "12", "A3"]
+    path.write_text(json.dumps([{"problem": f"p{i}", "n": n} for i, n in enumerate(levels)]))
+    assert [row["problem"] for _, row in rows(settings(path, select={"n": [1, 3]}), [path])] == ["p0"]
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):

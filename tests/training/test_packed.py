@@ -69,6 +69,12 @@ def test_log_probabilities_of_a_padded_rectangle_are_those_of_the_single_sequenc
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_scores_are_those_of_the_single_sequences(model, rows):
+    found = packed.score(model, model, [(row[:2].tolist(), row[2:].tolist()) for row in rows])
+    for row, scored in zip(rows, found, strict=True):
+        torch.testing.assert_close(torch.tensor(scored), alone(model, row)[0][1:].detach())
+
+
 def test_the_head_is_itself_again_afterwards(model, rows):
     packed.nll(model, model, rows[0], rows[0].roll(0).index_fill(0, torch.tensor([0]), -100), LENGTHS[:1], 1.0)
     assert model(rows[0].unsqueeze(0)).logits.shape == (1, len(rows[0]), 320)

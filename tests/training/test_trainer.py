@@ -103,7 +103,9 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
                 verdicts = grade(text, number)
                 return [0.0 if cut else float(v) for v, cut in zip(verdicts, truncated, strict=True)]
 
-            return GRPOTrainer(reward_funcs=[reward], **common)
+            trainer = GRPOTrainer(reward_funcs=[reward], **common)
+            trainer.end_to_end = False  # which the canary asks for
+            return trainer
         return SignalTrainer(
             objective=objective,
             grade=grade,

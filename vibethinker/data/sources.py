@@ -28,7 +28,7 @@ from vibethinker.settings import CODE_DOMAIN
 # Where files keep the problem when nobody says it: ours, gsm8k's, chat prompts, mbpp's.
 TEXT_COLUMNS: tuple[str, ...] = ("problem", "question", "prompt", "text")
 
-_WHOLE = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
+_LAST_WHOLE = re.compile(r"(?:.*\s)?([+-]?\d{1,18})\s*", re.ASCII | re.DOTALL)
 
 # The origin of problems that `vibethinker.data.procedural` made.
 GENERATED = "procedural"
@@ -174,8 +174,9 @@ def _selected(row: dict[str, Any], file: DataFile) -> bool:
 
 
 def _lies_in(value: Any, low: int, high: int) -> bool:
-    if isinstance(value, str) and _WHOLE.fullmatch(value):  # CSV has nothing but text
-        value = int(value)
+    # CSV has nothing but text, and MATH's levels are text such as `Level 3`.
+    if isinstance(value, str) and (found := _LAST_WHOLE.fullmatch(value)):
+        value = int(found[1])
     return isinstance(value, (int, float)) and low <= value <= high
 
 

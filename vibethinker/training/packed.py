@@ -14,7 +14,7 @@ on padded batches (see `prepare`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -129,6 +129,23 @@ def logprobs(
     where = scored[:, ids.shape[1] - completion :]
     empty = found.new_zeros(where.shape)
     return empty.masked_scatter(where, found[0]), empty.masked_scatter(where, found[1].detach())
+
+
+def score(
+    model: torch.nn.Module, inner: PreTrainedModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[list[float]]:
+    """Log-probabilities, at temperature 1, of the completions of pairs of prompt and completion."""
+    ids = torch.tensor([token for prompt, completion in sequences for token in (*prompt, *completion)])
+    counts = torch.tensor([[len(prompt), len(completion)] for prompt, completion in sequences]).flatten()
+    at = torch.tensor([False, True]).repeat(len(sequences)).repeat_interleave(counts).nonzero().squeeze(-1)
+    targets = _sent(ids[at], inner.device)
+
+    def head(hidden: Tensor, projection: Tensor) -> Tensor:
+        return token_logprobs(hidden, projection, targets)[0]
+
+    lengths = counts.view(-1, 2).sum(1).tolist()
+    found = _pass(model, inner, _sent(ids, inner.device), lengths, _sent(at - 1, inner.device), head)
+    return [part.tolist() for part in found.detach().split([len(completion) for _, completion in sequences])]
 
 
 def _pass(

@@ -7,21 +7,24 @@ from the moment that it has ended, while others are still being sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from trl import GRPOTrainer
 
 from vibethinker.data.schema import Problem
 from vibethinker.evaluation.measuring import derived_seed, grading_item
 from vibethinker.generation import Completion, Engine
 from vibethinker.models.policy import policy_tensors
 from vibethinker.settings import Objective
+from vibethinker.training import packed
 from vibethinker.training.canary import Canary
 from vibethinker.training.phases import Phases
 from vibethinker.verification import Verifier
+
+if TYPE_CHECKING:
+    from vibethinker.training.trainer import SignalTrainer
 
 Batch = dict[str, Any]
 
@@ -65,7 +68,7 @@ class Rollouts:
         """How far engine and trainer were apart at the canary's last look, in nats a token."""
         return self._canary.gap if self._canary else None
 
-    def __call__(self, prompts: list[list[int]], trainer: GRPOTrainer) -> Batch:
+    def __call__(self, prompts: list[list[int]], trainer: SignalTrainer) -> Batch:
         """The completions of `prompts`, token ids, in which each prompt stands `group_size` times in a
         row."""
         size, tell = self._objective.group_size, self._ended
@@ -108,7 +111,7 @@ class Rollouts:
         """The update's generations are over: the trainer may have the engine's memory."""
         self._engine.sleep()
 
-    def _follow(self, trainer: GRPOTrainer) -> None:
+    def _follow(self, trainer: SignalTrainer) -> None:
         """Bring the engine to the policy's weights, and look at whether it has them."""
         update = trainer.state.global_step
         self._engine.wake()
@@ -120,31 +123,33 @@ class Rollouts:
         if self._canary is not None:
             self._canary.check(update)
 
-    def _next_seed(self, trainer: GRPOTrainer) -> int:
+    def _next_seed(self, trainer: SignalTrainer) -> int:
         """Every generation has a seed of its own: of the update and its refills."""
         self._round += 1
         return derived_seed(self._seed, "rollouts", str(trainer.state.global_step), str(self._round))
 
 
-def score(trainer: GRPOTrainer, sequences: Iterable[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-    """Log-probabilities of completions by the weights in training, at temperature 1, one sequence at a time."""
+def score(trainer: SignalTrainer, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    """Log-probabilities of completions by the weights in training, at temperature 1."""
     # Without the wrapper of DDP, whose forward pass the other processes would have to join.
-    model, device = trainer.accelerator.unwrap_model(trainer.model_wrapped), trainer.accelerator.device
-    was_training = model.training
-    model.eval()
-    found = []
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    # Compiled blocks would be compiled once more for evaluation, and for no_grad, so both only where they matter.
+    drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    model.train(model.training and not drops)
     try:
-        for prompt, completion in sequences:
-            ids = torch.tensor([[*prompt, *completion]], device=device)
-            # Without no_grad, for which compiled blocks would be compiled once more.
-            with trainer.accelerator.autocast():
-                logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits
-            chosen = torch.log_softmax(logits[0, :-1].detach().float(), -1)
-            wanted = ids[0, len(prompt) :].unsqueeze(-1)
-            found.append(chosen.gather(-1, wanted).squeeze(-1).tolist())
+        with trainer.accelerator.autocast():
+            if trainer.end_to_end:
+                return packed.score(model, packed.plain(model), sequences)
+            return [_scored_alone(model, *sequence) for sequence in sequences]
     finally:
-        model.train(was_training)
-    return found
+        model.train()
+
+
+def _scored_alone(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+    ids = torch.tensor([[*prompt, *completion]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits
+    chosen = torch.log_softmax(logits[0, :-1].detach().float(), -1)
+    return chosen.gather(-1, ids[0, len(prompt) :].unsqueeze(-1)).squeeze(-1).tolist()
 
 
 class RolloutGrading:

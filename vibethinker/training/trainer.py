@@ -60,6 +60,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
             and `number`, the problem's, in the order of training.
 
     Attributes:
+        end_to_end: see above.
         numbers: of the problems of the generation, one a rollout.
         row: what `log` adds to TRL's metrics for the current update; a histogram among them.
         totals: counts over the whole training, for signal.json.
@@ -77,7 +78,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
     ) -> None:
         self._objective = objective
         self._grade = grade
-        self._micro_tokens, self._end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
+        self._micro_tokens, self.end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
         self._rollouts: Rollouts = trl["rollout_func"]
         self.numbers: list[int] = []
         self.row: dict[str, Any] = {}
@@ -129,14 +130,14 @@ class SignalTrainer(Shardable, GRPOTrainer):
         device = batch["advantages"].device
         rows = torch.arange(len(batch["advantages"]), device=device)
         rectangle = (batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]) * len(rows)
-        if not self._end_to_end and agreed(self, rectangle) <= self._micro_tokens:
+        if not self.end_to_end and agreed(self, rectangle) <= self._micro_tokens:
             return [rows]
         if self.beta == 0:
             rows = rows[batch["advantages"] != 0]
         if not len(rows):  # the optimizer's moments still move the weights
             rows = torch.zeros(1, dtype=torch.long, device=device)
         lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[rows].tolist()
-        padded = not self._end_to_end
+        padded = not self.end_to_end
         least = agreed(self, len(split(lengths, self._micro_tokens, padded=padded)))
         parts = split(lengths, self._micro_tokens, padded=padded, least=least)
         return [rows[torch.tensor(part, dtype=torch.long, device=device)] for part in parts]
@@ -235,7 +236,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
     ) -> tuple[Tensor, Tensor | None, None]:
-        if self._end_to_end:
+        if self.end_to_end:
             inner = packed.plain(self.accelerator.unwrap_model(model))
             found, entropies = packed.logprobs(
                 model, inner, input_ids, attention_mask, logits_to_keep, self._objective.temperature
