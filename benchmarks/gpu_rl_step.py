@@ -43,7 +43,7 @@ OURS = {
     "signal.objective.batch_size": PROMPTS * GROUP,
     "signal.objective.learning_rate": RATE,
     "signal.objective.max_prompt_tokens": PROMPT_TOKENS,
-    "signal.micro_tokens": 32768,
+    "signal.micro_tokens": 16384,
     "verification.workers": 8,
 }
 PEER = """

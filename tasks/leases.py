@@ -21,7 +21,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,10 +107,13 @@ class Gpus:
         try:
             yield held.devices
         finally:
-            held.lease.close()
-            with self._turns.changed:
-                self._held.remove(held)
-                self._turns.changed.notify_all()
+            try:
+                with suppress(httpx.HTTPError, OSError):  # the server forgets a lease that isn't renewed
+                    held.lease.close()
+            finally:
+                with self._turns.changed:
+                    self._held.remove(held)
+                    self._turns.changed.notify_all()
 
     def check(self) -> None:
         """Refuse a server that lacks a limit.

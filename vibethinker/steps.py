@@ -27,7 +27,8 @@ STEP_FUNCTIONS: dict[str, str] = {
     "report": "vibethinker.reporting.step:run",
 }
 # Kinds that train with the configured backend; the embedded base is transformers' alone.
-TRAINED = ("specialist", "signal")
+# Unsloth replaces TRL's trainer of rollouts by its own, which MGPO can't extend; stages use transformers.
+BY_UNSLOTH = ("specialist",)
 
 
 class Emitter(Protocol):
@@ -69,13 +70,13 @@ class StepContext:
 def resolve(kind: str, backend: str = "transformers") -> Callable[[StepContext], Metrics]:
     """The function that runs a step of this kind; `module:function` names one outside the recipe.
 
-    Its module imports transformers and trl. Unsloth patches these, so for a step that trains with the backend
+    Its module imports transformers and trl. Unsloth patches these, so for a specialist with the backend
     `unsloth` it comes first.
 
     Raises:
         ConfigurationError: Unsloth isn't installed, or refuses this machine.
     """
-    if backend == "unsloth" and kind in TRAINED:
+    if backend == "unsloth" and kind in BY_UNSLOTH:
         from vibethinker.models.trainable import import_unsloth
 
         import_unsloth()

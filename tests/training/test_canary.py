@@ -54,18 +54,33 @@ def test_the_gap_is_logged(new_trainer, taught_folder):  # noqa: F811
     assert trainer.row["engine_gap"] < 1e-4
 
 
-def test_importance_is_1_where_engine_and_trainer_agree_and_never_above_the_cap(new_trainer, taught_folder):  # noqa: F811
-    trainer = new_trainer(engine=an_engine(TransformersEngine, taught_folder), importance_cap=1.5)
+def importance(trainer, apart: float) -> tuple[dict, dict]:
+    """The rollouts of an update before and after their log-probabilities by the trainer, `apart` from the engine's."""
     trainer.model.train()
-    rows = [trainer.train_dataset[i] for i in range(4) for _ in range(4)]
-    batch = trainer._gather_rollouts(rows)
-    batch["sampling_per_token_logps"] -= 1.0  # as if each token had been e times less likely in the engine
-    part = dict(batch)
-    trainer._part = part
+    batch = trainer._gather_rollouts([trainer.train_dataset[i] for i in range(4) for _ in range(4)])
+    batch["sampling_per_token_logps"] -= apart
+    trainer._part = part = dict(batch)
     ids = torch.cat([part["prompt_ids"], part["completion_ids"]], 1)
     mask = torch.cat([part["prompt_mask"], part["completion_mask"]], 1)
     trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, part["completion_ids"].shape[1])
+    return batch, part
+
+
+@pytest.mark.parametrize(("apart", "counted"), [(0.0, 1.0), (0.1, 1.10517), (1.0, 1.5), (-1.0, 0.36788)])
+def test_a_token_counts_by_how_much_likelier_it_is_in_training_up_to_the_cap(
+    new_trainer,  # noqa: F811
+    taught_folder,
+    apart,
+    counted,
+):
+    batch, part = importance(
+        new_trainer(engine=an_engine(TransformersEngine, taught_folder), importance_cap=1.5), apart
+    )
     counts = part["completion_mask"].bool()
-    expected = 1.5 * batch["advantages"].unsqueeze(1).expand_as(counts)
-    torch.testing.assert_close(part["advantages"][counts], expected[counts])
-    assert trainer._metrics["train"]["importance"][-1] == pytest.approx(2.718, abs=0.01)
+    expected = counted * batch["advantages"].unsqueeze(1).expand_as(counts)
+    torch.testing.assert_close(part["advantages"][counts], expected[counts], atol=1e-4, rtol=1e-4)
+
+
+def test_within_a_nucleus_tokens_count_in_full(new_trainer, taught_folder):  # noqa: F811
+    batch, part = importance(new_trainer(engine=an_engine(TransformersEngine, taught_folder), top_p=0.9), 1.0)
+    assert torch.equal(part["advantages"], batch["advantages"])

@@ -153,7 +153,7 @@ def test_packed_traces_train_as_unpacked_ones_do(specialist, data_folder, tiny_t
 def test_sequences_end_to_end_train_as_padded_ones_do(specialist, monkeypatch):
     """As on a GPU, but for the kernel of the attention."""
     padded = specialist(batch_size=12)
-    monkeypatch.setattr(attention, "use_varlen", lambda model: True)
+    monkeypatch.setattr(attention, "use_varlen", lambda model, dtype: True)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **options: None)
     joined = specialist(batch_size=12, micro=200)
     for name, tensor in weights(padded).items():

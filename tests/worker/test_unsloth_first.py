@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vibethinker.errors import ConfigurationError
+from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.worker.host import Host
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +38,15 @@ def run(tmp_path: Path):
         yield go
 
 
-@pytest.mark.parametrize("kind", ["specialist", "signal"])
-def test_unsloth_comes_before_what_it_patches(run, tmp_path, kind):
+def test_unsloth_comes_before_what_it_patches(run, tmp_path):
     with pytest.raises(ConfigurationError, match=r"imported after \[\], quiet 1.*backend to transformers") as caught:
-        run(kind, "unsloth")
+        run("specialist", "unsloth")
     assert f"code in {tmp_path}" in str(caught.value)
+
+
+def test_a_stage_is_trained_without_it(run):
+    with pytest.raises(VibeThinkerError, match="base_model"):  # it got as far as its settings
+        run("signal", "unsloth")
 
 
 def test_a_step_that_does_not_train_leaves_it_alone(run):

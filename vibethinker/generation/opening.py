@@ -55,7 +55,8 @@ def open_engine(
     Raises:
         ConfigurationError: a folder is incomplete, an adapter lacks its base, or vLLM can't run here.
     """
-    check_model_folder(folder)
+    if model is None:
+        check_model_folder(folder)
     whole = base if is_adapter(folder) and base is not None else folder
     tokenizer = tokenizer or load_tokenizer(whole)
     batch = execution["generation_batch"]

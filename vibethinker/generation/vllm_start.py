@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from vibethinker.errors import ConfigurationError
+from vibethinker.errors import ConfigurationError, OutOfMemoryError
 from vibethinker.generation.kinds import GENERATION_CONFIG, stored
 from vibethinker.models.files import CONFIG
+from vibethinker.worker.exhaustion import is_out_of_memory
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -38,6 +39,13 @@ _ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
+
+# Its cache of keys and values would not fit.
+_TOO_SMALL = (
+    "No available memory for the cache blocks",
+    "larger than the available KV cache memory",
+    "KV cache is needed",
+)
 
 # Of one wait for another process of the trainer, whose rollouts may be longer by hours.
 _GROUP_TIMEOUT = timedelta(hours=6)
@@ -77,6 +85,11 @@ def start(
     try:
         llm = LLM(**given)
     except ValueError as error:
+        if is_out_of_memory(error) or any(text in str(error) for text in _TOO_SMALL):
+            raise OutOfMemoryError(
+                f"The GPU's memory did not suffice for vLLM ({' '.join(str(error).split())[:300]}): free some, or "
+                "change execution.vllm."
+            ) from error
         raise ConfigurationError(
             f"vLLM can't run the model in {folder} with {memory:.0%} of the GPU's memory (execution.vllm): "
             f"{' '.join(str(error).split())}"

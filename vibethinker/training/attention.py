@@ -2,7 +2,7 @@
 
 transformers has packed sequences attend to themselves alone by a mask of all pairs of positions, or by the package
 flash-attn, whose wheels fit few environments. torch's own `varlen_attn` runs the same kernel. Where it can't (a CPU, a
-cache of keys, a head wider than 256) everything goes through SDPA as before.
+cache of keys, float32, windows, a head wider than 256) everything goes through SDPA as before.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ NAME = "vibethinker_varlen"
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 
-def use_varlen(model: PreTrainedModel) -> bool:
-    """Have a model on a GPU attend by the lengths that `boundaries` gives; False where it can't."""
-    if model.device.type != "cuda" or not model._supports_attention_backend:
+def use_varlen(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Have a model on a GPU that computes in `dtype` attend by the lengths of `boundaries`; False where it can't."""
+    if model.device.type != "cuda" or not model._supports_attention_backend or not _is_plain(model):
+        return False
+    if dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(model.device) < (8, 0):
         return False
     model.set_attn_implementation(NAME)
     return True
@@ -46,6 +48,18 @@ def boundaries(lengths: list[int], device: torch.device) -> dict[str, Any]:
         "max_length_q": longest,
         "max_length_k": longest,
     }
+
+
+def _is_plain(model: PreTrainedModel) -> bool:
+    """Whether attention is causal and nothing else: no windows, sinks, caps or dropout, and no head wider than 256."""
+    config = model.config.get_text_config()
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (
+        getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None
+    )
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    special = ("attn_logit_softcapping", "attention_dropout", "attn_logit_softcap")
+    sinks = any(name.endswith("sinks") for name, _ in model.named_parameters())
+    return not windows and not sinks and head <= 256 and not any(getattr(config, name, None) for name in special)
 
 
 def _attention(

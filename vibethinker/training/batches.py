@@ -47,11 +47,12 @@ def split(lengths: Sequence[int], most: int, *, padded: bool, least: int = 1) ->
 def accumulate(
     trainer: Trainer, model: torch.nn.Module, parts: Sequence[Part], loss: Callable[[Part], Tensor]
 ) -> Tensor:
-    """Run each part's forward and backward pass and return the sum of the losses; processes exchange gradients with
-    the last part alone."""
+    """Run each part's forward and backward pass and return the sum of the losses. Processes that hold the whole model
+    exchange gradients with the last part alone; those that hold parts of it would have to keep whole gradients."""
     total = torch.zeros((), device=trainer.accelerator.device)
     for number, part in enumerate(parts, start=1):
-        alone = nullcontext() if number == len(parts) else trainer.accelerator.no_sync(model)
+        exchanging = number == len(parts) or trainer.is_fsdp_enabled
+        alone = nullcontext() if exchanging else trainer.accelerator.no_sync(model)
         with alone:
             with trainer.compute_loss_context_manager():
                 one = loss(part)

@@ -1,7 +1,7 @@
 """The policy canary: does the engine that samples still have the policy's weights?
 
 Trainers elsewhere have sampled from a stale or a base model for days, without an error (FIELD.md has the cases). A few
-rollouts of the first update are kept; after later updates, once the engine has been given the new weights, engine and
+rollouts are kept; after later updates, once the engine has been given the new weights, engine and
 trainer each say how likely their tokens are. Two things must hold:
 
 - where the trainer's log-probabilities have moved since the last look, the engine's have moved too: the engine repeats
@@ -46,16 +46,19 @@ class Canary:
         self._last: tuple[list[float], list[float]] = [], []
         self.gap: float | None = None
 
-    def start(self, rollouts: Sequences) -> None:
-        """Keep some of the first update's rollouts, sampled by the weights that both have now, and look.
+    def renew(self, update: int, rollouts: Sequences) -> None:
+        """After a look, keep some of the rollouts that were sampled by the weights that both have now: old ones grow
+        unlikely, and rounding grows with that.
 
         Raises:
             DivergedError: engine and policy disagree.
         """
+        if not self._due(update):
+            return
         self._kept = [(tuple(prompt), tuple(ids[:TOKENS])) for prompt, ids in rollouts if len(ids)][:KEPT]
         if self._kept:
             self._last = self._look()
-            self._compare(0)
+            self._compare(update)
 
     def check(self, update: int) -> None:
         """Look after `update` updates, where it is time to.
@@ -63,7 +66,7 @@ class Canary:
         Raises:
             DivergedError: the engine's weights are not the policy's.
         """
-        if not self._kept or (update > FIRST and update % EVERY):
+        if not self._kept or not self._due(update):
             return
         engine, trainer = self._look()
         stale = trainer != self._last[1] and engine == self._last[0]
@@ -75,6 +78,9 @@ class Canary:
                 "set execution.engine to transformers, and report this with the versions of vllm and transformers."
             )
         self._compare(update)
+
+    def _due(self, update: int) -> bool:
+        return update <= FIRST or update % EVERY == 0
 
     def _compare(self, update: int) -> None:
         engine, trainer = self._last

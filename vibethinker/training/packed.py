@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from vibethinker import hardware
 from vibethinker.training import attention
 from vibethinker.training.logprobs import IGNORED, token_logprobs, weighted_nll
 
@@ -36,11 +38,13 @@ def prepare(model: PreTrainedModel, dtype: torch.dtype, *, compiled: bool = True
         compiled: compile its blocks; not where they are quantised, or also decode with a cache.
     """
     inner = plain(model)
-    if not can_pack(inner) or not attention.use_varlen(inner):
+    if not can_pack(inner) or not attention.use_varlen(inner, dtype):
         return False
     if dtype == torch.bfloat16:
         inner.get_input_embeddings().register_forward_hook(lambda module, ids, output: output.to(dtype))
     if compiled:
+        # vLLM, where it has been imported, has torch compile with one process.
+        torch._inductor.config.compile_threads = min(8, hardware.cores())
         for block in inner.model.layers:
             block.compile(dynamic=True)
     return True
@@ -166,8 +170,11 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
 @contextmanager
 def _headed(inner: PreTrainedModel, head: Head) -> Iterator[None]:
     projection: Any = inner.get_output_embeddings()
+    before = projection.__dict__.get("forward")  # a library may have put one there
     projection.forward = lambda hidden: head(hidden.squeeze(0), projection.weight)
     try:
         yield
     finally:
         del projection.forward
+        if before is not None:
+            projection.forward = before

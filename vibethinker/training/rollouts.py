@@ -96,8 +96,9 @@ class Rollouts:
             phase.tokens = sum(completion.tokens for completion in completions)
             if self._canary is None:
                 self._canary = Canary(self._engine, lambda sequences: score(trainer, sequences))
-                first = [(prompt, group[0].ids) for prompt, group in zip(prompts[::size], groups, strict=True)]
-                self._canary.start(first)
+            if self._round == 1:
+                fresh = [(prompt, group[0].ids) for prompt, group in zip(prompts[::size], groups, strict=True)]
+                self._canary.renew(trainer.state.global_step, fresh)
         told = [completion.logprobs for completion in completions]
         return {
             "prompt_ids": prompts,

@@ -19,7 +19,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -80,6 +80,7 @@ def run(context: StepContext) -> Metrics:
     """
     base_model = BaseModelSettings.model_validate(context.settings["base_model"])
     run = Run.of(context, base_model, micro_tokens=context.execution["signal_micro_tokens"])
+    run = replace(run, backend="transformers")  # see vibethinker.steps
     set_threads(context.execution["threads"])
     processes.join(run.device)
     start, validation = context.inputs["model"], {}
@@ -138,9 +139,11 @@ class SignalTraining:
         engine, beside = None, 0.0
         if self.own_weights:  # first, since it measures the GPU's memory and seeds everything
             length = self.stage.context
+            run.emit.progress(0, self.stage.steps, "starting the engine that samples")
             engine = open_engine(start, execution=execution, tokenizer=self.tokenizer, share=True, max_length=length)
             beside = 0.0 if vllm.sleep else vllm.shared_memory
         try:
+            run.emit.progress(0, self.stage.steps, "loading the model")
             seed_everything(run.seed, run.deterministic)
             model = run.load(start, self.objective, self.stage.context, beside)
             self.engine = engine or open_engine(start, execution=execution, tokenizer=self.tokenizer, model=model)

@@ -81,6 +81,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
         self._micro_tokens, self.end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
         self._rollouts: Rollouts = trl["rollout_func"]
         self.numbers: list[int] = []
+        self._trained = 0  # tokens that went through the model
         self.row: dict[str, Any] = {}
         self._counts = torch.zeros(3, dtype=torch.long)  # rollouts, truncated ones, those that the verifier failed on
         self._groups: list[tuple[Tensor, Tensor]] = []  # of each generation: verdicts, and which groups teach nothing
@@ -89,7 +90,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
         )
         super().__init__(reward_funcs=[self.verdicts], **trl)
         if end_to_end and self.ref_model is not None:
-            packed.prepare(self.ref_model, torch.float32, compiled=False)
+            packed.prepare(self.ref_model, torch.bfloat16 if self.args.bf16 else torch.float32, compiled=False)
 
     def verdicts(self, text: list[str], truncated: list[bool], number: list[int], **_: Any) -> list[float | None]:
         """The raw verdicts, 1, 0 or None; a truncated rollout isn't graded: it is wrong, or left out."""
@@ -118,8 +119,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
         def loss(rows: Tensor) -> Tensor:
             # TRL's loss is the mean over a part's rollouts; together they are the mean over the update's.
             part = _cut(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device))
-            part["advantages"] = part["advantages"] * (len(rows) / len(batch["advantages"]))
-            return self.compute_loss(model, part)
+            return self.compute_loss(model, part) * (len(rows) / len(batch["advantages"]))
 
         total = accumulate(self, model, parts, loss)
         self._step += 1
@@ -131,13 +131,19 @@ class SignalTrainer(Shardable, GRPOTrainer):
         rows = torch.arange(len(batch["advantages"]), device=device)
         rectangle = (batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]) * len(rows)
         if not self.end_to_end and agreed(self, rectangle) <= self._micro_tokens:
+            self._trained += sum(processes.gathered([int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())]))
+            self.row["num_tokens"] = self._trained
             return [rows]
         if self.beta == 0:
             rows = rows[batch["advantages"] != 0]
         if not len(rows):  # the optimizer's moments still move the weights
             rows = torch.zeros(1, dtype=torch.long, device=device)
-        lengths = (batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1))[rows].tolist()
+        prompts, completions = batch["prompt_mask"].sum(1)[rows], batch["completion_mask"].sum(1)[rows]
+        self._trained += sum(processes.gathered([int((prompts + completions).sum())]))
+        self.row["num_tokens"] = self._trained
         padded = not self.end_to_end
+        # A rectangle is as wide as its longest prompt and its longest completion together.
+        lengths = ((prompts.max() if padded else prompts) + completions).tolist()
         least = agreed(self, len(split(lengths, self._micro_tokens, padded=padded)))
         parts = split(lengths, self._micro_tokens, padded=padded, least=least)
         return [rows[torch.tensor(part, dtype=torch.long, device=device)] for part in parts]
@@ -236,23 +242,42 @@ class SignalTrainer(Shardable, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
     ) -> tuple[Tensor, Tensor | None, None]:
+        if not torch.is_grad_enabled():  # a reference's, of the whole update
+            return self._in_parts(model, input_ids, attention_mask, logits_to_keep, options), None, None
         if self.end_to_end:
-            inner = packed.plain(self.accelerator.unwrap_model(model))
-            found, entropies = packed.logprobs(
-                model, inner, input_ids, attention_mask, logits_to_keep, self._objective.temperature
-            )
+            found, entropies = self._packed(model, input_ids, attention_mask, logits_to_keep)
         else:
             found, entropies, _ = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **options
             )
-        sampled = self._part.pop("sampling_per_token_logps", None) if torch.is_grad_enabled() else None
-        if sampled is not None and self._objective.importance_cap:
+        sampled = self._part.pop("sampling_per_token_logps", None)
+        # Within a nucleus the engine's probabilities are another distribution's, which rounding doesn't explain.
+        if sampled is not None and self._objective.importance_cap and self._objective.top_p == 1:
             ratio = torch.exp(found.detach() - sampled).nan_to_num(nan=1.0)
             counts = self._part["completion_mask"].bool()
             self._metrics["train"]["importance"].append(self.accelerator.gather(ratio[counts].mean()).mean().item())
             capped = ratio.clamp(max=self._objective.importance_cap)
             self._part["advantages"] = self._part["advantages"].unsqueeze(1) * capped
         return found, entropies, None
+
+    def _packed(self, model: torch.nn.Module, ids: Tensor, mask: Tensor, completion: int) -> tuple[Tensor, Tensor]:
+        inner = packed.plain(self.accelerator.unwrap_model(model))
+        return packed.logprobs(model, inner, ids, mask, completion, self._objective.temperature)
+
+    def _in_parts(
+        self, model: torch.nn.Module, ids: Tensor, mask: Tensor, completion: int, options: dict[str, Any]
+    ) -> Tensor:
+        """Log-probabilities alone, of as many rows at a time as `micro_tokens` allows."""
+        if not self.end_to_end:
+            options |= {"batch_size": max(1, self._micro_tokens // ids.shape[1])}
+            return super()._get_per_token_logps_and_entropies(model, ids, mask, completion, **options)[0]
+        found = torch.zeros(len(ids), completion, device=ids.device)
+        lengths = mask.sum(1).tolist()
+        least = agreed(self, len(split(lengths, self._micro_tokens, padded=False)))
+        for part in split(lengths, self._micro_tokens, padded=False, least=least):
+            rows = torch.tensor(part or [0], device=ids.device)
+            found[rows] = self._packed(model, ids[rows], mask[rows], completion)[0]
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs.update(self.row)
