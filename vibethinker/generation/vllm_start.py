@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import tempfile
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +46,6 @@ _TOO_SMALL = (
     "KV cache is needed",
 )
 
-# Of one wait for another process of the trainer, whose rollouts may be longer by hours.
-_GROUP_TIMEOUT = timedelta(hours=6)
-
 
 def start(
     folder: Path, *, batch: int, memory: float, sleeps: bool, eager: bool, max_length: int | None
@@ -79,8 +75,7 @@ def start(
         given["dtype"] = str(config.dtype).removeprefix("torch.")
     if not eager:
         given["compilation_config"] = {"cudagraph_capture_sizes": capture_sizes(batch)}
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of a trainer's processes: with a model of its own
-        _join()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # in the trainer's group, each process with a model of its own
         given["distributed_executor_backend"] = "external_launcher"
     try:
         llm = LLM(**given)
@@ -177,14 +172,6 @@ def skeleton(folder: Path, places: Path) -> Path:
         if not place.is_dir():
             raise
     return place
-
-
-def _join() -> None:
-    """Found the trainer's process group before vLLM founds one of its own, in which each process would be alone."""
-    import torch
-
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(timeout=_GROUP_TIMEOUT)
 
 
 def _check_layers(llm: LLM, folder: Path) -> None:

@@ -138,6 +138,10 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         folders = {role: a.folder for role, a in inputs.items()}
         # Else Unsloth writes the code that it generates into the current folder.
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
+        if request["kind"] == "specialist":
+            # Passes differ in length, so that fixed blocks of memory would be freed and taken anew; vLLM, which may
+            # sleep, can't do with it.
+            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         started = time.monotonic()
         context = steps.StepContext(
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
