@@ -39,6 +39,7 @@ def train(model: Path, folder: Path, output: str, fits: int) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environ, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_specialist_is_trained_in_as_much_memory_as_there_is(tiny_model_folder: Path, tmp_path: Path) -> None:
     done = train(tiny_model_folder, tmp_path, "first", fits=200)
@@ -59,6 +60,7 @@ def test_a_specialist_is_trained_in_as_much_memory_as_there_is(tiny_model_folder
     assert trained[0] == trained[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_that_never_fits_fails_with_what_to_change(tiny_model_folder: Path, tmp_path: Path) -> None:
     done = train(tiny_model_folder, tmp_path, "out", fits=0)

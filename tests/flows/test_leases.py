@@ -182,6 +182,7 @@ def test_a_server_of_the_run_s_own_gets_its_limits_and_forgets_killed_runs(api: 
         httpx.delete(url)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_holder_s_gpu_is_free_again(tmp_path: Path) -> None:
     """On a server that lasts, as a site has one: those of a run's own end with it."""
