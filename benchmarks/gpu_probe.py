@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, tell
+from outcome import installed, peer, tell
 
 from vibethinker.plan import versions
 
@@ -73,9 +73,9 @@ def main() -> None:
         files = split(arguments.problems, arguments.domains, arguments.limit, folder)
         warming = probe(models[:1], files[0], arguments, folder, limit=2)["seconds"] if arguments.warm else None
         if arguments.warm:
-            peer(arguments, files, folder, 2)
+            alone_on(arguments, files, folder, 2)
         domains = [probe(models, file, arguments, folder) for file in files]
-        alone = peer(arguments, files, folder, max(1, round(arguments.limit * arguments.fraction)))
+        alone = alone_on(arguments, files, folder, max(1, round(arguments.limit * arguments.fraction)))
     tokens, seconds = (sum(domain[part] for domain in domains) for part in ("tokens", "seconds"))
     generating = {
         "ours": tokens / sum(domain["generating"] for domain in domains),
@@ -160,7 +160,7 @@ def probe(
     return {"seconds": seconds, "tokens": sum(counts), "generating": generating}
 
 
-def peer(arguments: argparse.Namespace, files: list[Path], folder: Path, share: int) -> dict[str, float]:
+def alone_on(arguments: argparse.Namespace, files: list[Path], folder: Path, share: int) -> dict[str, float]:
     """Seconds of plain vLLM's start and of its generation for `share` problems a domain, and the latter's tokens."""
     from vibethinker import config
     from vibethinker.data.prompts import all_prompt_ids
@@ -171,13 +171,7 @@ def peer(arguments: argparse.Namespace, files: list[Path], folder: Path, share: 
     ids = [some for file in files for some in all_prompt_ids(tokenizer, read_file(file)[:share], prompts)]
     given = {"model": str(arguments.model.resolve()), "prompts": ids}
     given |= {"samples": arguments.samples, "max_tokens": arguments.max_tokens}
-    (folder / "peer.json").write_text(json.dumps(given))
-    (folder / "peer.py").write_text(PEER)
-    command = [sys.executable, str(folder / "peer.py"), str(folder / "peer.json"), str(folder / "found.json")]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"vLLM alone failed:\n{done.stdout[-4000:]}")
-    return json.loads((folder / "found.json").read_text())
+    return peer(PEER, given, folder)
 
 
 if __name__ == "__main__":

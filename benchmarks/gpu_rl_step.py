@@ -5,7 +5,7 @@
 PROBLEMS has rows of `problem` and `answer` (a number). Both sides: 32 prompts x 8 rollouts of at most 384 tokens at
 temperature 1, all weights trained in bfloat16 autocast by AdamW at 1e-6, plain GRPO (lambda 0, per-sequence mean, no KL
 term), rewards by the final answer. `ours` is `vibethinker signal`; `peer` is TRL with its stock settings but for those
-that make the work the same, and 32 rollouts a pass, which is faster than its default of 8. Seconds are medians over the
+that make the work the same, and 32 rollouts a pass in place of its default of 8. Seconds are medians over the
 updates after the third, from one report to the next. Both go through the problems in an order of their own.
 
 `rewards` has the mean reward of each update, and the difference of the two sides' means with its 95 % interval: the
@@ -20,14 +20,13 @@ import json
 import math
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, tell
+from outcome import installed, measured, peer, tell
 
 from vibethinker.plan import versions
 
@@ -104,7 +103,7 @@ def main() -> None:
         folder = Path(name)
         ours = stage(arguments, folder)
         print(json.dumps(ours), file=sys.stderr, flush=True)  # in case the other one doesn't end
-        theirs = None if arguments.no_peer else peer(arguments, folder)
+        theirs = None if arguments.no_peer else trl(arguments, folder)
     result = {
         "ours": round(ours["seconds_an_update"], 2),
         "peer": theirs and round(theirs["seconds_an_update"], 2),
@@ -122,16 +121,10 @@ def main() -> None:
 def stage(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What one `vibethinker signal` took."""
     settings = [f"{name}={value}" for name, value in OURS.items()] + arguments.overrides
-    command = [sys.executable, "-m", "vibethinker", "signal", str(arguments.model)]
-    command += ["--train-data", str(arguments.problems), "--max-seq-length", str(PROMPT_TOKENS + TOKENS)]
-    command += ["--max-steps", str(arguments.steps), "--output", str(folder / "ours")]
-    command += ["--metrics", str(folder / "ours.jsonl"), *(word for one in settings for word in ("--set", one))]
+    command = ["signal", str(arguments.model), "--train-data", str(arguments.problems)]
+    command += ["--max-seq-length", str(PROMPT_TOKENS + TOKENS), "--max-steps", str(arguments.steps)]
     began = time.time()
-    if subprocess.run(command, stdout=sys.stderr).returncode:
-        log = folder / "ours.log"
-        told = log.read_text()[-6000:] if log.exists() else ""
-        raise SystemExit(f"{shlex.join(command)} failed:\n{told}")
-    rows = [row for line in (folder / "ours.jsonl").read_text().splitlines() if "loss" in (row := json.loads(line))]
+    rows = measured([*command, *(word for one in settings for word in ("--set", one))], folder, "ours")
     parts = ("seconds_generation", "seconds_training", "seconds_grading")
     rates = ("generated_tokens_per_second", "trained_tokens_per_second")
     return {
@@ -148,7 +141,7 @@ def stage(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def trl(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What TRL's trainer took."""
     data = folder / "peer.jsonl"
     with data.open("w") as file:
@@ -158,12 +151,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             file.write(json.dumps({"prompt": prompt, "solution": f"\\boxed{{{row['answer']}}}"}) + "\n")
     given = {"model": str(arguments.model), "data": str(data), "output": str(folder / "trl"), "rate": RATE}
     given |= {"steps": arguments.steps, "prompts": PROMPTS, "group": GROUP, "tokens": TOKENS}
-    (folder / "given.json").write_text(json.dumps(given))
-    (folder / "peer.py").write_text(PEER)
-    command = [sys.executable, str(folder / "peer.py"), str(folder / "given.json"), str(folder / "found.json")]
-    if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise SystemExit("TRL failed; see above.")
-    found = json.loads((folder / "found.json").read_text())
+    found = peer(PEER, given, folder)
     rows = found["rows"]
     return {
         "seconds_an_update": pace([row["time"] for row in rows]),

@@ -18,14 +18,13 @@ import argparse
 import json
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, tell
+from outcome import installed, measured, peer, tell
 
 from vibethinker.footprint import Shape
 from vibethinker.plan import versions
@@ -83,7 +82,7 @@ def main() -> None:
         print(json.dumps(ours), file=sys.stderr, flush=True)  # in case another one doesn't end
         length = mean_attended(arguments)
         lora = train(arguments, folder, "unsloth", UNSLOTH) if arguments.unsloth else None
-        theirs = None if arguments.no_peer else peer(arguments, folder)
+        theirs = None if arguments.no_peer else trl(arguments, folder)
     shape = Shape.of(json.loads((arguments.model / "config.json").read_text()))
     computing = shape.parameters - (0 if shape.tied else shape.vocabulary * shape.hidden)
     flops = 6 * computing + 6 * shape.layers * shape.query * length
@@ -116,20 +115,14 @@ UNSLOTH = ["base_model.backend=unsloth", "base_model.quantization=nf4", "spectru
 def train(arguments: argparse.Namespace, folder: Path, name: str, more: list[str] | None = None) -> dict[str, Any]:
     """What one `vibethinker train-specialist` took."""
     settings = [*FULL, f"spectrum.sft.micro_tokens={arguments.micro_tokens}", *(more or [])]
-    command = [sys.executable, "-m", "vibethinker", "train-specialist", str(arguments.model), "--domain", "math"]
-    command += ["--train-data", str(arguments.traces), "--max-seq-length", str(LENGTH)]
-    command += ["--max-steps", str(arguments.steps), "--output", str(folder / name)]
-    command += ["--metrics", str(folder / f"{name}.jsonl"), *(word for one in settings for word in ("--set", one))]
+    command = ["train-specialist", str(arguments.model), "--domain", "math", "--train-data", str(arguments.traces)]
+    command += ["--max-seq-length", str(LENGTH), "--max-steps", str(arguments.steps)]
     began = time.perf_counter()
-    if subprocess.run(command, stdout=sys.stderr).returncode:
-        log = folder / f"{name}.log"
-        told = log.read_text()[-4000:] if log.exists() else ""
-        raise SystemExit(f"{shlex.join(command)} failed:\n{told}")
-    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-    measured = rows[WARM:]
+    rows = measured([*command, *(word for one in settings for word in ("--set", one))], folder, name)
+    warm = rows[WARM:]
     return {
-        "tokens_per_second": statistics.median(row["trained_tokens_per_second"] for row in measured),
-        "seconds_an_update": statistics.median(row["seconds_training"] for row in measured),
+        "tokens_per_second": statistics.median(row["trained_tokens_per_second"] for row in warm),
+        "seconds_an_update": statistics.median(row["seconds_training"] for row in warm),
         "first_update_seconds": rows[0]["seconds_training"],
         "peak_gib": max(row.get("gpu_allocated_gib_training", 0.0) for row in rows),
         "losses": [round(row["loss"], 4) for row in rows],
@@ -137,7 +130,7 @@ def train(arguments: argparse.Namespace, folder: Path, name: str, more: list[str
     }
 
 
-def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def trl(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What TRL's trainer took."""
     rows = [json.loads(line) for line in arguments.traces.read_text().splitlines()]
     data = folder / "peer.jsonl"
@@ -148,12 +141,7 @@ def peer(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             file.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
     given = {"model": str(arguments.model), "data": str(data), "output": str(folder / "trl")}
     given |= {"steps": arguments.steps, "length": LENGTH, "rows": ROWS}
-    (folder / "given.json").write_text(json.dumps(given))
-    (folder / "peer.py").write_text(PEER)
-    command = [sys.executable, str(folder / "peer.py"), str(folder / "given.json"), str(folder / "found.json")]
-    if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise SystemExit("TRL failed; see above.")
-    found = json.loads((folder / "found.json").read_text())
+    found = peer(PEER, given, folder)
     updates = [
         (tokens - before, seconds - at)
         for (at, before, _), (seconds, tokens, _) in zip(found["rows"], found["rows"][1:], strict=False)

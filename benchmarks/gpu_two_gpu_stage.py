@@ -3,32 +3,24 @@
     python benchmarks/gpu_two_gpu_stage.py MODEL PROBLEMS.jsonl [--updates 8] [--length 512] [--set a.b=v] [--output F]
 
 Both runs have the same model, problems, seed and effective batch; only `execution.processes` differs. An update ends
-when its line appears in the step's metrics.jsonl, which is watched from outside, so nothing is measured that a user
-wouldn't get. `ours` and `peer` are medians with two processes and with one. Aim: a ratio of at least 1.6. Prints one
-JSON object. `--set execution.device=cpu` rehearses it without GPUs.
+when the command reports it (`--metrics`). `ours` and `peer` are medians with two processes and with one. Aim: a ratio
+of at least 1.6. Prints one JSON object. `--set execution.device=cpu` rehearses it without GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
 import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outcome import tell
+from outcome import measured, tell
 
 from vibethinker.plan import versions
-
-LOOK_SECONDS = 0.02
 
 
 def main() -> None:
@@ -64,21 +56,8 @@ def main() -> None:
 def stage(command: Sequence[str], processes: int) -> dict[str, Any]:
     """The stage with so many processes: the updates' median seconds and all of them, and what it learned from."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "model"
-        full = [sys.executable, "-m", "vibethinker", *command, "--output", str(output)]
-        full += ["--set", f"execution.processes={processes}"]
-        with (Path(folder) / "printed").open("w+") as printed:
-            running = subprocess.Popen(full, stdout=printed, stderr=subprocess.STDOUT)
-            ends: list[float] = []
-            while running.poll() is None:
-                time.sleep(LOOK_SECONDS)
-                ends += [time.monotonic()] * (logged(Path(folder)) - len(ends))
-            if running.returncode:
-                printed.seek(0)
-                sys.exit(f"{shlex.join(full)} failed:\n{printed.read()}")
-        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    if len(ends) < len(rows):
-        sys.exit(f"{len(rows) - len(ends)} updates ended within {LOOK_SECONDS} s of the end: give them more work.")
+        rows = measured([*command, "--set", f"execution.processes={processes}"], Path(folder), "model")
+    ends = [row["time"] for row in rows]
     took = [round(later - earlier, 3) for earlier, later in itertools.pairwise(ends)]
     return {
         "processes": processes,
@@ -88,14 +67,6 @@ def stage(command: Sequence[str], processes: int) -> dict[str, Any]:
         "losses": [row["loss"] for row in rows],
         "lengths": [row["length"] for row in rows],
     }
-
-
-def logged(folder: Path) -> int:
-    """Lines that the running step has logged so far."""
-    for file in folder.glob(".vibethinker-*/staging/*/metrics.jsonl"):
-        with contextlib.suppress(FileNotFoundError):  # it has just been published
-            return file.read_text().count("\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,29 @@ def machine() -> str:
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     gpus = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()
     return f"{found}, {len(gpus)} x {gpus[0]}"
+
+
+def measured(command: list[str], folder: Path, name: str) -> list[dict[str, Any]]:
+    """Run a `vibethinker` command that trains, with its output and measurements in `folder`; the rows of its updates.
+    What it and its step print goes to stderr."""
+    full = [sys.executable, "-m", "vibethinker", *command, "--output", str(folder / name)]
+    full += ["--metrics", str(folder / f"{name}.jsonl")]
+    if subprocess.run(full, stdout=sys.stderr).returncode:
+        log = folder / f"{name}.log"
+        raise SystemExit(f"{shlex.join(full)} failed:\n{log.read_text()[-6000:] if log.exists() else ''}")
+    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def peer(script: str, given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a peer's script in a process of its own: it finds `given` in its first argument's file and writes what it
+    found to its second's."""
+    files = [folder / name for name in ("peer.py", "given.json", "found.json")]
+    files[0].write_text(script)
+    files[1].write_text(json.dumps(given))
+    if subprocess.run([sys.executable, *map(str, files)], stdout=sys.stderr).returncode:
+        raise SystemExit("The peer failed; see above.")
+    return json.loads(files[2].read_text())
 
 
 def installed(*names: str) -> dict[str, str]:

@@ -17,11 +17,12 @@ out: GPUs of other hosts, containers of one host that number its GPUs anew, and 
 from __future__ import annotations
 
 import fcntl
+import logging
 import re
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from tasks.slots import Turns
 from vibethinker import hardware
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, InfrastructureError
+
+_log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 120.0
 LOOK_SECONDS = 1.0  # how often a GPU that another run holds is asked for
@@ -108,8 +111,9 @@ class Gpus:
             yield held.devices
         finally:
             try:
-                with suppress(httpx.HTTPError, OSError):  # the server forgets a lease that isn't renewed
-                    held.lease.close()
+                held.lease.close()
+            except (httpx.HTTPError, OSError) as error:  # the server forgets a lease that isn't renewed
+                _log.warning("%s could not be given back, and is free in %d s: %s", held.devices, LEASE_SECONDS, error)
             finally:
                 with self._turns.changed:
                     self._held.remove(held)

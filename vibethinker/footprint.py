@@ -35,7 +35,7 @@ from typing import Any
 GIB = 1 << 30
 HEADROOM = 0.92  # share of a GPU that can be planned with; allocators waste the rest [choice]
 CONTEXT = GIB  # CUDA's own, with its libraries' workspaces; 0.5 to 1 GiB on an H100 [choice]
-CHUNK_ROWS = 4096  # of vibethinker.training's loss
+CHUNK_ROWS = 4096  # whose logits the loss computes at once: 1.2 GB over 152k in bfloat16
 LOGIT_BYTES = 6  # bfloat16 logits and a float32 gradient
 NF4_BYTES = 0.5 + 4 / 64  # bitsandbytes, blocks of 64 with a float32 scale each
 MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4 / 256}  # 8 bits in blocks of 256 (bitsandbytes)

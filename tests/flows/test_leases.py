@@ -95,7 +95,7 @@ def test_steps_share_a_gpu_as_far_as_the_setting_goes_and_a_stage_has_one_alone(
     try:
         environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}
         run = start(
-            environ, tmp_path, ("specialist", 2.0), ("probe", 2.0), ("signal", 0.5),
+            environ, tmp_path, ("specialist", 8.0), ("probe", 8.0), ("signal", 0.5),
             overrides=["execution.steps_per_gpu=2"],
         )  # fmt: skip
         found = finish(run)

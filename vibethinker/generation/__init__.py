@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from vibethinker.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -126,6 +128,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free everything; the engine can't be used after that."""
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, configured: int | Sequence[int] | None) -> list[int]:
+    """What ends a completion: the tokenizer's EOS and those of the generation config.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    named = [tokenizer.eos_token_id, *(configured if isinstance(configured, (list, tuple)) else [configured])]
+    found = sorted({int(token) for token in named if token is not None})
+    if not found:
+        raise ConfigurationError("The model has no end-of-sequence token: set the tokenizer's eos_token.")
+    return found
 
 
 def check(prompts: Sequence[Sequence[int]], samples: int, max_tokens: int, temperature: float, top_p: float) -> None:

@@ -25,8 +25,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from vibethinker.errors import ConfigurationError
-from vibethinker.generation import Completion, Ended, Progress, check, check_sequences
+from vibethinker.generation import Completion, Ended, Progress, check, check_sequences, stop_tokens
 from vibethinker.generation.attention import grouped_attention
 from vibethinker.generation.meter import Meter
 from vibethinker.generation.sampling import UniformStreams, draw
@@ -74,11 +73,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.meter = Meter()
         self._batch, self._owned = batch, owned
-        stops = model.generation_config.eos_token_id
-        named = [tokenizer.eos_token_id, *(stops if isinstance(stops, (list, tuple)) else [stops])]
-        self._stops = sorted({int(token) for token in named if token is not None})
-        if not self._stops:
-            raise ConfigurationError("The model has no end-of-sequence token: set the tokenizer's eos_token.")
+        self._stops = stop_tokens(tokenizer, model.generation_config.eos_token_id)
         self._positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def generate(

@@ -31,9 +31,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from vibethinker.errors import ConfigurationError, InfrastructureError
-from vibethinker.generation import Completion, Ended, Progress, check, check_sequences
+from vibethinker.generation import Completion, Ended, Progress, check, check_sequences, stop_tokens
 from vibethinker.generation.meter import Meter
-from vibethinker.generation.vllm_start import start, stop, stop_tokens
+from vibethinker.generation.vllm_start import configured_stops, start, stop
 from vibethinker.models import ModelWeights, check_model_folder, is_adapter, load_state, load_tokenizer
 
 _REPORT_STEPS = 64
@@ -89,7 +89,7 @@ class VllmEngine:
         whole = base if is_adapter(folder) and base is not None else folder
         self.tokenizer = tokenizer or load_tokenizer(whole)
         self.meter = Meter()
-        self._stops = stop_tokens(whole, self.tokenizer)
+        self._stops = stop_tokens(self.tokenizer, configured_stops(whole))
         self._sleeps, self._calls = sleeps, 0
         self._names = {name for name in ModelWeights(whole) if "rotary_emb." not in name}
         self._llm, self._positions = start(

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig
 
 from vibethinker.errors import ConfigurationError, OutOfMemoryError
 from vibethinker.generation.kinds import GENERATION_CONFIG, stored
@@ -106,22 +106,13 @@ def stop(llm: LLM) -> None:
         client.shutdown()
 
 
-def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What ends a completion: the tokenizer's EOS and those of the generation config, as a loaded model has it.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
+def configured_stops(folder: Path) -> int | list[int] | None:
+    """The end-of-sequence tokens of a folder's generation config, as a loaded model has it."""
     try:
-        stops = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        return GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
     except OSError:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        stops = GenerationConfig.from_model_config(config).eos_token_id
-    named = [tokenizer.eos_token_id, *(stops if isinstance(stops, (list, tuple)) else [stops])]
-    found = sorted({int(token) for token in named if token is not None})
-    if not found:
-        raise ConfigurationError("The model has no end-of-sequence token: set the tokenizer's eos_token.")
-    return found
+        return GenerationConfig.from_model_config(config).eos_token_id
 
 
 def capture_sizes(batch: int) -> list[int]:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
+from vibethinker.training import processes
+
 Part = TypeVar("Part")
 
 
@@ -61,9 +63,14 @@ def accumulate(
     return total
 
 
-def agreed(trainer: Trainer, value: int) -> int:
-    """The largest value of all processes: where weights are sharded, each must run as many passes as the others."""
-    accelerator = trainer.accelerator
-    if accelerator.num_processes == 1:
-        return value
-    return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).max())
+def split_alike(lengths: Sequence[int], most: int, *, padded: bool) -> list[list[int]]:
+    """`split` into as many micro-batches as the process that has the most: where weights are sharded, each must run as
+    many passes as the others."""
+    parts = split(lengths, most, padded=padded)
+    least = agreed(len(parts))
+    return parts if len(parts) == least else split(lengths, most, padded=padded, least=least)
+
+
+def agreed(value: int) -> int:
+    """The largest value of all processes."""
+    return max(processes.gathered([value]))

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = 4096  # tokens whose logits exist at once: 1.2 GB over 152k in bfloat16
+from vibethinker.footprint import CHUNK_ROWS
+
+ROWS = CHUNK_ROWS  # tokens whose logits exist at once
 IGNORED = -100
 
 

@@ -8,8 +8,8 @@ ordinary one.
 
 Unsloth's models have kernels of their own for all of that and are only told where each sequence ends (`unsloth_nll`).
 
-Left out: models whose head has a bias or scales its logits, and CPUs, where a padded rectangle is faster: those train
-on padded batches (see `prepare`).
+Left out: models whose head has a bias or scales its logits, and CPUs, which lack the kernel: those train on padded
+batches (see `prepare`).
 """
 
 from __future__ import annotations

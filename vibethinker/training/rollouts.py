@@ -136,7 +136,7 @@ def score(trainer: SignalTrainer, sequences: Sequence[tuple[Sequence[int], Seque
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     # Compiled blocks would be compiled once more for evaluation, and for no_grad, so both only where they matter.
     drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    model.train(model.training and not drops)
+    model.train(not drops)
     try:
         with trainer.accelerator.autocast():
             if trainer.end_to_end:

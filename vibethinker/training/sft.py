@@ -38,7 +38,7 @@ from vibethinker.models import load_tokenizer, seed_everything, set_threads
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
-from vibethinker.training.batches import accumulate, agreed, split
+from vibethinker.training.batches import accumulate, split_alike
 from vibethinker.training.callbacks import Checkpoints, Reporter
 from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
 from vibethinker.training.logprobs import IGNORED
@@ -125,7 +125,7 @@ def to_examples(
 ) -> tuple[list[Example], int]:
     """The traces of at most `max_length` tokens as training sequences, and how many were longer."""
     examples = [
-        Example(ids, [token if counts else -100 for token, counts in zip(ids, mask, strict=True)])
+        Example(ids, [token if counts else IGNORED for token, counts in zip(ids, mask, strict=True)])
         for ids, mask in all_training_ids(tokenizer, traces, prompts)
         if len(ids) <= max_length
     ]
@@ -232,9 +232,7 @@ class SpecialistTrainer(Shardable):
         super().log(logs, start_time)
 
     def _parts(self, rows: Sequence[Row]) -> list[list[int]]:
-        lengths = [len(row.ids) for row in rows]
-        least = agreed(self, len(split(lengths, self._micro_tokens, padded=self._padded)))
-        return split(lengths, self._micro_tokens, padded=self._padded, least=least)
+        return split_alike([len(row.ids) for row in rows], self._micro_tokens, padded=self._padded)
 
     def _packed_nll(self, model: torch.nn.Module, rows: Sequence[Row], weight: float) -> tuple[Tensor, Tensor]:
         inner = packed.plain(self.accelerator.unwrap_model(model))

@@ -35,7 +35,7 @@ from trl.trainer.utils import pad, shuffle_sequence_dict
 from vibethinker.errors import InfrastructureError
 from vibethinker.settings import Objective
 from vibethinker.training import mgpo, packed, processes
-from vibethinker.training.batches import accumulate, agreed, split
+from vibethinker.training.batches import accumulate, agreed, split_alike
 from vibethinker.training.processes import Shardable
 from vibethinker.training.rollouts import Batch, Rollouts
 
@@ -130,22 +130,20 @@ class SignalTrainer(Shardable, GRPOTrainer):
         device = batch["advantages"].device
         rows = torch.arange(len(batch["advantages"]), device=device)
         rectangle = (batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]) * len(rows)
-        if not self.end_to_end and agreed(self, rectangle) <= self._micro_tokens:
-            self._trained += sum(processes.gathered([int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())]))
-            self.row["num_tokens"] = self._trained
-            return [rows]
-        if self.beta == 0:
+        whole = not self.end_to_end and agreed(rectangle) <= self._micro_tokens
+        if not whole and self.beta == 0:
             rows = rows[batch["advantages"] != 0]
         if not len(rows):  # the optimizer's moments still move the weights
             rows = torch.zeros(1, dtype=torch.long, device=device)
         prompts, completions = batch["prompt_mask"].sum(1)[rows], batch["completion_mask"].sum(1)[rows]
         self._trained += sum(processes.gathered([int((prompts + completions).sum())]))
         self.row["num_tokens"] = self._trained
+        if whole:
+            return [rows]
         padded = not self.end_to_end
         # A rectangle is as wide as its longest prompt and its longest completion together.
         lengths = ((prompts.max() if padded else prompts) + completions).tolist()
-        least = agreed(self, len(split(lengths, self._micro_tokens, padded=padded)))
-        parts = split(lengths, self._micro_tokens, padded=padded, least=least)
+        parts = split_alike(lengths, self._micro_tokens, padded=padded)
         return [rows[torch.tensor(part, dtype=torch.long, device=device)] for part in parts]
 
     def _gather_rollouts(self, inputs: list[Batch]) -> Batch:
@@ -156,7 +154,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
         batch = self._generate_and_score_completions(inputs)
         for _ in range(self._objective.refill):
             flat = (batch["advantages"].view(-1, size) == 0).all(1).nonzero().squeeze(-1).tolist()
-            wanted = agreed(self, len(flat))
+            wanted = agreed(len(flat))
             fresh = [row for _, row in zip(range(wanted), self._spare, strict=False)]
             if not wanted or len(fresh) < wanted:
                 break
@@ -272,9 +270,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
             options |= {"batch_size": max(1, self._micro_tokens // ids.shape[1])}
             return super()._get_per_token_logps_and_entropies(model, ids, mask, completion, **options)[0]
         found = torch.zeros(len(ids), completion, device=ids.device)
-        lengths = mask.sum(1).tolist()
-        least = agreed(self, len(split(lengths, self._micro_tokens, padded=False)))
-        for part in split(lengths, self._micro_tokens, padded=False, least=least):
+        for part in split_alike(mask.sum(1).tolist(), self._micro_tokens, padded=False):
             rows = torch.tensor(part or [0], device=ids.device)
             found[rows] = self._packed(model, ids[rows], mask[rows], completion)[0]
         return found
