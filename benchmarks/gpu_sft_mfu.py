@@ -9,7 +9,8 @@ bounds between traces, since the other one wants flash-attn. Rates are medians o
 
 MFU counts 6 floating-point operations a token and weight, but for an embedding that is no matrix product, and
 6 · layers · width · length of the attention (its mean over each trace, forward and backward), against the card's dense
-bfloat16 peak. `unsloth_nf4_lora` is the same command with Unsloth's 4-bit LoRA.
+bfloat16 peak. Ours leaves out the output projection of tokens that no loss counts, such as a prompt's: `mfu_computed`
+counts what is computed. `unsloth_nf4_lora` is the same command with Unsloth's 4-bit LoRA.
 """
 
 from __future__ import annotations
@@ -80,13 +81,14 @@ def main() -> None:
         folder = Path(name)
         ours = train(arguments, folder, "full")
         print(json.dumps(ours), file=sys.stderr, flush=True)  # in case another one doesn't end
-        length = mean_attended(arguments)
+        length, counted = of_traces(arguments)
         lora = train(arguments, folder, "unsloth", UNSLOTH) if arguments.unsloth else None
         theirs = None if arguments.no_peer else trl(arguments, folder)
     shape = Shape.of(json.loads((arguments.model / "config.json").read_text()))
     computing = shape.parameters - (0 if shape.tied else shape.vocabulary * shape.hidden)
     flops = 6 * computing + 6 * shape.layers * shape.query * length
     mfu = ours["tokens_per_second"] * flops / arguments.peak
+    skipped = 6 * shape.vocabulary * shape.hidden * (1 - counted)
     tell(
         {
             "ours": round(ours["tokens_per_second"]),
@@ -95,9 +97,11 @@ def main() -> None:
             "unit": "trained tokens/s",
             "aim": {"mfu": 0.4, "ratio": 1.3},
             "mfu": round(mfu, 3),
+            "mfu_computed": round(mfu * (1 - skipped / flops), 3),
             "peer_mfu": theirs and round(theirs["tokens_per_second"] * flops / arguments.peak, 3),
             "parameters": computing,
             "mean_length": round(length),
+            "counted": round(counted, 3),
             "details": {"ours": ours, "peer": theirs, "unsloth_nf4_lora": lora},
             "versions": versions() | installed("unsloth", "liger-kernel", "bitsandbytes"),
             "command": shlex.join(["python", "benchmarks/gpu_sft_mfu.py", *sys.argv[1:]]),
@@ -154,8 +158,8 @@ def trl(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def mean_attended(arguments: argparse.Namespace) -> float:
-    """The mean length of the trace that a token is part of."""
+def of_traces(arguments: argparse.Namespace) -> tuple[float, float]:
+    """The mean length of the trace that a token is part of, and the share of tokens that the loss counts."""
     from vibethinker.data.prompts import all_training_ids
     from vibethinker.data.schema import Trace
     from vibethinker.models import load_tokenizer
@@ -164,8 +168,9 @@ def mean_attended(arguments: argparse.Namespace) -> float:
     rows = [json.loads(line) for line in arguments.traces.read_text().splitlines()]
     traces = [Trace(str(i), "math", row["problem"], row["solution"], "given") for i, row in enumerate(rows[:2000])]
     tokenizer = load_tokenizer(arguments.model)
-    lengths = [len(ids) for ids, _ in all_training_ids(tokenizer, traces, Prompts(math_suffix=SUFFIX))]
-    return sum(length * length for length in lengths) / sum(lengths)
+    masks = [mask for _, mask in all_training_ids(tokenizer, traces, Prompts(math_suffix=SUFFIX))]
+    total = sum(map(len, masks))
+    return sum(len(mask) ** 2 for mask in masks) / total, sum(map(sum, masks)) / total
 
 
 if __name__ == "__main__":

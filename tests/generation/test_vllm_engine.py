@@ -31,7 +31,7 @@ GPU = (
 
 QUESTIONS = ("What is 3 + 4?", "Solve 2x + 4 = 10.", "Is 91 a prime number?", "Name three even numbers.")
 SAMPLED = {"samples": 4, "max_tokens": 48, "temperature": 1.0, "top_p": 1.0, "seed": 1}
-# Two implementations of one model in bf16: single tokens differ in the second digit, their mean much less.
+# A model in bf16 beside the same in float32: single tokens differ in the second digit, their mean much less.
 TOKEN, MEAN = 0.25, 0.02
 
 
@@ -56,7 +56,9 @@ def differences(found, wanted) -> torch.Tensor:
 
 def agree(found, wanted) -> bool:
     apart = differences(found, wanted)
-    return float(apart.mean()) < MEAN and float(apart.quantile(0.99)) < TOKEN
+    mean, high = float(apart.mean()), float(apart.quantile(0.99))
+    print(f"{len(apart)} tokens differ by {mean:.4f} nats, one in a hundred by more than {high:.3f}")
+    return mean < MEAN and high < TOKEN
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,9 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def reference():
-    """The model by transformers; tests may not leave it changed."""
-    return TransformersEngine(load_model(Path(MODEL), device="cuda"), load_tokenizer(Path(MODEL)), 64, owned=True)
+    """The model by transformers, in float32, so that what differs is the engine's rounding; left as it was."""
+    model = load_model(Path(MODEL), device="cuda", dtype=torch.float32)
+    return TransformersEngine(model, load_tokenizer(Path(MODEL)), 64, owned=True)
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +156,10 @@ def test_logprobs_are_those_of_the_distribution_that_was_drawn_from(engine, refe
 
 @on_gpu
 def test_score_is_a_forward_pass_and_repeats_exactly(engine, reference, prompts):
+    # As long as the positions allow; a text that makes no sense would be as far from itself in another type.
+    sums = engine.tokenizer(" ".join(f"{n} + {n} = {2 * n}." for n in range(200)))["input_ids"][:512]
     some = sequences(prompts, engine.generate(prompts, **SAMPLED))
-    some += [(prompts[0], [5]), ([5], [6]), ([5] * 100, [7] * 412), (prompts[0], [])]
+    some += [(prompts[0], [5]), ([5], [6]), (sums[:100], sums[100:]), (prompts[0], [])]
     scored = engine.score(some)
     assert [len(values) for values in scored] == [len(completion) for _, completion in some]
     assert agree(scored, reference.score(some))
@@ -169,7 +174,8 @@ def test_an_update_moves_the_engine_as_far_as_the_model(restored, reference, pro
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += torch.randn_like(parameter) * parameter.std().nan_to_num() * 0.02
+            moved = parameter + torch.randn_like(parameter) * parameter.std().nan_to_num() * 0.1
+            parameter.copy_(moved.bfloat16())
     assert restored.score(some) == before  # a stale engine doesn't move
     restored.update(model.named_parameters())
     moved = restored.score(some)
@@ -212,7 +218,7 @@ def test_adapters_in_training_reach_the_engine(restored, reference, prompts):
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
+            torch.nn.init.normal_(parameter, std=0.05)
     some = sequences(prompts, restored.generate(prompts, **SAMPLED))
     before = restored.score(some)
     restored.update(policy_tensors(model))

@@ -11,7 +11,8 @@ import torch
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.models import load_model, load_state, load_trainable, policy_tensors, save_model
-from vibethinker.models.trainable import PROJECTIONS
+from vibethinker.models.tokenizers import read_tokenizer
+from vibethinker.models.trainable import PROJECTIONS, _harmless_tokenizer
 from vibethinker.settings import Lora
 
 IDS = torch.arange(5, 25)[None]
@@ -237,6 +238,17 @@ def test_adapters_trained_in_4_bits_merge_into_the_unquantised_base(folder, tiny
     save_model(load_model(tmp_path / "adapter", base=folder), tiny_tokenizer, tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
     assert {tensor.dtype for tensor in load_state(tmp_path / "merged").values()} == {torch.float32}
+
+
+def test_unsloth_is_given_a_tokenizer_whose_pad_token_is_neither_eos_nor_new(folder, tmp_path):
+    tokenizer = read_tokenizer(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "model")
+    _harmless_tokenizer(tmp_path / "model", tmp_path)
+    given = read_tokenizer(tmp_path)
+    assert given.pad_token_id not in (None, given.eos_token_id)
+    assert given.get_vocab() == tokenizer.get_vocab()
+    assert given.chat_template is None
 
 
 # ---- on a GPU ----

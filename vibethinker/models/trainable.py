@@ -10,12 +10,14 @@ Left out: adapters on anything but the seven projections, 8-bit weights, and sha
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.models.files import check_model_folder, is_adapter, positions
+from vibethinker.models.files import CONFIG, check_model_folder, is_adapter, positions, read_json
 from vibethinker.models.loading import attention, from_folder
+from vibethinker.models.tokenizers import read_tokenizer
 from vibethinker.settings import Lora
 
 if TYPE_CHECKING:
@@ -151,19 +153,23 @@ def _by_unsloth(
     unsloth = import_unsloth()
     seed = torch.initial_seed() % 2**32  # it seeds everything anew
     checkpointing = "unsloth" if gradient_checkpointing else False
-    model, _ = unsloth.FastLanguageModel.from_pretrained(
-        model_name=str(folder),
-        max_seq_length=max_length,
-        dtype=dtype,
-        load_in_4bit=quantization == "nf4",
-        full_finetuning=method == "full",
-        float32_mixed_precision=True,
-        use_gradient_checkpointing=checkpointing,
-        offload_embedding=False,
-        use_exact_model_name=True,
-        local_files_only=True,
-        random_state=seed,
-    )
+    with tempfile.TemporaryDirectory() as place:
+        _harmless_tokenizer(folder, Path(place))
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            model_name=str(folder),
+            tokenizer_name=place,
+            max_seq_length=max_length,
+            dtype=dtype,
+            load_in_4bit=quantization == "nf4",
+            full_finetuning=method == "full",
+            float32_mixed_precision=True,
+            use_gradient_checkpointing=checkpointing,
+            offload_embedding=False,
+            use_exact_model_name=True,
+            local_files_only=True,
+            random_state=seed,
+        )
+    model.config.pad_token_id = read_json(folder, CONFIG, "copy the model's there").get("pad_token_id")
     if method == "full":
         return model.train()
     model = unsloth.FastLanguageModel.get_peft_model(
@@ -176,6 +182,19 @@ def _by_unsloth(
         random_state=seed,
     )
     return _in_float32(model).train()
+
+
+def _harmless_tokenizer(folder: Path, place: Path) -> None:
+    """Write a tokenizer in which Unsloth finds nothing to mend.
+
+    It insists on one, and where the pad token is EOS, as in many models' files, it adds a token and resizes the
+    embeddings, or gives up. Training needs only token ids, which come from the model's own tokenizer.
+    """
+    tokenizer = read_tokenizer(folder)
+    tokenizer.chat_template = None
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
+        tokenizer.pad_token = next(token for token in tokenizer.get_vocab() if token != tokenizer.eos_token)
+    tokenizer.save_pretrained(place)
 
 
 def import_unsloth() -> Any:
