@@ -7,6 +7,7 @@ is imported here. When everything is published already, neither starts.
 from __future__ import annotations
 
 import os
+import signal
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,7 @@ def run(dry_run: bool, **options: Any) -> None:
     if dry_run:
         show_plan(asked)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both let the steps save what they have
     preflight.check(asked.plan)
     found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
     published = all(s.state == "cached" for s in found.values())

@@ -38,6 +38,7 @@ from .slots import Slots
 # others take in bursts stops every one of its threads, since each kernel waits for the slowest.
 GIVE_WAY = 10
 DUE_SECONDS = 10.0
+LEAVE_SECONDS = 35.0  # the server kills a child after 30
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 
 
@@ -197,11 +198,15 @@ class Session:
         )
 
     def close(self) -> None:
-        """End the worker host and every child."""
+        """End the worker host and every child; those that run get LEAVE_SECONDS to save what they have. Interrupted
+        once more meanwhile, it ends them at once."""
         self.stopping.set()
         with self._starting:
             if self._host is not None:
-                self._host.close()
+                try:
+                    self._host.leave(LEAVE_SECONDS)
+                finally:
+                    self._host.close()
 
     def _worker(self) -> Host:
         """The worker's host; a new one where the last one's server has died, so that a retry can succeed."""

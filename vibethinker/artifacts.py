@@ -27,6 +27,7 @@ from vibethinker.errors import ConfigurationError, InfrastructureError
 
 MANIFEST = validation.MANIFEST
 SCHEMA = 1
+UPDATES = "updates"  # of a step's checkpoints: a trainer's, a folder for each update that was saved
 SMALL_BYTES = 1 << 28  # a fifth of a second to hash
 
 
@@ -61,6 +62,26 @@ class Store:
     def checkpoints(self, step: str, fingerprint: str) -> Path:
         """A step's own resumable state, which outlives its process."""
         return self.workspace / "checkpoints" / step / fingerprint
+
+    def resumable(self, step: str, fingerprint: str, inputs: Mapping[str, str]) -> Path:
+        """The folder of `checkpoints`, made, for a step that reads these inputs (role → content digest); what an
+        earlier process made of others is removed."""
+        folder = self.checkpoints(step, fingerprint)
+        marker = folder / "inputs.json"
+        try:
+            known = json.loads(marker.read_text())
+        except (OSError, ValueError):
+            known = None
+        if known != dict(inputs):
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(marker, dict(inputs))
+        return folder
+
+    def update(self, step: str, fingerprint: str) -> int | None:
+        """The update after which an unfinished training of this step goes on, if one was saved."""
+        saved = self.checkpoints(step, fingerprint) / UPDATES
+        found = [int(path.parent.name) for path in saved.glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
+        return max(found, default=None)
 
     def read(self, step: str, fingerprint: str) -> Artifact | None:
         """The published output if its manifest can be read and speaks of this step; nothing is checked further."""
@@ -142,30 +163,10 @@ class Store:
             inputs: role → content digest of each artifact that was read.
             record: further manifest entries: kind, settings, metrics, versions, revision, seconds, …
         """
-        files = {}
-        for path in sorted(p for p in staging.rglob("*") if p.is_file()):
-            with path.open("rb") as handle:
-                digest = hashlib.file_digest(handle, "sha256").hexdigest()
-                os.fsync(handle.fileno())
-            files[path.relative_to(staging).as_posix()] = {"sha256": digest, "size": path.stat().st_size}
-        if not files:
+        if not any(p.is_file() for p in staging.rglob("*")):
             raise InfrastructureError(f"The step {step} ended without writing any file.")
-        manifest = {
-            **record,
-            "schema": SCHEMA,
-            "step": step,
-            "fingerprint": fingerprint,
-            "inputs": dict(inputs),
-            "files": files,
-            "tensors": validation.tensor_digests(staging),
-        }
-        with (staging / MANIFEST).open("w") as handle:
-            json.dump(manifest, handle, indent=1, sort_keys=True)
-            handle.write("\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        for folder in {p.parent for p in staging.rglob("*")} | {staging}:
-            _sync_folder(folder)
+        own = {"step": step, "fingerprint": fingerprint, "inputs": dict(inputs)}
+        manifest = seal(staging, {**record, **own, "tensors": validation.tensor_digests(staging)})
         target = self.folder(step, fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # an invalid one that nobody has retired yet: a rename onto a full folder fails
@@ -174,6 +175,38 @@ class Store:
         _sync_folder(target.parent)
         shutil.rmtree(self.checkpoints(step, fingerprint), ignore_errors=True)
         return Artifact(target, manifest)
+
+
+def seal(
+    folder: Path, record: Mapping[str, Any], known: dict[tuple[int, int, int], str] | None = None
+) -> dict[str, Any]:
+    """Write a manifest with the digest of each file, everything synced to the disk; returns it.
+
+    Args:
+        record: further entries.
+        known: digests by inode, size and time of change, of files that were sealed before under another name.
+    """
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        state = path.stat()
+        key = state.st_ino, state.st_size, state.st_mtime_ns
+        digest = known.get(key) if known is not None else None
+        if digest is None:
+            with path.open("rb") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                os.fsync(handle.fileno())
+        if known is not None:
+            known[key] = digest
+        files[path.relative_to(folder).as_posix()] = {"sha256": digest, "size": state.st_size}
+    manifest = {**record, "schema": SCHEMA, "files": files}
+    with (folder / MANIFEST).open("w") as handle:
+        json.dump(manifest, handle, indent=1, sort_keys=True)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    for inner in {p.parent for p in folder.rglob("*")} | {folder}:
+        _sync_folder(inner)
+    return manifest
 
 
 def content_digest(files: Mapping[str, Mapping[str, Any]]) -> str:

@@ -101,11 +101,13 @@ def role_of(step: Step) -> str:
 
 @dataclass(frozen=True)
 class StepState:
-    """`state` is cached or to_run; `reason` says why something that is there can't be used."""
+    """`state` is cached, resumable (its training goes on after `update`) or to_run; `reason` says why something that is
+    there can't be used."""
 
     state: str
     artifact: Artifact | None = None
     reason: str | None = None
+    update: int | None = None
 
 
 def build(config: Config, workspace: Path, replaced: Mapping[str, str] | None = None) -> Plan:
@@ -129,12 +131,17 @@ def states(plan: Plan, store: Store, refresh: frozenset[str] = frozenset()) -> d
             continue
         upstream = {role: result[i].artifact for role, i in step.inputs.items()}
         if any(a is None for a in upstream.values()):
-            result[step.id] = StepState("to_run")
+            result[step.id] = _unpublished(step, store)
             continue
         digests = {role: a.digest for role, a in upstream.items() if a}
         artifact, reason = store.find(step.id, step.fingerprint, digests)
-        result[step.id] = StepState("cached" if artifact else "to_run", artifact, reason)
+        result[step.id] = StepState("cached", artifact) if artifact else _unpublished(step, store, reason)
     return result
+
+
+def _unpublished(step: Step, store: Store, reason: str | None = None) -> StepState:
+    update = store.update(step.id, step.fingerprint)
+    return StepState("to_run" if update is None else "resumable", None, reason, update)
 
 
 def versions() -> dict[str, str]:

@@ -171,6 +171,7 @@ def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | Non
             "stage": s.stage,
             "state": states[s.id].state,
             "reason": states[s.id].reason,
+            "resumes_after": states[s.id].update,
             "estimate": estimates[s.id],
         }
         for s in plan.steps

@@ -283,6 +283,19 @@ class Vllm(Settings):
     eager: bool = setting(False, "start without compiling: sooner ready, slower after", execution=True)
 
 
+class TrainerCheckpoints(Settings):
+    """The state of a training under way, from which a killed one goes on."""
+
+    seconds: float = setting(
+        60, "least time between two, more where saving takes over 2 % of it; 0: after each update", unit="s", ge=0,
+        execution=True,
+    )  # fmt: skip
+    keep: int = setting(2, "newest ones that are kept", ge=1, execution=True)
+    every: int | None = setting(
+        None, "updates after which one is saved in any case, and kept until the step is done", ge=1, execution=True
+    )
+
+
 class Execution(Settings):
     """How, never what."""
 
@@ -306,6 +319,7 @@ class Execution(Settings):
     sharding: Literal["ddp", "fsdp"] = setting(
         "ddp", "several processes: each holds the whole model (DDP), or a part of it (FSDP2)", execution=True
     )
+    checkpoints: TrainerCheckpoints = setting(TrainerCheckpoints, "the state of a training under way", execution=True)
     stall_seconds: float = setting(600, "silence after which a step counts as stalled", unit="s", gt=0, execution=True)
     retries: int = setting(2, "attempts after an infrastructure failure", ge=0, execution=True)
     gpu: str | None = setting(None, "GPU that `plan` estimates for, for example `H100`", execution=True)

@@ -93,7 +93,7 @@ def test_the_reporter_tells_phases_to_the_emitter_and_keeps_them_out_of_the_file
 
     emitted, phases = Emitted(), Phases("cpu")
     reporter = Reporter(emitted, tmp_path / "metrics.jsonl", 2, {"loss": "loss"}, tokens="seen", phases=phases)
-    reporter.on_train_begin(None, None, None)
+    reporter.on_train_begin(None, SimpleNamespace(global_step=0), None)
     for step in (1, 2):
         with phases("generation", tokens=50):
             time.sleep(0.01)

@@ -15,7 +15,6 @@ from vibethinker.models import load_model, load_tokenizer, seed_everything
 from vibethinker.settings import Objective, Prompts
 from vibethinker.training import mgpo
 from vibethinker.training.callbacks import COLLAPSE_UPDATES, Collapse
-from vibethinker.training.common import train_quietly
 from vibethinker.training.rollouts import Rollouts
 from vibethinker.training.trainer import SignalTrainer
 
@@ -119,7 +118,7 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
 
 
 def trained(trainer) -> dict[str, torch.Tensor]:
-    train_quietly(trainer)
+    trainer.train()
     return copy.deepcopy(trainer.model.state_dict())
 
 

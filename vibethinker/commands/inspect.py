@@ -48,7 +48,10 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
     for step in document["steps"]:
         e = step["estimate"]
         tokens = e["trained_tokens"] + e["generated_tokens"]
-        row = [step["id"], step["fingerprint"][:12], step["state"].replace("_", " "), _count(tokens)]
+        state = step["state"].replace("_", " ")
+        if step["resumes_after"] is not None:
+            state = f"resumable at update {step['resumes_after']}"
+        row = [step["id"], step["fingerprint"][:12], state, _count(tokens)]
         row.append(_time(e["seconds"]) if tokens else "")
         if gpu:
             memory, usd = e["gpu_memory_bytes"], e["usd"]

@@ -44,8 +44,9 @@ class Reporter(TrainerCallback):
         self.last: dict[str, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._file.write_text("")
-        self._emit.progress(0, self._steps, "training")
+        if state.global_step == 0:
+            self._file.write_text("")
+        self._emit.progress(state.global_step, self._steps, "training")
         self.phases.enter("training")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
@@ -72,6 +73,14 @@ class Reporter(TrainerCallback):
         self._emit.metrics(state.global_step, scalars | self.phases.window())
         self._emit.progress(state.global_step, self._steps, f"loss {row['loss']:.4f}")
 
+    def remembered(self) -> dict[str, Any]:
+        """See `resuming.Remembers`."""
+        return {"counted": self._counted, "last": self.last}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """See `resuming.Remembers`."""
+        self._counted, self.last = state["counted"], state["last"]
+
     def on_substep_end(self, args, state, control, **kwargs) -> None:
         self._emit.progress(state.global_step, self._steps, "training")
 
@@ -93,6 +102,14 @@ class Collapse(TrainerCallback):
 
     def __init__(self) -> None:
         self._found, self._without = False, 0
+
+    def remembered(self) -> dict[str, Any]:
+        """See `resuming.Remembers`."""
+        return {"found": self._found, "without": self._without}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """See `resuming.Remembers`."""
+        self._found, self._without = state["found"], state["without"]
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if "zero_variance" not in (logs or {}):

@@ -15,6 +15,7 @@ It looks at the start and after each of the first updates, when a wrong set-up s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from vibethinker.errors import DivergedError
 from vibethinker.generation import Engine
@@ -78,6 +79,16 @@ class Canary:
                 "set execution.engine to transformers, and report this with the versions of vllm and transformers."
             )
         self._compare(update)
+
+    def remembered(self) -> dict[str, Any]:
+        """What it has kept and seen, as JSON holds it."""
+        return {"kept": self._kept, "last": self._last, "gap": self.gap}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Take on what `remembered` gave."""
+        self._kept = [(tuple(prompt), tuple(ids)) for prompt, ids in state["kept"]]
+        self._last = tuple(state["last"])
+        self.gap = state["gap"]
 
     def _due(self, update: int) -> bool:
         return update <= FIRST or update % EVERY == 0

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback
 
+from vibethinker.artifacts import UPDATES
 from vibethinker.errors import OutOfMemoryError
 from vibethinker.footprint import Shape, Training, checkpointing
 from vibethinker.models.files import CONFIG
 from vibethinker.models.trainable import load_trainable
-from vibethinker.settings import BaseModelSettings, Objective, Sft
+from vibethinker.settings import BaseModelSettings, Objective, Sft, TrainerCheckpoints
 from vibethinker.steps import Emitter, StepContext
 from vibethinker.training import processes
+from vibethinker.training.resuming import Resumable, Resuming, train_resumably
 
 # TRL warns that rollout functions are experimental; its version is pinned.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -44,6 +46,7 @@ class Run:
     gpu_share: float = 1.0
     processes: int = 1
     sharding: str = "ddp"
+    checkpoints: TrainerCheckpoints = field(default_factory=TrainerCheckpoints)
 
     @classmethod
     def of(cls, context: StepContext, base_model: BaseModelSettings, micro_tokens: int) -> Run:
@@ -64,6 +67,7 @@ class Run:
             gpu_share=execution.get("gpu_share", 1.0),
             processes=execution.get("processes", 1),
             sharding=execution.get("sharding", "ddp"),
+            checkpoints=TrainerCheckpoints.model_validate(execution.get("checkpoints", {})),
         )
 
     def load(self, folder: Path, settings: Sft | Objective, longest: int, beside: float = 0.0) -> PreTrainedModel:
@@ -130,8 +134,10 @@ def trainer_arguments(run: Run, steps: int, batch_size: int, optimizer: str = "a
     }
 
 
-def train_quietly(trainer: Trainer) -> None:
-    """Train without the lines that transformers prints where it shows no progress bar.
+def train(trainer: Resuming, run: Run, written: Sequence[Path] = ()) -> None:
+    """Train, or go on where an earlier process of this step was stopped, without the lines that transformers prints.
+
+    `written` is what the step writes into its output meanwhile, beside the metrics.
 
     cuDNN's attention is off: with a mask and a length of 64 modulo 128 its backward pass gives NaN (pytorch#196678),
     and the other kernels are there too.
@@ -139,7 +145,8 @@ def train_quietly(trainer: Trainer) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     trainer.remove_callback(PrinterCallback)
     processes.seed_apart(trainer.args.seed)
-    trainer.train()
+    files = [run.metrics_file, *written]
+    train_resumably(trainer, Resumable(run.state / UPDATES, files, run.checkpoints, run.emit))
 
 
 def training_order(count: int, total: int, seed: int) -> list[int]:

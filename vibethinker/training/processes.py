@@ -99,6 +99,12 @@ def gathered(values: Sequence[T]) -> list[T]:
     return [value for one in lists for value in one]
 
 
+def barrier() -> None:
+    """Wait for the step's other processes."""
+    if count() > 1:
+        distributed.barrier()
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only parts of the model's weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
@@ -115,8 +121,7 @@ def save(
         if state is not None and not hasattr(model, "peft_config"):
             model, state = _assembled(model, state), None
         save_model(model, tokenizer, folder, dtype, state)
-    if count() > 1:
-        distributed.barrier()
+    barrier()
 
 
 def _assembled(model: PreTrainedModel, state: dict[str, Tensor]) -> PreTrainedModel:

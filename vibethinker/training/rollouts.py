@@ -95,7 +95,7 @@ class Rollouts:
             completions: list[Completion] = [completion for group in groups for completion in group]
             phase.tokens = sum(completion.tokens for completion in completions)
             if self._canary is None:
-                self._canary = Canary(self._engine, lambda sequences: score(trainer, sequences))
+                self._canary = self._new_canary(trainer)
             if self._round == 1:
                 fresh = [(prompt, group[0].ids) for prompt, group in zip(prompts[::size], groups, strict=True)]
                 self._canary.renew(trainer.state.global_step, fresh)
@@ -107,6 +107,19 @@ class Rollouts:
             "text": [completion.text for completion in completions],
             "truncated": [completion.truncated for completion in completions],
         }
+
+    def remembered(self) -> dict[str, Any] | None:
+        """What the canary remembers; None before it was there."""
+        return self._canary.remembered() if self._canary else None
+
+    def recall(self, state: dict[str, Any] | None, trainer: SignalTrainer) -> None:
+        """Take on what `remembered` gave."""
+        if state is not None:
+            self._canary = self._new_canary(trainer)
+            self._canary.recall(state)
+
+    def _new_canary(self, trainer: SignalTrainer) -> Canary:
+        return Canary(self._engine, lambda sequences: score(trainer, sequences))
 
     def rest(self) -> None:
         """The update's generations are over: the trainer may have the engine's memory."""

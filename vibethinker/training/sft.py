@@ -40,10 +40,11 @@ from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
 from vibethinker.training.batches import accumulate, split_alike
 from vibethinker.training.callbacks import Checkpoints, Reporter
-from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
+from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
 from vibethinker.training.logprobs import IGNORED
 from vibethinker.training.phases import Phases
 from vibethinker.training.processes import Shardable
+from vibethinker.training.resuming import Resuming
 
 Layout = Literal["packed", "unsloth", "padded"]
 METRICS = {
@@ -177,11 +178,11 @@ def fine_tune(
         callbacks=callbacks,
         optimizers=(optimizer, None),
     )
-    train_quietly(trainer)
+    train(trainer, run, [checkpoints] if checkpoints is not None else [])
     return reporter.last
 
 
-class SpecialistTrainer(Shardable):
+class SpecialistTrainer(Resuming, Shardable):
     """transformers' Trainer over whole updates.
 
     Args:
@@ -203,8 +204,11 @@ class SpecialistTrainer(Shardable):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One update's forward and backward passes; the loss is the mean over its completion tokens."""
+        with self.interruptible():
+            return self._update(model, inputs["rows"])
+
+    def _update(self, model: torch.nn.Module, rows: list[Row]) -> Tensor:
         model.train()
-        rows: list[Row] = inputs["rows"]
         device = self.accelerator.device
         own = torch.tensor([sum(row.counted for row in rows), sum(len(row.ids) for row in rows)], device=device)
         counted, tokens = self.accelerator.reduce(own, reduction="sum").tolist()
@@ -226,6 +230,14 @@ class SpecialistTrainer(Shardable):
         if not math.isnan(right):
             self._row["token_accuracy"] = float(right) / max(1, counted)
         return total
+
+    def remembered(self) -> dict[str, Any]:
+        """See `resuming.Remembers`."""
+        return {"tokens": self._tokens}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """See `resuming.Remembers`."""
+        self._tokens = state["tokens"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs.update(self._row)

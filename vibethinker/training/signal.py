@@ -42,7 +42,7 @@ from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Promp
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
 from vibethinker.training.callbacks import Collapse, Reporter
-from vibethinker.training.common import Run, memory_errors, train_quietly, trainer_arguments, training_order
+from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
 from vibethinker.training.phases import Phases
 from vibethinker.training.rollouts import RolloutGrading, Rollouts
 from vibethinker.training.trainer import SignalTrainer
@@ -266,7 +266,7 @@ class SignalTraining:
                 Collapse(),
             ],
         )
-        train_quietly(trainer)
+        train(trainer, run)
         self.counts |= trainer.totals
         return trainer.accelerator.unwrap_model(trainer.model)
 

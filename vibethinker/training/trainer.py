@@ -37,6 +37,7 @@ from vibethinker.settings import Objective
 from vibethinker.training import mgpo, packed, processes
 from vibethinker.training.batches import accumulate, agreed, split_alike
 from vibethinker.training.processes import Shardable
+from vibethinker.training.resuming import Resuming
 from vibethinker.training.rollouts import Batch, Rollouts
 
 # Rollout texts and, for each, the number of its problem in the data → verdicts: True, False, or None for failed.
@@ -47,7 +48,7 @@ _PROMPT, _COMPLETION = ("prompt_ids", "prompt_mask"), (
 )  # fmt: skip
 
 
-class SignalTrainer(Shardable, GRPOTrainer):
+class SignalTrainer(Resuming, Shardable, GRPOTrainer):
     """GRPO with MGPO's weights; see the module.
 
     Args:
@@ -82,6 +83,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
         self._rollouts: Rollouts = trl["rollout_func"]
         self.numbers: list[int] = []
         self._trained = 0  # tokens that went through the model
+        self._spared = 0  # spare rows that were taken
         self.row: dict[str, Any] = {}
         self._counts = torch.zeros(3, dtype=torch.long)  # rollouts, truncated ones, those that the verifier failed on
         self._groups: list[tuple[Tensor, Tensor]] = []  # of each generation: verdicts, and which groups teach nothing
@@ -111,6 +113,10 @@ class SignalTrainer(Shardable, GRPOTrainer):
         self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One update: rollouts of the prompts, then the forward and backward passes over them."""
+        with self.interruptible():
+            return self._update(model, inputs)
+
+    def _update(self, model: torch.nn.Module, inputs: list[Batch]) -> Tensor:
         model.train()
         batch = shuffle_sequence_dict(self._gather_rollouts(inputs))
         self._rollouts.rest()
@@ -156,6 +162,7 @@ class SignalTrainer(Shardable, GRPOTrainer):
             flat = (batch["advantages"].view(-1, size) == 0).all(1).nonzero().squeeze(-1).tolist()
             wanted = agreed(len(flat))
             fresh = [row for _, row in zip(range(wanted), self._spare, strict=False)]
+            self._spared += len(fresh)
             if not wanted or len(fresh) < wanted:
                 break
             more = self._generate_and_score_completions([dict(row) for row in fresh for _ in range(size)])
@@ -274,6 +281,17 @@ class SignalTrainer(Shardable, GRPOTrainer):
             rows = torch.tensor(part or [0], device=ids.device)
             found[rows] = self._packed(model, ids[rows], mask[rows], completion)[0]
         return found
+
+    def remembered(self) -> dict[str, Any]:
+        """See `resuming.Remembers`."""
+        canary = self._rollouts.remembered()
+        return {"trained": self._trained, "spared": self._spared, "totals": dict(self.totals), "canary": canary}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """See `resuming.Remembers`."""
+        self._trained, self.totals = state["trained"], state["totals"]
+        self._spared = sum(1 for _ in zip(range(state["spared"]), self._spare, strict=False))
+        self._rollouts.recall(state["canary"], self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs.update(self.row)

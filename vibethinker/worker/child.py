@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vibethinker import steps
+from vibethinker import preemption, steps
 from vibethinker.artifacts import Artifact, Store
-from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.errors import InfrastructureError, VibeThinkerError
 from vibethinker.plan import versions
 from vibethinker.worker import ranks
 from vibethinker.worker.endings import classify
@@ -95,7 +95,7 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     os.dup2(log, 1)
     os.dup2(log, 2)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    signal.signal(signal.SIGTERM, _preempt)
+    preemption.install()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to everyone; the flow process decides
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     emitter = PipeEmitter(events, request["id"])
@@ -133,8 +133,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         if reason:
             emitter.warning(f"The published output of {step} moved to {store.retire(step, fingerprint)}: {reason}.")
         staging = store.staging(step, fingerprint)
-        checkpoints = store.checkpoints(step, fingerprint)
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
         # Else Unsloth writes the code that it generates into the current folder.
         os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
@@ -168,11 +167,6 @@ def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
         "seconds": artifact.manifest["seconds"],
         "reused": reused,
     }
-
-
-def _preempt(number: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise PreemptedError("The step was asked to stop.")
 
 
 def _die_with_stdin() -> None:

@@ -13,6 +13,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,17 @@ class Host:
         finally:
             with self._lock:
                 del self._waiting[id]
+
+    def leave(self, seconds: float) -> None:
+        """Tell every running step to save and leave, and wait up to so long until all have."""
+        with self._lock:
+            running = list(self._waiting)
+        with contextlib.suppress(VibeThinkerError):
+            for id in running:
+                self._send({"op": "stop", "id": id})
+        limit = time.monotonic() + seconds
+        while self._waiting and self.alive and time.monotonic() < limit:
+            time.sleep(0.05)
 
     @property
     def alive(self) -> bool:

@@ -31,7 +31,7 @@ from vibethinker.worker.endings import die_with_parent, killed_by
 # variable VIBETHINKER_PRELOAD names other modules.
 PRELOAD = ("torch", "transformers", "peft", "datasets", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
 TICK_SECONDS = 0.5
-STOP_GRACE_SECONDS = 10.0
+STOP_GRACE_SECONDS = 30.0
 DUMP_SECONDS = 0.1  # for one process's stack, so that two don't write into one another
 NEWS = struct.Struct("<q?q")  # what the zygote tells: request id, whether a pid or else a status, its value
 

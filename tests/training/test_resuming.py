@@ -1,0 +1,189 @@
+"""A training that is killed or asked to stop goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal as signals
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Emitted
+from vibethinker import preemption
+from vibethinker.errors import PreemptedError
+from vibethinker.training import sft, signal, trainer
+
+
+class Killed(Exception):
+    """In the place of SIGKILL: nothing is saved for it."""
+
+
+class Fragile(Emitted):
+    """An emitter that does something when the given update is told, or while rollouts are sampled after it."""
+
+    def __init__(self, update: int, then, *, sampling: bool = False) -> None:
+        super().__init__()
+        self._update, self._then, self._sampling = update, then, sampling
+
+    def metrics(self, step, values) -> None:
+        super().metrics(step, values)
+        if not self._sampling and step == self._update:
+            self._then()
+
+    def progress(self, done, total, text="") -> None:
+        super().progress(done, total, text)
+        if self._sampling and done == self._update and "rollouts" in text:
+            self._then()
+
+
+def die() -> None:
+    raise Killed
+
+
+def ask() -> None:
+    os.kill(os.getpid(), signals.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def listening(monkeypatch):
+    """Requests to stop are heard as in a step's own process, and forgotten afterwards."""
+    before = signals.getsignal(signals.SIGTERM)
+    monkeypatch.setattr(preemption, "_asked", False)
+    preemption.install()
+    yield
+    signals.signal(signals.SIGTERM, before)
+
+
+def again() -> None:
+    """As in a new process."""
+    preemption._asked = False
+    preemption.install()
+
+
+SFT = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "checkpoints": 3, "max_length": 128}
+LORA = {"method": "lora", "lora": {"rank": 4, "dropout": 0.3}}
+OBJECTIVE = {"group_size": 4, "batch_size": 16, "learning_rate": 1e-3, "max_prompt_tokens": 32}
+STAGE = {"name": "sums", "context": 64, "steps": 6, "reward": "math"}
+CASES = {
+    "sft": (sft, {"sft": SFT}),
+    "sft-packed-lora": (sft, {"sft": SFT | LORA | {"packing": True}}),
+    "signal": (signal, {"stage": STAGE, "objective": OBJECTIVE}),
+    "signal-refilled-lora": (signal, {"stage": STAGE, "objective": OBJECTIVE | LORA | {"refill": 2, "beta": 0.01}}),
+}
+
+
+@pytest.fixture(params=CASES)
+def training(request, new_step, taught_folder, data_folder):
+    """A step's function, and one that makes a fresh context of it, with these settings of its checkpoints."""
+    module, settings = CASES[request.param]
+    settings = settings | {
+        "seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "verification": {}, "base_model": {},
+    }  # fmt: skip
+    role = "base" if module is sft else "model"
+    inputs = {role: taught_folder, "data": data_folder}
+    return module.run, lambda **checkpoints: new_step(settings, inputs, checkpoints={"seconds": 0} | checkpoints)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def restarted(context):
+    """The step's context as the next process gets it: its state is there, its output is not."""
+    again()
+    shutil.rmtree(context.output)
+    context.output.mkdir()
+    return replace(context, emit=Emitted())
+
+
+@pytest.mark.parametrize("how", ["killed", "asked after an update", "asked while sampling", "asked before a gradient"])
+def test_it_goes_on_as_if_nothing_had_happened(training, how, monkeypatch):
+    run, new = training
+    if how == "asked while sampling" and run is sft.run:
+        pytest.skip("supervised training samples nothing")
+    whole = new()
+    metrics = run(whole)
+    context, update = new(), 4
+    emit = Fragile(update, die if how == "killed" else ask, sampling=how == "asked while sampling")
+    with monkeypatch.context() as patched, pytest.raises(Killed if how == "killed" else PreemptedError):
+        if how == "asked before a gradient":
+            emit = Emitted()
+            for module in (sft, trainer):
+
+                def asks(one, *rest, accumulate=module.accumulate):
+                    if one.state.global_step == update:
+                        ask()
+                    return accumulate(one, *rest)
+
+                patched.setattr(module, "accumulate", asks)
+        run(replace(context, emit=emit))
+    saved = sorted(p.name for p in (context.checkpoints / "updates").iterdir())
+    # Told of update 4, a killed one hasn't saved it yet.
+    assert saved == (["00000002", "00000003"] if how == "killed" else ["00000003", "00000004"])
+    context = restarted(context)
+    found = run(context)
+    assert files(context.output) == files(whole.output)
+    assert [step for step, _ in context.emit.rows if step] == ([4, 5, 6] if how == "killed" else [5, 6])
+    timed = ("seconds", "tokens_per_second", "memory")
+    assert {k: v for k, v in found.items() if not any(t in k for t in timed)} == {
+        k: v for k, v in metrics.items() if not any(t in k for t in timed)
+    }
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
+def test_a_damaged_checkpoint_is_told_and_an_older_one_used(training, damage):
+    run, new = training
+    whole, context = new(), new()
+    run(whole)
+    with pytest.raises(Killed):
+        run(replace(context, emit=Fragile(5, die)))
+    newest = context.checkpoints / "updates" / "00000004"
+    weights = next(p for p in newest.iterdir() if p.suffix == ".safetensors")
+    if damage == "bit":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif damage == "gone":
+        weights.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    context = restarted(context)
+    run(context)
+    assert any("The checkpoint of update 4 can't be used" in text for text in context.emit.warnings)
+    assert [step for step, _ in context.emit.rows if step] == [4, 5, 6]
+    assert files(context.output) == files(whole.output)
+
+
+def test_those_of_an_interval_are_kept_beside_the_newest(new_step, taught_folder, data_folder):
+    settings = CASES["sft"][1] | {
+        "seed": 1,
+        "deterministic": True,
+        "domains": ["algebra"],
+        "prompts": {},
+        "base_model": {},
+    }
+    how = {"checkpoints": {"seconds": 1e6, "keep": 1, "every": 2}}
+    context = new_step(settings, {"base": taught_folder, "data": data_folder}, **how)
+    sft.run(context)
+    assert sorted(p.name for p in (context.checkpoints / "updates").iterdir()) == ["00000002", "00000004"]
+
+
+def test_without_room_a_warning_says_so_and_training_goes_on(new_step, taught_folder, data_folder, monkeypatch):
+    settings = CASES["sft"][1] | {
+        "seed": 1,
+        "deterministic": True,
+        "domains": ["algebra"],
+        "prompts": {},
+        "base_model": {},
+    }
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 10))
+    context = new_step(settings, {"base": taught_folder, "data": data_folder}, checkpoints={"seconds": 0})
+    sft.run(context)
+    assert any("the disk has 0 MiB free" in text for text in context.emit.warnings)
+    assert not list((context.checkpoints / "updates").iterdir())
+    assert (context.output / "checkpoints" / "step-000006").is_dir()

@@ -1,0 +1,320 @@
+"""The state of a training under way, kept on disk, so that a killed one goes on where it was.
+
+transformers' Trainer writes and reads the model (or adapters), the optimizer, the scheduler, the random numbers and the
+position in the data. Here that becomes safe: it is written aside, sealed with a manifest of digests, and renamed; the
+newest one whose digests hold is used. Beside it lies what the Trainer doesn't know of: the metrics and checkpoints that
+the step has written so far, and what trainer and callbacks remember (`Remembers`).
+
+An update is the unit. At SIGTERM in the middle of one, rollouts and gradients are dropped, and what is saved is the end
+of the last: its weights haven't moved since, and the random numbers and counts are those noted when the update began.
+
+How often it saves costs a fixed share of the time at most (`SHARE`). Digests, syncing and renaming happen in a thread.
+Where the disk lacks room, a warning says so and training goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy
+import torch
+from transformers import Trainer, TrainerCallback
+
+from vibethinker import preemption
+from vibethinker.artifacts import seal
+from vibethinker.errors import PreemptedError
+from vibethinker.settings import TrainerCheckpoints
+from vibethinker.steps import Emitter
+from vibethinker.training import processes
+from vibethinker.validation import check
+
+SHARE = 0.02  # of the time that saving may take
+REMEMBERED, WRITTEN = "remembered.json", "written"
+ROOM = 1.1  # times what the last one took
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A trainer or callback with a state of its own: plain values, as JSON holds them."""
+
+    def remembered(self) -> dict[str, Any]:
+        """Its state at the end of an update."""
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Take on a state that `remembered` gave."""
+
+
+class Resumable:
+    """The checkpoints of one training.
+
+    Args:
+        folder: where they are kept.
+        written: files and folders that the step has written so far, which belong to its output; files are appended to,
+            a folder's files stay as they are.
+        settings: how often, and how many are kept.
+        emit: hears warnings.
+    """
+
+    def __init__(self, folder: Path, written: Sequence[Path], settings: TrainerCheckpoints, emit: Emitter) -> None:
+        self._folder, self._written, self._settings, self._emit = folder, list(written), settings, emit
+        self._saved_at, self._cost, self._size = time.monotonic(), 0.0, 0
+        self._sealing: threading.Thread | None = None
+        self._failed: OSError | None = None
+        self._digests: dict[tuple[int, int, int], str] = {}
+        if processes.rank() == 0:
+            shutil.rmtree(self.aside, ignore_errors=True)
+
+    @property
+    def aside(self) -> Path:
+        """Where the Trainer writes; nothing in it counts."""
+        return self._folder.with_name(f"{self._folder.name}-aside")
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint; damaged ones are put aside, with a warning."""
+        found = self._newest() if processes.rank() == 0 else None
+        [path, *_] = processes.gathered([str(found) if found else ""])
+        return Path(path) if path else None
+
+    def restore(self, checkpoint: Path, remembering: dict[str, Remembers]) -> None:
+        """Put back what the step had written, and let each of `remembering` recall its state."""
+        if processes.rank() == 0:
+            for target in self._written:
+                source = checkpoint / WRITTEN / target.name
+                if source.is_dir():
+                    shutil.copytree(source, target, copy_function=_linked, dirs_exist_ok=True)
+                elif source.is_file():
+                    shutil.copyfile(source, target)
+        states = json.loads((checkpoint / REMEMBERED).read_text())
+        for name, one in remembering.items():
+            one.recall(states[name])
+
+    def due(self, update: int) -> bool:
+        """Whether to save after this update."""
+        settings = self._settings
+        since = time.monotonic() - self._saved_at
+        mine = since >= settings.seconds and since >= self._cost / SHARE
+        kept = settings.every is not None and update % settings.every == 0
+        return any(processes.gathered([mine or kept or settings.seconds == 0]))
+
+    def save(self, update: int, write: Callable[[], None], remembered: dict[str, Any], needed: int) -> None:
+        """Save the state after an update.
+
+        Args:
+            write: makes the Trainer write into `aside`; called by each process.
+            needed: bytes that it is expected to take, before one was saved.
+        """
+        self.finish()
+        began = time.monotonic()
+        if not self._has_room(update, needed):
+            self._saved_at = began
+            return
+        first = processes.rank() == 0
+        try:
+            write()
+            [made] = self.aside.iterdir()
+            if first:
+                (made / REMEMBERED).write_text(json.dumps(remembered, sort_keys=True))
+                for path in self._written:
+                    if path.is_dir():
+                        shutil.copytree(path, made / WRITTEN / path.name, copy_function=_linked)
+                    elif path.is_file():
+                        (made / WRITTEN).mkdir(exist_ok=True)
+                        shutil.copyfile(path, made / WRITTEN / path.name)
+        except OSError as error:
+            self._give_up(update, error)
+            return
+        processes.barrier()  # the others write their random numbers
+        if first:
+            self._sealing = threading.Thread(target=self._seal, args=(made, update), name="checkpoint")
+            self._sealing.start()
+        self._saved_at = time.monotonic()
+        self._cost = self._saved_at - began
+
+    def finish(self) -> None:
+        """Wait until the last one is on the disk."""
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        if self._failed is not None:
+            error, self._failed = self._failed, None
+            self._emit.warning(f"A checkpoint could not be written ({error}): training goes on without it.")
+
+    def _newest(self) -> Path | None:
+        for folder in sorted(self._folder.glob("[0-9]*"), reverse=True):
+            if not folder.name.isdigit():
+                continue
+            reason = check(folder, "digest")
+            if reason is None:
+                return folder
+            self._emit.warning(f"The checkpoint of update {int(folder.name)} can't be used ({reason}).")
+            damaged = folder.with_name(f"{folder.name}-damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            folder.rename(damaged)
+        return None
+
+    def _has_room(self, update: int, needed: int) -> bool:
+        """Whether the disk has room, as the first process finds."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        needed = int(ROOM * (self._size or needed))
+        free = shutil.disk_usage(self._folder).free
+        [enough, *_] = processes.gathered([free >= needed])
+        if not enough:
+            self._emit.warning(
+                f"No checkpoint after update {update}: it needs {needed >> 20} MiB and the disk has {free >> 20} MiB "
+                "free; make room. Training goes on without."
+            )
+        return enough
+
+    def _give_up(self, update: int, error: OSError) -> None:
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self._saved_at = time.monotonic()
+        self._emit.warning(f"The checkpoint after update {update} failed ({error}): training goes on without it.")
+
+    def _seal(self, made: Path, update: int) -> None:
+        try:
+            manifest = seal(made, {"update": update}, self._digests)
+            target = self._folder / f"{update:08d}"
+            shutil.rmtree(target, ignore_errors=True)
+            made.rename(target)
+            self._size = sum(entry["size"] for entry in manifest["files"].values())
+            self._forget(update)
+        except OSError as error:
+            shutil.rmtree(self.aside, ignore_errors=True)
+            self._failed = error
+
+    def _forget(self, update: int) -> None:
+        """Remove those that are no longer kept."""
+        every = self._settings.every
+        folders = sorted(p for p in self._folder.iterdir() if p.name.isdigit())
+        for folder in folders[: -self._settings.keep]:
+            if not (every and int(folder.name) % every == 0):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class Boundary(TrainerCallback):
+    """Notes the state in which each update begins, and has the Trainer save after an update where it is due."""
+
+    def __init__(self, resumable: Resumable) -> None:
+        self._resumable = resumable
+        self.trainer: Any = None
+        self._noted: tuple[Any, dict[str, Any]] | None = None
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self._noted = _random_state(), copy.deepcopy(remembered(self.trainer))
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        stopping = any(processes.gathered([preemption.asked()]))
+        control.should_save = stopping or (
+            state.global_step < args.max_steps and self._resumable.due(state.global_step)
+        )
+        control.should_training_stop = control.should_training_stop or stopping
+
+    def save_last(self) -> None:
+        """Save the end of the last update, from the middle of the next."""
+        if self._noted is None:
+            return
+        random_state, states = self._noted
+        _set_random_state(random_state)
+        self.trainer.save_state(states)
+
+
+class Resuming(Trainer):
+    """A Trainer that keeps its state by a `Resumable`, given to `train_resumably`."""
+
+    resumable: Resumable | None = None
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """Where a request to stop loses no more than an update under way. Of several processes each would leave alone,
+        while the others wait for it: they leave together, after the update."""
+        return preemption.let_through() if processes.count() == 1 else nullcontext()
+
+    def save_state(self, states: dict[str, Any]) -> None:
+        """Save the state after the last update; `states` is what trainer and callbacks remember of it."""
+        assert self.resumable is not None
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        self.resumable.save(
+            self.state.global_step,
+            lambda: Trainer._save_checkpoint(self, self.model, None),
+            states,
+            3 * trained,  # beside the weights, two moments
+        )
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.save_state(remembered(self))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        # Where there is another adapter, as TRL's for the KL term, transformers leaves out the one in training.
+        adapted = self.accelerator.unwrap_model(model or self.model)
+        if len(getattr(adapted, "peft_config", ())) > 1 and not self.is_fsdp_enabled:
+            adapted.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+            adapted.set_adapter("default")
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self.resumable.aside) if self.resumable else super()._get_output_dir(trial)
+
+
+def train_resumably(trainer: Resuming, resumable: Resumable) -> None:
+    """Train, from the newest checkpoint if there is one.
+
+    Raises:
+        PreemptedError: the process was asked to stop; the end of the last update is saved.
+    """
+    boundary = Boundary(resumable)
+    trainer.resumable, boundary.trainer = resumable, trainer
+    trainer.add_callback(boundary)
+    start = resumable.newest()
+    if start is not None:
+        resumable.restore(start, remembering(trainer))
+    with preemption.held():
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except PreemptedError:
+            boundary.save_last()
+            raise
+        finally:
+            resumable.finish()
+        if trainer.state.global_step < trainer.args.max_steps:
+            preemption.check()
+
+
+def remembering(trainer: Trainer) -> dict[str, Remembers]:
+    """The trainer and those of its callbacks that have a state of their own, by their classes' names."""
+    found = [one for one in (trainer, *trainer.callback_handler.callbacks) if isinstance(one, Remembers)]
+    return {type(one).__name__: one for one in found}
+
+
+def remembered(trainer: Trainer) -> dict[str, Any]:
+    """What each of them remembers now."""
+    return {name: one.remembered() for name, one in remembering(trainer).items()}
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name for a file that no longer changes; a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _random_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    return random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    random.setstate(state[0])
+    numpy.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+    if state[3] is not None:
+        torch.cuda.set_rng_state_all(state[3])
