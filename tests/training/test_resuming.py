@@ -70,7 +70,10 @@ CASES = {
     "sft": (sft, {"sft": SFT}),
     "sft-packed-lora": (sft, {"sft": SFT | LORA | {"packing": True}}),
     "signal": (signal, {"stage": STAGE, "objective": OBJECTIVE}),
-    "signal-refilled-lora": (signal, {"stage": STAGE, "objective": OBJECTIVE | LORA | {"refill": 2, "beta": 0.01}}),
+    "signal-refilled-lora": (
+        signal,
+        {"stage": STAGE, "objective": OBJECTIVE | LORA | {"refill": 2, "beta": 0.01, "difficulty_samples": 2}},
+    ),
 }
 
 
@@ -126,6 +129,7 @@ def test_it_goes_on_as_if_nothing_had_happened(training, how, monkeypatch):
     found = run(context)
     assert files(context.output) == files(whole.output)
     assert [step for step, _ in context.emit.rows if step] == ([4, 5, 6] if how == "killed" else [5, 6])
+    assert not any("difficulty" in text for *_, text in context.emit.positions)  # measured once
     timed = ("seconds", "tokens_per_second", "memory")
     assert {k: v for k, v in found.items() if not any(t in k for t in timed)} == {
         k: v for k, v in metrics.items() if not any(t in k for t in timed)

@@ -68,6 +68,7 @@ class Resumable:
     def __init__(self, folder: Path, written: Sequence[Path], settings: TrainerCheckpoints, emit: Emitter) -> None:
         self._folder, self._written, self._settings, self._emit = folder, list(written), settings, emit
         self._saved_at, self._cost, self._size = time.monotonic(), 0.0, 0
+        self._saved = 0  # the last update that was, or whose state needs no checkpoint
         self._sealing: threading.Thread | None = None
         self._failed: OSError | None = None
         self._digests: dict[tuple[int, int, int], str] = {}
@@ -86,7 +87,7 @@ class Resumable:
         return Path(path) if path else None
 
     def restore(self, checkpoint: Path, remembering: dict[str, Remembers]) -> None:
-        """Put back what the step had written, and let each of `remembering` recall its state."""
+        """Begin with a checkpoint: put back what the step had written, and let each of `remembering` recall its own."""
         if processes.rank() == 0:
             for target in self._written:
                 source = checkpoint / WRITTEN / target.name
@@ -94,6 +95,7 @@ class Resumable:
                     shutil.copytree(source, target, copy_function=_linked, dirs_exist_ok=True)
                 elif source.is_file():
                     shutil.copyfile(source, target)
+        self._saved = int(checkpoint.name)
         states = json.loads((checkpoint / REMEMBERED).read_text())
         for name, one in remembering.items():
             one.recall(states[name])
@@ -114,15 +116,17 @@ class Resumable:
             needed: bytes that it is expected to take, before one was saved.
         """
         self.finish()
+        if update == self._saved:
+            return
         began = time.monotonic()
         if not self._has_room(update, needed):
             self._saved_at = began
             return
-        first = processes.rank() == 0
+        first, failed = processes.rank() == 0, None
         try:
             write()
-            [made] = self.aside.iterdir()
             if first:
+                [made] = self.aside.iterdir()
                 (made / REMEMBERED).write_text(json.dumps(remembered, sort_keys=True))
                 for path in self._written:
                     if path.is_dir():
@@ -131,9 +135,12 @@ class Resumable:
                         (made / WRITTEN).mkdir(exist_ok=True)
                         shutil.copyfile(path, made / WRITTEN / path.name)
         except OSError as error:
-            self._give_up(update, error)
+            failed = str(error)
+        # Every process writes its random numbers; one that couldn't makes the others give up too.
+        if reasons := [reason for reason in processes.gathered([failed]) if reason]:
+            self._give_up(update, reasons[0])
             return
-        processes.barrier()  # the others write their random numbers
+        self._saved = update
         if first:
             self._sealing = threading.Thread(target=self._seal, args=(made, update), name="checkpoint")
             self._sealing.start()
@@ -175,10 +182,11 @@ class Resumable:
             )
         return enough
 
-    def _give_up(self, update: int, error: OSError) -> None:
-        shutil.rmtree(self.aside, ignore_errors=True)
+    def _give_up(self, update: int, reason: str) -> None:
+        if processes.rank() == 0:
+            shutil.rmtree(self.aside, ignore_errors=True)
         self._saved_at = time.monotonic()
-        self._emit.warning(f"The checkpoint after update {update} failed ({error}): training goes on without it.")
+        self._emit.warning(f"The checkpoint after update {update} failed ({reason}): training goes on without it.")
 
     def _seal(self, made: Path, update: int) -> None:
         try:
@@ -190,7 +198,7 @@ class Resumable:
             self._forget(update)
         except OSError as error:
             shutil.rmtree(self.aside, ignore_errors=True)
-            self._failed = error
+            self._failed, self._saved = error, 0
 
     def _forget(self, update: int) -> None:
         """Remove those that are no longer kept."""
@@ -225,7 +233,7 @@ class Boundary(TrainerCallback):
             return
         random_state, states = self._noted
         _set_random_state(random_state)
-        self.trainer.save_state(states)
+        self.trainer.keep_state(states)
 
 
 class Resuming(Trainer):
@@ -238,7 +246,7 @@ class Resuming(Trainer):
         while the others wait for it: they leave together, after the update."""
         return preemption.let_through() if processes.count() == 1 else nullcontext()
 
-    def save_state(self, states: dict[str, Any]) -> None:
+    def keep_state(self, states: dict[str, Any]) -> None:
         """Save the state after the last update; `states` is what trainer and callbacks remember of it."""
         assert self.resumable is not None
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
@@ -250,7 +258,7 @@ class Resuming(Trainer):
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.save_state(remembered(self))
+        self.keep_state(remembered(self))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -191,9 +191,19 @@ class SignalTraining:
         """The problems that the starting model solves sometimes [3B]; all of them where the filter is off."""
         if not self.objective.difficulty_samples:
             return problems
-        outcomes = self._measure(problems, self.objective.difficulty_samples, "difficulty", 0)
-        kept = [outcome.problem for outcome in outcomes if 0 < outcome.correct < outcome.samples]
-        never = sum(outcome.correct == 0 for outcome in outcomes)
+        known = self.run.state / "difficulty.json"  # a resumed training must see the same problems in the same order
+        if known.is_file():
+            found = json.loads(known.read_text())
+        else:
+            outcomes = self._measure(problems, self.objective.difficulty_samples, "difficulty", 0)
+            found = {
+                "kept": [i for i, outcome in enumerate(outcomes) if 0 < outcome.correct < outcome.samples],
+                "never": sum(outcome.correct == 0 for outcome in outcomes),
+            }
+            processes.barrier()  # after which none looks for the file
+            if processes.rank() == 0:
+                write_json(known, found)
+        kept, never = [problems[i] for i in found["kept"]], found["never"]
         self.counts |= {"never_solved": never, "always_solved": len(problems) - len(kept) - never}
         if not kept:
             raise DataError(
