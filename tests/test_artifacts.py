@@ -143,3 +143,18 @@ def test_a_read_only_workspace_is_refused(tmp_path: Path) -> None:
 def test_too_little_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="make room"):
         check_workspace(tmp_path, needed=1 << 62)
+
+
+def test_what_a_training_saved_is_kept_for_the_same_inputs_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = store.resumable("signal-1", "f1", {"model": "a"})
+    assert store.update("signal-1", "f1") is None
+    for update in (3, 12):
+        (folder / "updates" / f"{update:08d}").mkdir(parents=True)
+        (folder / "updates" / f"{update:08d}" / "manifest.json").write_text("{}")
+    (folder / "updates" / "00000020").mkdir()  # never sealed
+    assert store.update("signal-1", "f1") == 12
+    assert store.resumable("signal-1", "f1", {"model": "a"}) == folder
+    assert store.update("signal-1", "f1") == 12
+    store.resumable("signal-1", "f1", {"model": "b"})
+    assert store.update("signal-1", "f1") is None

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +174,8 @@ class Store:
         os.rename(staging, target)
         _sync_folder(target.parent)
         shutil.rmtree(self.checkpoints(step, fingerprint), ignore_errors=True)
+        with suppress(OSError):  # another fingerprint's are there
+            self.checkpoints(step, fingerprint).parent.rmdir()
         return Artifact(target, manifest)
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.service
 # Long enough to be met in the middle, and too slow a learner to collapse.
 SETTINGS = (
     "signal.stages.0.steps=120", "signal.objective.learning_rate=1e-6", "execution.checkpoints.seconds=0.5",
-    "evaluation.samples=1", "evaluation.k=[1]",
+    "domains=[algebra,code]", "evaluation.samples=1", "evaluation.k=[1]",
 )  # fmt: skip
 
 
@@ -38,7 +38,11 @@ def interrupted(workspace: Path, api: Api, number: int, after: int) -> str:
     """Start the run, send the signal once an update beyond `after` is saved, and return what it printed."""
     command = [sys.executable, "-m", "vibethinker", "run", *arguments(workspace)]
     with (workspace.parent / f"printed-{number}").open("w+") as printed:
-        run = subprocess.Popen(command, env=dict(api.environ), cwd=ROOT, stdout=printed, stderr=printed)
+        # Ctrl-C is ignored by what a shell has started in the background, and so by a test run there.
+        run = subprocess.Popen(
+            command, env=dict(api.environ), cwd=ROOT, stdout=printed, stderr=printed,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
         limit = time.monotonic() + 300
         while time.monotonic() < limit and run.poll() is None:
             saved = (workspace / "checkpoints" / "signal-1").glob("*/updates/*/manifest.json")
@@ -58,10 +62,27 @@ def payload(workspace: Path, step: str) -> dict[str, bytes]:
 
 
 def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(api: Api, tmp_path: Path) -> None:
-    workspace, whole = tmp_path / "interrupted", tmp_path / "whole"
+    workspace = tmp_path / "workspace"
     said = interrupted(workspace, api, signal.SIGTERM, after=0)
     assert "Go on by:" in said
     assert "Traceback" not in said
+    first = resumes_after(workspace, api)
+    assert first is not None
+    done = vibethinker("run", *arguments(workspace), environ=api.environ)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in payload(workspace, "signal-1")["metrics.jsonl"].splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 121))
+    assert not (workspace / "checkpoints" / "signal-1").exists()
+    # The second process measured only what the first hadn't.
+    newest = max((workspace / "runs").iterdir(), key=lambda run: run.stat().st_ctime_ns)
+    told = [json.loads(line) for line in (newest / "tracking.jsonl").read_text().splitlines()]
+    assert min(o["at"] for o in told if o["op"] == "metrics" and o["step"] == "signal-1" and o["at"]) == first + 1
+
+
+@pytest.mark.long
+def test_interrupted_twice_it_ends_with_the_bytes_of_one_that_was_not(api: Api, tmp_path: Path) -> None:
+    workspace, whole = tmp_path / "interrupted", tmp_path / "whole"
+    interrupted(workspace, api, signal.SIGTERM, after=0)
     first = resumes_after(workspace, api)
     assert first is not None
     interrupted(workspace, api, signal.SIGINT, after=first)
@@ -73,6 +94,3 @@ def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(api: Api, tmp_path: Pa
         assert done.returncode == 0, done.stderr
     for step in ("signal-1", "signal-2"):
         assert payload(workspace, step) == payload(whole, step)
-    assert not (workspace / "checkpoints" / "signal-1").exists() or not any(
-        (workspace / "checkpoints" / "signal-1").iterdir()
-    )
