@@ -148,13 +148,20 @@ def test_too_little_room_is_refused(tmp_path: Path) -> None:
 def test_what_a_training_saved_is_kept_for_the_same_inputs_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     folder = store.resumable("signal-1", "f1", {"model": "a"})
-    assert store.update("signal-1", "f1") is None
+    assert store.update("signal-1", "f1", {"model": "a"}) is None
     for update in (3, 12):
         (folder / "updates" / f"{update:08d}").mkdir(parents=True)
         (folder / "updates" / f"{update:08d}" / "manifest.json").write_text("{}")
     (folder / "updates" / "00000020").mkdir()  # never sealed
-    assert store.update("signal-1", "f1") == 12
+    assert store.update("signal-1", "f1", {"model": "a"}) == 12
     assert store.resumable("signal-1", "f1", {"model": "a"}) == folder
-    assert store.update("signal-1", "f1") == 12
+    assert store.update("signal-1", "f1", {"model": "a"}) == 12
+    assert store.update("signal-1", "f1", {"model": "b"}) is None
     store.resumable("signal-1", "f1", {"model": "b"})
-    assert store.update("signal-1", "f1") is None
+    assert not (folder / "updates").exists()
+
+
+def test_the_state_of_a_step_without_inputs_is_kept_if_an_older_version_left_no_note_of_them(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (store.checkpoints("data", "f1") / "spool").mkdir(parents=True)
+    assert (store.resumable("data", "f1", {}) / "spool").is_dir()

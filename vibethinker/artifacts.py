@@ -27,6 +27,7 @@ from vibethinker.errors import ConfigurationError, InfrastructureError
 
 MANIFEST = validation.MANIFEST
 SCHEMA = 1
+INPUTS = "inputs.json"  # of a step's checkpoints: role → content digest
 UPDATES = "updates"  # of a step's checkpoints: a trainer's, a folder for each update that was saved
 SMALL_BYTES = 1 << 28  # a fifth of a second to hash
 
@@ -67,21 +68,26 @@ class Store:
         """The folder of `checkpoints`, made, for a step that reads these inputs (role → content digest); what an
         earlier process made of others is removed."""
         folder = self.checkpoints(step, fingerprint)
-        marker = folder / "inputs.json"
-        try:
-            known = json.loads(marker.read_text())
-        except (OSError, ValueError):
-            known = None
-        if known != dict(inputs):
+        made_of = self._made_of(folder)
+        if made_of != dict(inputs) and (made_of is not None or inputs):
             shutil.rmtree(folder, ignore_errors=True)
-            write_json(marker, dict(inputs))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / INPUTS, dict(inputs))
         return folder
 
-    def update(self, step: str, fingerprint: str) -> int | None:
-        """The update after which an unfinished training of this step goes on, if one was saved."""
-        saved = self.checkpoints(step, fingerprint) / UPDATES
-        found = [int(path.parent.name) for path in saved.glob(f"*/{MANIFEST}") if path.parent.name.isdigit()]
-        return max(found, default=None)
+    def update(self, step: str, fingerprint: str, inputs: Mapping[str, str]) -> int | None:
+        """The update after which an unfinished training of this step goes on with these inputs, if one was saved."""
+        folder = self.checkpoints(step, fingerprint)
+        if self._made_of(folder) != dict(inputs):
+            return None
+        saved = (folder / UPDATES).glob(f"*/{MANIFEST}")
+        return max((int(path.parent.name) for path in saved if path.parent.name.isdigit()), default=None)
+
+    def _made_of(self, folder: Path) -> dict[str, str] | None:
+        try:
+            return json.loads((folder / INPUTS).read_text())
+        except (OSError, ValueError):
+            return None
 
     def read(self, step: str, fingerprint: str) -> Artifact | None:
         """The published output if its manifest can be read and speaks of this step; nothing is checked further."""
@@ -172,7 +178,7 @@ class Store:
         if target.exists():  # an invalid one that nobody has retired yet: a rename onto a full folder fails
             self.retire(step, fingerprint)
         os.rename(staging, target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         shutil.rmtree(self.checkpoints(step, fingerprint), ignore_errors=True)
         with suppress(OSError):  # another fingerprint's are there
             self.checkpoints(step, fingerprint).parent.rmdir()
@@ -207,7 +213,7 @@ def seal(
         handle.flush()
         os.fsync(handle.fileno())
     for inner in {p.parent for p in folder.rglob("*")} | {folder}:
-        _sync_folder(inner)
+        sync_folder(inner)
     return manifest
 
 
@@ -234,7 +240,10 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    with aside.open("w") as handle:
+        handle.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
     os.replace(aside, path)
 
 
@@ -263,7 +272,8 @@ def check_workspace(workspace: Path, needed: int = 64 << 20) -> None:
         )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep what was made, renamed or removed in a folder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

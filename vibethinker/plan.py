@@ -131,17 +131,14 @@ def states(plan: Plan, store: Store, refresh: frozenset[str] = frozenset()) -> d
             continue
         upstream = {role: result[i].artifact for role, i in step.inputs.items()}
         if any(a is None for a in upstream.values()):
-            result[step.id] = _unpublished(step, store)
+            result[step.id] = StepState("to_run")
             continue
         digests = {role: a.digest for role, a in upstream.items() if a}
         artifact, reason = store.find(step.id, step.fingerprint, digests)
-        result[step.id] = StepState("cached", artifact) if artifact else _unpublished(step, store, reason)
+        update = None if artifact else store.update(step.id, step.fingerprint, digests)
+        state = "cached" if artifact else "to_run" if update is None else "resumable"
+        result[step.id] = StepState(state, artifact, reason, update)
     return result
-
-
-def _unpublished(step: Step, store: Store, reason: str | None = None) -> StepState:
-    update = store.update(step.id, step.fingerprint)
-    return StepState("to_run" if update is None else "resumable", None, reason, update)
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from vibethinker.errors import PreemptedError
 
+ASKED = "The step was asked to stop."
 _asked = False
 _held = False
 
@@ -33,7 +34,7 @@ def check() -> None:
         PreemptedError: it was.
     """
     if _asked:
-        raise PreemptedError("The step was asked to stop.")
+        raise PreemptedError(ASKED)
 
 
 @contextmanager

@@ -93,6 +93,15 @@ def test_a_stopped_step_ends_as_preempted(host: Host, tmp_path: Path) -> None:
         host.run(request(tmp_path, failing_steps.wait), lambda e: started.set(), started.is_set)
 
 
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_step_stopped_before_it_began_leaves_at_once(fork: bool, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(3)\n")
+    monkeypatch.setenv("VIBETHINKER_PRELOAD", "slow_to_import")
+    env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    with Host(tmp_path / "worker.log", env=env, fork=fork) as host, pytest.raises(PreemptedError):
+        host.run(request(tmp_path, failing_steps.wait), lambda e: None, lambda: True)
+
+
 def test_steps_run_side_by_side(host: Host, tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=30)
 

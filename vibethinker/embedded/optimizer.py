@@ -41,8 +41,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Any:
         """One update of all parameters."""
         loss = None if closure is None else closure()
-        # Handed over at each step, since accelerate replaces the groups, which a schedule writes to, by copies.
+        # Handed over at each step: accelerate replaces the groups, which a schedule writes to, by copies, and what is
+        # loaded from a checkpoint replaces the state, which is kept here, where it is saved.
         for part, group in zip(self._parts, self.param_groups, strict=True):
             part.param_groups[0]["lr"] = group["lr"]
+            part.state = self.state
             part.step()
         return loss

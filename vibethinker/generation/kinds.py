@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vibethinker.models.files import CONFIG
+from vibethinker.models.files import CONFIG, GENERATION_CONFIG
 
-GENERATION_CONFIG = "generation_config.json"
 _TOKENIZER = ("tokenizer*", "chat_template*", "vocab*", "merges.txt", "added_tokens.json")
 _INDIFFERENT = ("_name_or_path", "transformers_version", "use_cache")
 

@@ -306,7 +306,7 @@ class VllmEngine:
                 if ends or steps % _REPORT_STEPS == 0:
                     report()
                 if steps % _REPORT_STEPS == 0:
-                    gc.collect(0)
+                    gc.collect(1)
         finally:
             core.abort_requests(list(open_))  # those that an error left behind would run in the next call
 

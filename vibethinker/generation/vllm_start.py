@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, GenerationConfig
 
 from vibethinker.errors import ConfigurationError, OutOfMemoryError
-from vibethinker.generation.kinds import GENERATION_CONFIG, stored
-from vibethinker.models.files import CONFIG
+from vibethinker.generation.kinds import stored
+from vibethinker.models.files import CONFIG, GENERATION_CONFIG
 from vibethinker.worker.exhaustion import is_out_of_memory
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS, INDEX, ADAPTER_WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",

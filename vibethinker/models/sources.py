@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vibethinker.errors import ConfigurationError, InfrastructureError
-from vibethinker.models.files import CONFIG, INDEX, ModelWeights, check_model_folder, is_adapter, positions
+from vibethinker.models.files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    ModelWeights,
+    check_model_folder,
+    is_adapter,
+    positions,
+)
 from vibethinker.models.tokenizers import check_vocabulary, mend_tokenizer, read_tokenizer
 from vibethinker.settings import BaseModelSettings, RopeScaling
 from vibethinker.steps import Emitter, Metrics, StepContext
@@ -26,7 +34,6 @@ from vibethinker.steps import Emitter, Metrics, StepContext
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-GENERATION_CONFIG = "generation_config.json"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 MODEL_ROLES = ("base", "specialist", "fusion", "signal")

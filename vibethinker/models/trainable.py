@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.models.files import CONFIG, check_model_folder, is_adapter, positions, read_json
+from vibethinker.models.files import CONFIG, GENERATION_CONFIG, check_model_folder, is_adapter, positions, read_json
 from vibethinker.models.loading import attention, from_folder
 from vibethinker.models.tokenizers import read_tokenizer
 from vibethinker.settings import Lora
@@ -169,7 +169,10 @@ def _by_unsloth(
             local_files_only=True,
             random_state=seed,
         )
-    model.config.pad_token_id = read_json(folder, CONFIG, "copy the model's there").get("pad_token_id")
+    # It has written the stand-in's into both.
+    for config, name in ((model.config, CONFIG), (model.generation_config, GENERATION_CONFIG)):
+        stored = read_json(folder, name, "copy the model's there") if (folder / name).is_file() else {}
+        config.pad_token_id = stored.get("pad_token_id")
     if method == "full":
         return model.train()
     model = unsloth.FastLanguageModel.get_peft_model(
@@ -193,7 +196,8 @@ def _harmless_tokenizer(folder: Path, place: Path) -> None:
     tokenizer = read_tokenizer(folder)
     tokenizer.chat_template = None
     if tokenizer.pad_token in (None, tokenizer.eos_token):
-        tokenizer.pad_token = next(token for token in tokenizer.get_vocab() if token != tokenizer.eos_token)
+        vocabulary = tokenizer.get_vocab()
+        tokenizer.pad_token = min((t for t in vocabulary if t != tokenizer.eos_token), key=vocabulary.__getitem__)
     tokenizer.save_pretrained(place)
 
 

@@ -134,10 +134,11 @@ def trainer_arguments(run: Run, steps: int, batch_size: int, optimizer: str = "a
     }
 
 
-def train(trainer: Resuming, run: Run, written: Sequence[Path] = ()) -> None:
+def train(trainer: Resuming, run: Run, written: Sequence[Path] = (), *, save_last: bool = False) -> None:
     """Train, or go on where an earlier process of this step was stopped, without the lines that transformers prints.
 
-    `written` is what the step writes into its output meanwhile, beside the metrics.
+    `written` is what the step writes into its output meanwhile, beside the metrics; for `save_last` see
+    `train_resumably`.
 
     cuDNN's attention is off: with a mask and a length of 64 modulo 128 its backward pass gives NaN (pytorch#196678),
     and the other kernels are there too.
@@ -146,7 +147,10 @@ def train(trainer: Resuming, run: Run, written: Sequence[Path] = ()) -> None:
     trainer.remove_callback(PrinterCallback)
     processes.seed_apart(trainer.args.seed)
     files = [run.metrics_file, *written]
-    train_resumably(trainer, Resumable(run.state / UPDATES, files, run.checkpoints, run.emit))
+    layout = "sharded by FSDP" if run.processes > 1 and run.sharding == "fsdp" else "whole"
+    train_resumably(
+        trainer, Resumable(run.state / UPDATES, files, run.checkpoints, run.emit, layout), save_last=save_last
+    )
 
 
 def training_order(count: int, total: int, seed: int) -> list[int]:

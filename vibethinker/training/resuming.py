@@ -8,8 +8,8 @@ the step has written so far, and what trainer and callbacks remember (`Remembers
 An update is the unit. At SIGTERM in the middle of one, rollouts and gradients are dropped, and what is saved is the end
 of the last: its weights haven't moved since, and the random numbers and counts are those noted when the update began.
 
-How often it saves costs a fixed share of the time at most (`SHARE`). Digests, syncing and renaming happen in a thread.
-Where the disk lacks room, a warning says so and training goes on.
+It saves so seldom that training waits for it a fixed share of the time at most (`SHARE`); digests, syncing and renaming
+happen in a thread. Where the disk lacks room, a warning says so and training goes on.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from vibethinker import preemption
-from vibethinker.artifacts import seal
+from vibethinker.artifacts import seal, sync_folder
 from vibethinker.errors import PreemptedError
 from vibethinker.settings import TrainerCheckpoints
 from vibethinker.steps import Emitter
 from vibethinker.training import processes
-from vibethinker.validation import check
+from vibethinker.validation import MANIFEST, check
 
-SHARE = 0.02  # of the time that saving may take
+SHARE = 0.02  # of the time, in which training may wait for it
 REMEMBERED, WRITTEN = "remembered.json", "written"
 ROOM = 1.1  # times what the last one took
 
@@ -63,14 +63,18 @@ class Resumable:
             a folder's files stay as they are.
         settings: how often, and how many are kept.
         emit: hears warnings.
+        layout: how weights lie on the disk; a checkpoint of another layout can't be read.
     """
 
-    def __init__(self, folder: Path, written: Sequence[Path], settings: TrainerCheckpoints, emit: Emitter) -> None:
+    def __init__(
+        self, folder: Path, written: Sequence[Path], settings: TrainerCheckpoints, emit: Emitter, layout: str = "whole"
+    ) -> None:
         self._folder, self._written, self._settings, self._emit = folder, list(written), settings, emit
+        self._layout = layout
         self._saved_at, self._cost, self._size = time.monotonic(), 0.0, 0
         self._saved = 0  # the last update that was, or whose state needs no checkpoint
         self._sealing: threading.Thread | None = None
-        self._failed: OSError | None = None
+        self._failed: Exception | None = None
         self._digests: dict[tuple[int, int, int], str] = {}
         if processes.rank() == 0:
             shutil.rmtree(self.aside, ignore_errors=True)
@@ -98,7 +102,8 @@ class Resumable:
         self._saved = int(checkpoint.name)
         states = json.loads((checkpoint / REMEMBERED).read_text())
         for name, one in remembering.items():
-            one.recall(states[name])
+            if name in states:
+                one.recall(states[name])
 
     def due(self, update: int) -> bool:
         """Whether to save after this update."""
@@ -115,10 +120,10 @@ class Resumable:
             write: makes the Trainer write into `aside`; called by each process.
             needed: bytes that it is expected to take, before one was saved.
         """
+        began = time.monotonic()
         self.finish()
         if update == self._saved:
             return
-        began = time.monotonic()
         if not self._has_room(update, needed):
             self._saved_at = began
             return
@@ -134,8 +139,10 @@ class Resumable:
                     elif path.is_file():
                         (made / WRITTEN).mkdir(exist_ok=True)
                         shutil.copyfile(path, made / WRITTEN / path.name)
-        except OSError as error:
-            failed = str(error)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a full disk, safetensors and torch raise errors of their own
+            failed = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         # Every process writes its random numbers; one that couldn't makes the others give up too.
         if reasons := [reason for reason in processes.gathered([failed]) if reason]:
             self._give_up(update, reasons[0])
@@ -161,10 +168,12 @@ class Resumable:
             if not folder.name.isdigit():
                 continue
             reason = check(folder, "digest")
+            if reason is None and (made := json.loads((folder / MANIFEST).read_text())["layout"]) != self._layout:
+                reason = f"its weights are {made}, and this training's {self._layout}"
             if reason is None:
                 return folder
             self._emit.warning(f"The checkpoint of update {int(folder.name)} can't be used ({reason}).")
-            damaged = folder.with_name(f"{folder.name}-damaged")
+            damaged = folder.with_name(f"{folder.name}-unusable")
             shutil.rmtree(damaged, ignore_errors=True)
             folder.rename(damaged)
         return None
@@ -190,17 +199,19 @@ class Resumable:
 
     def _seal(self, made: Path, update: int) -> None:
         try:
-            manifest = seal(made, {"update": update}, self._digests)
+            seal(made, {"update": update, "layout": self._layout}, self._digests)
+            states = (path.stat() for path in made.rglob("*") if path.is_file())
+            self._size = sum(state.st_size for state in states if state.st_nlink == 1)
             target = self._folder / f"{update:08d}"
             shutil.rmtree(target, ignore_errors=True)
             made.rename(target)
-            self._size = sum(entry["size"] for entry in manifest["files"].values())
-            self._forget(update)
-        except OSError as error:
+            sync_folder(self._folder)
+            self._forget()
+        except Exception as error:  # told by the thread that trains
             shutil.rmtree(self.aside, ignore_errors=True)
             self._failed, self._saved = error, 0
 
-    def _forget(self, update: int) -> None:
+    def _forget(self) -> None:
         """Remove those that are no longer kept."""
         every = self._settings.every
         folders = sorted(p for p in self._folder.iterdir() if p.name.isdigit())
@@ -212,26 +223,27 @@ class Resumable:
 class Boundary(TrainerCallback):
     """Notes the state in which each update begins, and has the Trainer save after an update where it is due."""
 
-    def __init__(self, resumable: Resumable) -> None:
-        self._resumable = resumable
+    def __init__(self, resumable: Resumable, save_last: bool) -> None:
+        self._resumable, self._save_last = resumable, save_last
         self.trainer: Any = None
-        self._noted: tuple[Any, dict[str, Any]] | None = None
+        self.stopping = False
+        self._noted: tuple[Any, dict[str, Any], int] | None = None
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
-        self._noted = _random_state(), copy.deepcopy(remembered(self.trainer))
+        noted = copy.deepcopy(remembered(self.trainer))
+        self._noted = _random_state(), noted, state.num_input_tokens_seen  # which TRL raises in the middle of one
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        stopping = any(processes.gathered([preemption.asked()]))
-        control.should_save = stopping or (
-            state.global_step < args.max_steps and self._resumable.due(state.global_step)
-        )
-        control.should_training_stop = control.should_training_stop or stopping
+        self.stopping = any(processes.gathered([preemption.asked()]))
+        due = self._save_last if state.global_step >= args.max_steps else self._resumable.due(state.global_step)
+        control.should_save = self.stopping or due
+        control.should_training_stop = control.should_training_stop or self.stopping
 
     def save_last(self) -> None:
         """Save the end of the last update, from the middle of the next."""
         if self._noted is None:
             return
-        random_state, states = self._noted
+        random_state, states, self.trainer.state.num_input_tokens_seen = self._noted
         _set_random_state(random_state)
         self.trainer.keep_state(states)
 
@@ -272,13 +284,16 @@ class Resuming(Trainer):
         return str(self.resumable.aside) if self.resumable else super()._get_output_dir(trial)
 
 
-def train_resumably(trainer: Resuming, resumable: Resumable) -> None:
+def train_resumably(trainer: Resuming, resumable: Resumable, *, save_last: bool = False) -> None:
     """Train, from the newest checkpoint if there is one.
+
+    Args:
+        save_last: save after the last update too, since the step goes on for long.
 
     Raises:
         PreemptedError: the process was asked to stop; the end of the last update is saved.
     """
-    boundary = Boundary(resumable)
+    boundary = Boundary(resumable, save_last)
     trainer.resumable, boundary.trainer = resumable, trainer
     trainer.add_callback(boundary)
     start = resumable.newest()
@@ -287,13 +302,16 @@ def train_resumably(trainer: Resuming, resumable: Resumable) -> None:
     with preemption.held():
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
+            if preemption.asked() and processes.count() == 1:  # after the last update's end
+                trainer.keep_state(remembered(trainer))
         except PreemptedError:
             boundary.save_last()
             raise
         finally:
             resumable.finish()
-        if trainer.state.global_step < trainer.args.max_steps:
-            preemption.check()
+    if boundary.stopping:
+        raise PreemptedError(preemption.ASKED)
+    preemption.check()
 
 
 def remembering(trainer: Trainer) -> dict[str, Remembers]:

@@ -276,7 +276,7 @@ class SignalTraining:
                 Collapse(),
             ],
         )
-        train(trainer, run)
+        train(trainer, run, save_last=stage.validation_data is not None)
         self.counts |= trainer.totals
         return trainer.accelerator.unwrap_model(trainer.model)
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from vibethinker.errors import CHILD_EXITS, InfrastructureError
+from vibethinker.errors import CHILD_EXITS, InfrastructureError, PreemptedError
 from vibethinker.worker import child, exhaustion
 from vibethinker.worker.endings import die_with_parent, killed_by
 
@@ -49,6 +49,7 @@ class _Child:
     end: bytes | None = None
     status: int | None = None
     pipe_open: bool = True
+    asked_to_stop: bool = False
     kill_at: float | None = None
     killed_because: str | None = None
     buffer: bytes = b""
@@ -101,8 +102,9 @@ class _Server:
                 self._start(message["id"], {**message["request"], "id": message["id"]})
             elif message["op"] == "stop" and message["id"] in self.children:
                 one = self.children[message["id"]]
-                _kill_group(one.pid, signal.SIGTERM)
-                one.kill_at = time.monotonic() + STOP_GRACE_SECONDS
+                if not one.asked_to_stop:
+                    one.asked_to_stop, one.kill_at = True, time.monotonic() + STOP_GRACE_SECONDS
+                self._watch(one)
         return None
 
     def _start(self, id: int, request: Mapping[str, Any]) -> None:
@@ -179,6 +181,8 @@ class _Server:
             return
         if one.kill_at is not None and now > one.kill_at:
             _kill_group(one.pid, signal.SIGKILL)
+        elif one.asked_to_stop:  # again and again, since it may not have begun to listen; it hears the first alone
+            _kill_group(one.pid, signal.SIGTERM)
         elif one.kill_at is None and one.pid and now - one.heard > one.stall_seconds:
             one.killed_because = (
                 f"it reported nothing for {one.stall_seconds:g} s; its stack is in its log, and "
@@ -197,7 +201,9 @@ class _Server:
             return
         status = one.status or 0
         error, reason = CHILD_EXITS.get(status, InfrastructureError), one.killed_because
-        if reason is None and status < 0:
+        if reason is None and status < 0 and one.asked_to_stop:
+            error, reason = PreemptedError, "it was asked to stop"
+        elif reason is None and status < 0:
             error, how = killed_by(-status, one.victims if one.kill_at is None else None)
             reason = f"its process was {how}"
         reason = reason or f"its process ended with status {status} and said nothing"
