@@ -296,7 +296,8 @@ def test_its_processes_end_when_it_is_killed(jsonl, tmp_path):
     assert children
     process.kill()
     process.wait()
-    assert psutil.wait_procs(children, timeout=10)[1] == []
+    # One that was being started notices once it has imported what it needs, which takes a busy machine a while.
+    assert psutil.wait_procs(children, timeout=40)[1] == []
 
 
 # ---- the planted leak ----

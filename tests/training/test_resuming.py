@@ -140,13 +140,22 @@ def test_it_goes_on_as_if_nothing_had_happened(training, how, monkeypatch):
     }
 
 
+@pytest.fixture
+def specialist(new_step, taught_folder, data_folder):
+    """A function **settings of the checkpoints → the context of a specialist."""
+    settings = CASES["sft"][1] | {
+        "seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "base_model": {},
+    }  # fmt: skip
+    inputs = {"base": taught_folder, "data": data_folder}
+    return lambda **checkpoints: new_step(settings, inputs, checkpoints=checkpoints)
+
+
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
-def test_a_damaged_checkpoint_is_told_and_an_older_one_used(training, damage):
-    run, new = training
-    whole, context = new(), new()
-    run(whole)
+def test_a_damaged_checkpoint_is_told_and_an_older_one_used(specialist, damage):
+    whole, context = specialist(seconds=0), specialist(seconds=0)
+    sft.run(whole)
     with pytest.raises(Killed):
-        run(replace(context, emit=Fragile(5, die)))
+        sft.run(replace(context, emit=Fragile(5, die)))
     newest = context.checkpoints / "updates" / "00000004"
     weights = next(p for p in newest.iterdir() if p.suffix == ".safetensors")
     if damage == "bit":
@@ -160,20 +169,10 @@ def test_a_damaged_checkpoint_is_told_and_an_older_one_used(training, damage):
     else:
         (newest / "manifest.json").write_text("{")
     context = restarted(context)
-    run(context)
+    sft.run(context)
     assert any("The checkpoint of update 4 can't be used" in text for text in context.emit.warnings)
     assert [step for step, _ in context.emit.rows if step] == [4, 5, 6]
     assert files(context.output) == files(whole.output)
-
-
-@pytest.fixture
-def specialist(new_step, taught_folder, data_folder):
-    """A function **settings of the checkpoints → the context of a specialist."""
-    settings = CASES["sft"][1] | {
-        "seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "base_model": {},
-    }  # fmt: skip
-    inputs = {"base": taught_folder, "data": data_folder}
-    return lambda **checkpoints: new_step(settings, inputs, checkpoints=checkpoints)
 
 
 def test_those_of_an_interval_are_kept_beside_the_newest(specialist):
