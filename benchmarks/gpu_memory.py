@@ -28,10 +28,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, measured, peer, tell
+from outcome import conversations, installed, measured, peer, tell
 
+from vibethinker import config
+from vibethinker.models.trainable import PROJECTIONS
 from vibethinker.plan import versions
 
+PROFILE = "qwen3-0.6b"
 RESULT = Path(__file__).parent / "results" / "gpu_memory.json"
 GB = 1e9 / (1 << 30)  # of a GPU's name, in GiB
 CASES = ("qlora", "qlora-unsloth", "qlora-7b", "signal")
@@ -65,7 +68,7 @@ trainer = SFTTrainer(
         model_init_kwargs={"quantization_config": nf4, "dtype": "bfloat16", "device_map": {"": 0}},
     ),
     train_dataset=load_dataset("json", data_files=given["data"], split="train"),
-    peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"),
+    peft_config=LoraConfig(**given["lora"], task_type="CAUSAL_LM"),
 )
 trainer.train()
 free, total = torch.cuda.mem_get_info()
@@ -125,10 +128,10 @@ def model(folder: Path, shape: str, tokenizer: Path) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.for_model(**SHAPES[shape], vocab_size=151936, max_position_embeddings=32768, dtype="bfloat16")
+    shaped = AutoConfig.for_model(**SHAPES[shape], vocab_size=151936, max_position_embeddings=32768, dtype="bfloat16")
     # Made on the GPU where there is one: billions of normal variates take a CPU minutes.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        made = AutoModelForCausalLM.from_config(shaped, dtype=torch.bfloat16)
     words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     made.config.eos_token_id = made.generation_config.eos_token_id = words.eos_token_id
     made.save_pretrained(place)
@@ -142,7 +145,7 @@ def model(folder: Path, shape: str, tokenizer: Path) -> Path:
 def specialist(arguments: argparse.Namespace, start: Path, folder: Path, case: str, backend: str) -> dict[str, float]:
     """What `vibethinker train-specialist` took with the profile's settings."""
     command = ["train-specialist", str(start), "--domain", "math", "--train-data", str(arguments.traces)]
-    command += ["--profile", "qwen3-0.6b", "--max-steps", str(arguments.updates), "--set", "spectrum.sft.checkpoints=1"]
+    command += ["--profile", PROFILE, "--max-steps", str(arguments.updates), "--set", "spectrum.sft.checkpoints=1"]
     command += ["--set", f"base_model.backend={backend}"]
     return taken(command, arguments, folder, case)
 
@@ -185,13 +188,11 @@ def taken(command: list[str], arguments: argparse.Namespace, folder: Path, name:
 def trl(arguments: argparse.Namespace, start: Path, folder: Path) -> dict[str, float]:
     """What TRL's trainer took."""
     data = folder / "peer.jsonl"
-    with data.open("w") as file:
-        for line in arguments.traces.read_text().splitlines():
-            row = json.loads(line)
-            messages = ("user", row["problem"]), ("assistant", row["solution"])
-            prompt, answer = ([{"role": role, "content": text}] for role, text in messages)
-            file.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
+    conversations(arguments.traces, data)
+    lora = config.load(PROFILE, None, ()).spectrum.sft.lora
+    adapters = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": list(PROJECTIONS)}
     given = {"model": str(start), "data": str(data), "output": str(folder / "trl"), "steps": arguments.updates}
+    given["lora"] = adapters
     return peer(PEER, given, folder)
 
 

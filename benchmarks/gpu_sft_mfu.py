@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, measured, peer, tell
+from outcome import conversations, installed, measured, peer, tell
 
 from vibethinker.footprint import Shape
 from vibethinker.plan import versions
@@ -136,13 +136,8 @@ def train(arguments: argparse.Namespace, folder: Path, name: str, more: list[str
 
 def trl(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What TRL's trainer took."""
-    rows = [json.loads(line) for line in arguments.traces.read_text().splitlines()]
     data = folder / "peer.jsonl"
-    with data.open("w") as file:
-        for row in rows:
-            prompt = [{"role": "user", "content": row["problem"] + SUFFIX}]
-            answer = [{"role": "assistant", "content": row["solution"]}]
-            file.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
+    conversations(arguments.traces, data, SUFFIX)
     given = {"model": str(arguments.model), "data": str(data), "output": str(folder / "trl")}
     given |= {"steps": arguments.steps, "length": LENGTH, "rows": ROWS}
     found = peer(PEER, given, folder)

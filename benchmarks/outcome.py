@@ -56,6 +56,16 @@ def peer(script: str, given: dict[str, Any], folder: Path) -> dict[str, Any]:
     return json.loads(files[2].read_text())
 
 
+def conversations(traces: Path, target: Path, suffix: str = "") -> None:
+    """Write a file of traces as TRL's trainers take them: prompt and completion, each a message."""
+    with target.open("w") as file:
+        for line in traces.read_text().splitlines():
+            row = json.loads(line)
+            messages = ("user", row["problem"] + suffix), ("assistant", row["solution"])
+            prompt, completion = ([{"role": role, "content": text}] for role, text in messages)
+            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+
+
 def installed(*names: str) -> dict[str, str]:
     """Versions of those of these packages that are installed."""
     found = {}

@@ -71,8 +71,8 @@ class Store:
         made_of = self._made_of(folder)
         if made_of != dict(inputs) and (made_of is not None or inputs):
             shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / INPUTS, dict(inputs))
+        if made_of != dict(inputs):
+            write_json(folder / INPUTS, dict(inputs))
         return folder
 
     def update(self, step: str, fingerprint: str, inputs: Mapping[str, str]) -> int | None:
