@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from outcome import conversations, installed, measured, peer, tell
+from outcome import conversations, installed, invocation, measured, peer, tell
 
 from vibethinker import config
 from vibethinker.models.trainable import PROJECTIONS
@@ -114,7 +113,7 @@ def main() -> None:
             "aim": {case: round((80 if case == "signal" else 24) * GB, 1) for case in cases},
             "details": {"ours": ours, "peer": theirs},
             "versions": versions() | installed("vllm", "unsloth", "bitsandbytes"),
-            "command": shlex.join(["python", "benchmarks/gpu_memory.py", *sys.argv[1:]]),
+            "command": invocation(),
         },
         arguments.output,
     )

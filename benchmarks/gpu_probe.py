@@ -1,7 +1,7 @@
 """How fast probing is beside vLLM alone: domains x checkpoints x problems x samples on one GPU.
 
     python benchmarks/gpu_probe.py --model FOLDER --problems FILE.jsonl [--domains 4] [--checkpoints 5] [--limit 100]
-        [--samples 32] [--max-tokens 512] [--fraction 1.0] [--batch 1024] [--output FILE]
+        [--samples 32] [--max-tokens 512] [--fraction 1.0] [--batch 1024] [--at-once 1] [--output FILE]
 
 The checkpoints are copies of the model with a little noise on their weights, so that they can't share a cache; a
 domain is the next `limit` problems of the file. `ours` is `vibethinker probe` once a domain, as a run has a step a
@@ -9,8 +9,9 @@ domain: each starts Python and vLLM anew, swaps the checkpoints' weights in one 
 clock around the processes. `peer` is `vllm.LLM.generate` with `n` on the same prompts (their first `fraction` in each
 domain), with the model's own weights, in a process of its own; its settings are the defaults but for the GPU's memory.
 
-Both are generated tokens a second over the whole work: ours with all it does, the peer's start counted once. `starts`
-says what ours took beside sampling, and `generating` what both do once they are warm. The first start of either
+Both are generated tokens a second over the whole work: ours with all it does, the peer's start counted once. `domains`
+has for each of ours the seconds of its process and those of sampling, and `peer_generating` what the peer does once it
+is warm. The first start of either
 compiles where vLLM's cache on disk is empty: `--warm` runs both on a few problems before, and tells how long ours took.
 """
 
@@ -24,10 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, peer, tell
+from outcome import installed, invocation, peer, tell
 
 from vibethinker.plan import versions
 
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the prompts that the peer gets")
     parser.add_argument("--batch", type=int, default=1024, help="execution.generation_batch")
+    parser.add_argument("--at-once", type=int, default=1, help="domains that share the GPU")
     parser.add_argument("--warm", action="store_true", help="fill vLLM's cache on disk before the clock runs")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -74,14 +77,14 @@ def main() -> None:
         warming = probe(models[:1], files[0], arguments, folder, limit=2)["seconds"] if arguments.warm else None
         if arguments.warm:
             alone_on(arguments, files, folder, 2)
-        domains = [probe(models, file, arguments, folder) for file in files]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            domains = list(pool.map(lambda file: probe(models, file, arguments, folder), files))
+        seconds = time.perf_counter() - began
         alone = alone_on(arguments, files, folder, max(1, round(arguments.limit * arguments.fraction)))
-    tokens, seconds = (sum(domain[part] for domain in domains) for part in ("tokens", "seconds"))
-    generating = {
-        "ours": tokens / sum(domain["generating"] for domain in domains),
-        "peer": alone["tokens"] / alone["seconds"],
-    }
-    ours, theirs = tokens / seconds, tokens / (alone["start"] + tokens / generating["peer"])
+    tokens = sum(domain["tokens"] for domain in domains)
+    warm = alone["tokens"] / alone["seconds"]
+    ours, theirs = tokens / seconds, tokens / (alone["start"] + tokens / warm)
     tell(
         {
             "ours": round(ours),
@@ -89,22 +92,22 @@ def main() -> None:
             "ratio": round(ours / theirs, 3),
             "unit": "generated tokens/s, starts included",
             "aim": 0.7,
-            "generating": {who: round(rate) for who, rate in generating.items()},
-            "ratio_to_warm_peer": round(ours / generating["peer"], 3),
+            "peer_generating": round(warm),
+            "ratio_to_warm_peer": round(ours / warm, 3),
             "tokens": tokens,
             "seconds": round(seconds, 1),
-            "starts": [round(domain["seconds"] - domain["generating"], 1) for domain in domains],
+            "domains": domains,
             "peer_start": round(alone["start"], 1),
             "warming_seconds": warming and round(warming, 1),
             "work": {name: getattr(arguments, name) for name in WORK},
             "versions": versions() | installed("vllm"),
-            "command": shlex.join(["python", "benchmarks/gpu_probe.py", *sys.argv[1:]]),
+            "command": invocation(),
         },
         arguments.output,
     )
 
 
-WORK = ("domains", "checkpoints", "limit", "samples", "max_tokens", "fraction", "batch")
+WORK = ("domains", "checkpoints", "limit", "samples", "max_tokens", "fraction", "batch", "at_once")
 
 
 def checkpoints(model: Path, count: int, folder: Path) -> list[Path]:
@@ -144,10 +147,11 @@ def probe(
     models: list[Path], file: Path, arguments: argparse.Namespace, folder: Path, limit: int | None = None
 ) -> dict[str, Any]:
     """Wall seconds of one `vibethinker probe`, the tokens it generated, and the seconds that these took."""
-    output = folder / "probe.json"
+    output = folder / f"{file.stem}.json"
     command = [sys.executable, "-m", "vibethinker", "probe", *map(str, models), "--data", str(file)]
     command += ["--samples", str(arguments.samples), "--max-tokens", str(arguments.max_tokens)]
     command += ["--set", f"execution.generation_batch={arguments.batch}", "--output", str(output)]
+    command += ["--set", f"execution.vllm.memory={0.9 / arguments.at_once}"]
     command += ["--limit", str(limit)] if limit else []
     began = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -157,7 +161,9 @@ def probe(
     found = json.loads(output.read_text())["candidates"]
     counts = [round(one["mean_tokens"] * one["problems"] * one["samples"]) for one in found]
     generating = sum(count / one["tokens_per_second"] for count, one in zip(counts, found, strict=True))
-    return {"seconds": seconds, "tokens": sum(counts), "generating": generating}
+    result = {"seconds": round(seconds, 1), "tokens": sum(counts), "generating": round(generating, 1)}
+    print(json.dumps(result), file=sys.stderr, flush=True)  # in case the next one doesn't end
+    return result
 
 
 def alone_on(arguments: argparse.Namespace, files: list[Path], folder: Path, share: int) -> dict[str, float]:

@@ -6,10 +6,12 @@ PROBLEMS has rows of `problem` and `answer` (a number). Both sides: 32 prompts x
 temperature 1, all weights trained in bfloat16 autocast by AdamW at 1e-6, plain GRPO (lambda 0, per-sequence mean, no KL
 term), rewards by the final answer. `ours` is `vibethinker signal`; `peer` is TRL with its stock settings but for those
 that make the work the same, and 32 rollouts a pass in place of its default of 8. Seconds are medians over the
-updates after the third, from one report to the next. Both go through the problems in an order of their own.
+updates after the third, from one report to the next. Both get the file's first `steps` x 32 problems, each of them
+once, in an order of their own.
 
 `rewards` has the mean reward of each update, and the difference of the two sides' means with its 95 % interval: the
-problems are the same, so an engine that samples something else would show.
+problems are the same, so an engine that samples something else would show. The interval is wider than what chance
+leaves, since it holds the spread between problems, which both sides share.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import argparse
 import itertools
 import json
 import math
-import shlex
 import statistics
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outcome import installed, measured, peer, tell
+from outcome import installed, invocation, measured, peer, tell
 
 from vibethinker.plan import versions
 
@@ -101,6 +102,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vibethinker-gpu-rl-") as name:
         folder = Path(name)
+        lines = [line for line in arguments.problems.read_text().splitlines() if line.strip()]
+        if len(lines) < PROMPTS * arguments.steps:
+            raise SystemExit(
+                f"{arguments.problems} has {len(lines)} problems, fewer than {PROMPTS} x {arguments.steps}."
+            )
+        arguments.problems = folder / "problems.jsonl"
+        arguments.problems.write_text("\n".join(lines[: PROMPTS * arguments.steps]) + "\n")
         ours = stage(arguments, folder)
         print(json.dumps(ours), file=sys.stderr, flush=True)  # in case the other one doesn't end
         theirs = None if arguments.no_peer else trl(arguments, folder)
@@ -113,7 +121,7 @@ def main() -> None:
         "rewards": theirs and difference(ours["rewards"], theirs["rewards"]),
         "details": {"ours": ours, "peer": theirs},
         "versions": versions() | installed("vllm"),
-        "command": shlex.join(["python", "benchmarks/gpu_rl_step.py", *sys.argv[1:]]),
+        "command": invocation(),
     }
     tell(result, arguments.output)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from outcome import conversations, installed, measured, peer, tell
+from outcome import conversations, installed, invocation, measured, peer, tell
 
 from vibethinker.footprint import Shape
 from vibethinker.plan import versions
@@ -104,7 +103,7 @@ def main() -> None:
             "counted": round(counted, 3),
             "details": {"ours": ours, "peer": theirs, "unsloth_nf4_lora": lora},
             "versions": versions() | installed("unsloth", "liger-kernel", "bitsandbytes"),
-            "command": shlex.join(["python", "benchmarks/gpu_sft_mfu.py", *sys.argv[1:]]),
+            "command": invocation(),
         },
         arguments.output,
     )

@@ -33,6 +33,12 @@ def machine() -> str:
     return f"{found}, {len(gpus)} x {gpus[0]}"
 
 
+def invocation() -> str:
+    """This process's command line, files by their names: what other machines call their folders is no part of it."""
+    words = [word if word.startswith("-") else Path(word).name for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def measured(command: list[str], folder: Path, name: str) -> list[dict[str, Any]]:
     """Run a `vibethinker` command that trains, with its output and measurements in `folder`; the rows of its updates.
     What it and its step print goes to stderr."""

@@ -5,10 +5,14 @@ vLLM keeps what it compiles on disk under a hash that covers the model's path an
 with the configuration alone, named by what is in it, beside vLLM's caches; and the longest sequence is rounded up to a
 power of two. Weights are loaded afterwards, in place. That asks for layers which keep weights as checkpoints have them:
 quantised ones and mixtures of experts are repacked once loaded, so they are refused.
+
+A machine's engines start one after the other: each measures what is free on its GPU before and after a trial pass, and
+would take what a neighbour allocates meanwhile for its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import hashlib
 import json
@@ -16,6 +20,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +84,8 @@ def start(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # in the trainer's group, each process with a model of its own
         given["distributed_executor_backend"] = "external_launcher"
     try:
-        llm = LLM(**given)
+        with _turn(Path(vllm.envs.VLLM_CACHE_ROOT)):
+            llm = LLM(**given)
     except ValueError as error:
         if is_out_of_memory(error) or any(text in str(error) for text in _TOO_SMALL):
             raise OutOfMemoryError(
@@ -91,6 +98,19 @@ def start(
         ) from error
     _check_layers(llm, folder)
     return llm, min(positions, llm.model_config.max_model_len, max_length or sys.maxsize)
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold a lock among this machine's processes, which the kernel frees when its holder dies. Those of one group come
+    together and start together, so the group's first holds it for all."""
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "vibethinker-starting").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def stop(llm: LLM) -> None:
