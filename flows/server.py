@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from vibethinker import locks
 from vibethinker.errors import InfrastructureError
 
 START_SECONDS = 120.0
@@ -109,7 +110,15 @@ def _serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    uvicorn.run(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="error")
+    class OneAtATime(uvicorn.Server):
+        """Servers of one workspace share a database, and two that create its tables at once both fail."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            with locks.held(Path(os.environ["PREFECT_HOME"]) / "starting.lock"):
+                await super().startup(sockets)
+
+    app = create_app(ephemeral=True)
+    OneAtATime(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error")).run()
 
 
 if __name__ == "__main__":

@@ -292,3 +292,12 @@ def test_without_mlflow_the_mend_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match="service"):
         open_tracker(tmp_path, tmp_path / "run", "run-k")
+
+
+def test_a_store_whose_making_was_killed_is_made_anew_and_by_one_process_alone(tmp_path):
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    (workspace / "mlflow.db.new").write_bytes(b"half")  # under the name that counts only when it is whole
+    trackers = [open_tracker(workspace, tmp_path / name, f"run-{name}") for name in ("x", "y")]
+    assert [tracker.finish("FINISHED") for tracker in trackers] == [True, True]
+    assert not list(workspace.glob("mlflow.db.new*"))

@@ -10,6 +10,7 @@ in the registry.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from vibethinker.tracking.creation import create_store, sqlite_file
 from vibethinker.tracking.journal import STATE, Progress, delivering, read
 
 # MLflow's own limits on one call of log_batch.
@@ -31,16 +33,10 @@ Child = tuple[str, str]
 
 
 def load_client(uri: str) -> Any:
-    """An MlflowClient of `uri`: telemetry off, and short waits, since the journal itself tries again."""
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    """An MlflowClient of `uri`."""
+    _import_quietly()
     from mlflow import MlflowClient
 
-    # MLflow sets its own loggers' levels when it is imported.
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -87,7 +83,10 @@ class Delivery:
         opening = next((o for _, o in read(self._folder) if o["op"] == "run"), None)
         if opening is None:
             return False
-        _check_sqlite(self._uri)
+        if path := sqlite_file(self._uri):
+            _import_quietly()
+            create_store(path, self._workspace / "mlartifacts")
+            _check_sqlite(path)
         self._client = self._client or load_client(self._uri)
         self.experiment_id = self._experiment(opening["experiment"])
         tags = {f"{PREFIX}run_id": opening["run_id"], f"{PREFIX}kind": "run"}
@@ -269,13 +268,22 @@ def _parts(operations: list[tuple[int, Operation]]) -> Iterator[list[tuple[int, 
         yield part
 
 
-def _check_sqlite(uri: str) -> None:
+def _import_quietly() -> None:
+    """MLflow with telemetry off, and short waits, since the journal itself tries again."""
+    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    importlib.import_module("mlflow")
+    # It sets its own loggers' levels when it is imported.
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _check_sqlite(path: Path) -> None:
     """Raise sqlite3.OperationalError at once where the file can't be used; MLflow itself tries for 100 s."""
-    if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("pragma user_version")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("pragma user_version")
 
 
 def deliver_left_over(runs: Path, uri: str, workspace: Path, warn: Callable[[str], None]) -> None:

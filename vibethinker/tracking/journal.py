@@ -113,6 +113,14 @@ class Progress:
         return state if state.get("store") == self._store else None
 
 
+def undelivered(folder: Path) -> bool:
+    """Whether the journal of this run has operations that never arrived at the store that it was last meant for."""
+    try:
+        return json.loads((folder / STATE).read_text())["delivered"] < (folder / JOURNAL).stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 @contextmanager
 def delivering(folder: Path) -> Iterator[None]:
     """Hold the right to deliver this journal, so that two processes never send the same operations at
