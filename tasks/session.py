@@ -18,14 +18,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol
 
-from vibethinker import hardware
+from vibethinker import collecting, hardware
 from vibethinker.artifacts import Artifact
 from vibethinker.errors import PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
 from vibethinker.needs import ALONE, memory_need, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, role_of, states, version_warnings
-from vibethinker.runs import Run
+from vibethinker.runs import Run, starting
 from vibethinker.tracking import RunTracker
 from vibethinker.worker import ranks
 from vibethinker.worker.host import Event, Host
@@ -77,8 +77,8 @@ class Session:
         self._host: Host | None = None
 
     def begin(self) -> None:
-        """Create the run's folder, start the worker host, and lower this process's priority for good."""
-        self.run.create(self.found, version_warnings(self.found) + warnings(self.plan, self.found))
+        """Remove what dead processes have left, start the worker host, and lower this process's priority for good."""
+        collecting.sweep(self.plan.workspace)
         self._worker()
         os.nice(max(0, GIVE_WAY - os.nice(0)))
 
@@ -113,7 +113,10 @@ class Session:
             if artifact is None:
                 return None
             inputs[role] = artifact.digest
-        artifact, reason = self.run.store.find(step.id, step.fingerprint, inputs)
+        readers = (other for other in self.plan.steps if step.id in other.inputs.values())
+        # A large output is validated by size alone, except where a step is about to read it.
+        level = "digest" if any(self.found[reader.id].state != "cached" for reader in readers) else None
+        artifact, reason = self.run.store.find(step.id, step.fingerprint, inputs, level)
         if reason:
             self.run.warn(f"The published output of {step.id} can't be reused and is made anew: {reason}.")
         return artifact
@@ -286,19 +289,26 @@ def opened(
     plan: Plan, display: Display, refresh: frozenset[str] = frozenset(), tier: str | None = None
 ) -> Iterator[Session]:
     """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run."""
-    session = Session(Run(plan), states(plan, Run(plan).store, refresh), display, tier)
-    _sessions[session.run.id] = session
+    with starting(plan.workspace):
+        run = Run(plan)
+        found = states(plan, run.store, refresh)
+        session = Session(run, found, display, tier)
+        run.create(found, version_warnings(found) + warnings(plan, found))
+    _sessions[run.id] = session
     token = _current.set(session)
     try:
         session.begin()
         session.retire(refresh)
         yield session
     finally:
-        if session.run.status == "running":
-            session.run.finish("interrupted")
-        _current.reset(token)
-        session.close()
-        del _sessions[session.run.id]
+        try:
+            if run.status == "running":
+                run.finish("interrupted")
+        finally:  # a full disk keeps no process alive
+            _current.reset(token)
+            session.close()
+            run.close()
+            del _sessions[run.id]
 
 
 def revision() -> str | None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "logs": "vibethinker.commands.inspect:logs",
     "report": "vibethinker.commands.inspect:report",
     "validate": "vibethinker.commands.inspect:validate",
+    "gc": "vibethinker.commands.gc:gc",
     "data": "vibethinker.commands.data:data",
     "train-specialist": "vibethinker.commands.train:train_specialist",
     "probe": "vibethinker.commands.probe:probe",

@@ -1,8 +1,9 @@
 """The folder of one run: its configuration, plan, summary, logs, and how to find the latest.
 
 `<workspace>/runs/<run id>/` holds config.yaml (resolved), plan.json, summary.json and report.html (contracts),
-logs/<step>.log, and state.json with the command that resumes. The summary is written anew at each change, so that
-`vibethinker status` can read it while the run goes on.
+logs/<step>.log, and state.json with the command that resumes and the run's number, by which runs are ordered: a clock
+may be set back. The summary is written anew at each change, so that `vibethinker status` can read it while the run goes
+on. A lock, `alive`, is held as long as the run's process lives; it tells `vibethinker gc` what not to touch.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vibethinker import locks
 from vibethinker.artifacts import Artifact, Store, write_json
 from vibethinker.config import environment_settings
 from vibethinker.errors import ConfigurationError
 from vibethinker.plan import Plan, StepState
 
 SCHEMA = 1
+ALIVE, STARTING = "alive", ".starting"  # locks: of a run's folder, and of a workspace's locks
 FINISHED = ("done", "cached")
 
 
@@ -47,6 +52,7 @@ class Run:
             for s in plan.steps
         }
         self._warnings: list[str] = []
+        self._alive: TextIOWrapper | None = None
         self.status = "running"
 
     @property
@@ -64,12 +70,17 @@ class Run:
         return shlex.join([*words, "--workspace", str(self.plan.workspace)])
 
     def create(self, states: Mapping[str, StepState], warnings: Sequence[str] = ()) -> None:
-        """Write config.yaml, plan.json, state.json and the first summary."""
+        """Write config.yaml, plan.json, state.json and the first summary; the run is alive from now on. What it means
+        to reuse must have been looked up under the same `starting`."""
+        number = 1 + max((_order(folder)[0] for folder in folders(self.plan.workspace)), default=0)
         (self.folder / "logs").mkdir(parents=True)
+        self._alive = locks.attempt(self.folder / ALIVE)
         values = self.plan.config.model_dump(mode="json", by_alias=True)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
-        write_json(self.folder / "state.json", {"resume": self.resume_command, "started": time.time()})
+        write_json(
+            self.folder / "state.json", {"resume": self.resume_command, "started": time.time(), "number": number}
+        )
         self._warnings += warnings
         self.save()
 
@@ -101,6 +112,11 @@ class Run:
             if entry["state"] in ("waiting", "running"):
                 entry["state"] = "skipped"
         return self.save()
+
+    def close(self) -> None:
+        """Nothing is done for this run any more."""
+        if self._alive is not None:
+            self._alive.close()
 
     def save(self) -> dict[str, Any]:
         """Write summary.json and return it."""
@@ -179,18 +195,40 @@ def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | Non
     return {"schema": SCHEMA, "run_id": run_id, "profile": plan.config.profile, "steps": steps}
 
 
+@contextmanager
+def starting(workspace: Path) -> Iterator[None]:
+    """Nothing is collected in this workspace during the `with` block, in which a run looks up what it reuses and is
+    created; runs may start together."""
+    with locks.shared(workspace / "locks" / STARTING):
+        yield
+
+
+def folders(workspace: Path) -> list[Path]:
+    """The folders of all runs, the newest first."""
+    return sorted((p.parent for p in (workspace / "runs").glob("*/state.json")), key=_order, reverse=True)
+
+
+def started(folder: Path) -> float:
+    """When a run was started, Unix time; 0 if its state.json can't be read."""
+    return _order(folder)[1]
+
+
+def _order(folder: Path) -> tuple[int, float, str]:
+    """By which a run is newer than another. Runs that an older version made have no number."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        return int(state.get("number", 0)), float(state["started"]), folder.name
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0, 0.0, folder.name
+
+
 def latest(workspace: Path, fingerprints: Mapping[str, str] | None = None) -> Path:
     """The folder of the newest run, of exactly these steps if given (step id → fingerprint).
 
     Raises:
         ConfigurationError: there is none.
     """
-    folders = sorted(
-        (p.parent for p in (workspace / "runs").glob("*/state.json")),
-        key=lambda p: json.loads((p / "state.json").read_text())["started"],
-        reverse=True,
-    )
-    for folder in folders:
+    for folder in folders(workspace):
         summary = read_summary(folder)
         if fingerprints is None or {s["id"]: s["fingerprint"] for s in summary["steps"]} == dict(fingerprints):
             return folder
