@@ -8,7 +8,7 @@ TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' constraints.txt)
 # A machine with an NVIDIA GPU gets the CUDA build, a Mac its own; any other Linux must not download CUDA.
 CPU_ONLY := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,yes))
 
-.PHONY: run test test-long lint constraints check-constraints clean
+.PHONY: run test test-long faults lint constraints check-constraints clean
 
 run: $(VENV)/installed-dev
 	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
@@ -18,6 +18,10 @@ test: $(VENV)/installed-dev lint check-constraints
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long
+
+# Break a run everywhere and at random moments (hours; stopped, it goes on where it was), and write the table.
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults --profile micro --random 40 --output docs/results/faults.md
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -6,7 +6,9 @@ is imported here. When everything is published already, neither starts.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import tomllib
 from contextlib import ExitStack
@@ -21,6 +23,8 @@ from vibethinker.commands.inspect import show_plan
 from vibethinker.commands.options import Planned, plan_options, planned
 from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.plan import StepState, states
+
+FULL = 1 << 20  # bytes free, below which a failure of the server's is the disk's
 
 
 @click.command()
@@ -59,7 +63,10 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
     from vibethinker.reporting import html
 
     made = runs.Run(asked.plan)
-    made.create(found)
+    with runs.starting(asked.plan.workspace):
+        if any(made.store.read(s.id, s.fingerprint) is None for s in asked.plan.steps):
+            raise InfrastructureError("Outputs were collected while the run looked at them: run the command again.")
+        made.create(found)
     for step_id, state in found.items():
         made.update(step_id, "cached", state.artifact)
     summary = made.finish("completed")
@@ -102,6 +109,10 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
             click.echo(f"The run {current.run.id} failed. When the cause is mended, go on by:\n  {resume}", err=True)
             raise error
         except Exception as error:
+            if reason := _of_the_disk(error, workspace):
+                raise InfrastructureError(
+                    f"The workspace {workspace} can't be written ({reason}): mend that, and go on by:\n  {resume}"
+                ) from error
             if not _of_the_server(error):
                 raise
             reason = f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0]
@@ -114,6 +125,14 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
             click.echo(f"The run {current.run.id} was interrupted. Go on by:\n  {resume}", err=True)
             raise
         return summary
+
+
+def _of_the_disk(error: Exception, workspace: Path) -> str | None:
+    """Why the workspace can't be written, if that is the cause; a server whose disk is full fails without a reason."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return error.strerror
+    full = shutil.disk_usage(workspace).free < FULL
+    return os.strerror(errno.ENOSPC) if full and _of_the_server(error) else None
 
 
 def _of_the_server(error: Exception) -> bool:

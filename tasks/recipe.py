@@ -20,6 +20,7 @@ from prefect.tasks import Task, exponential_backoff
 
 from tasks import artifacts
 from tasks.session import Session, find
+from vibethinker import faults
 from vibethinker.artifacts import Artifact
 from vibethinker.errors import InfrastructureError, VibeThinkerError
 from vibethinker.plan import Step, role_of
@@ -74,7 +75,7 @@ def _run(session: Session, step: Step) -> Any:
         session.finished(step)
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
-        return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=_outcome(step, artifact))
+        return _cached(step, artifact)
     get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
     tracked = None
     if session.tracker:
@@ -100,7 +101,9 @@ def _run(session: Session, step: Step) -> Any:
             get_run_logger().warning(event["text"])
 
     try:
-        session.execute(step, hear)
+        faults.point("step.start", step.id)
+        reused = session.execute(step, hear)["reused"]
+        faults.point("step.ended", step.id)
     except VibeThinkerError as error:
         status = "KILLED" if session.stopping.is_set() else "FAILED"
         if tracked:
@@ -118,9 +121,18 @@ def _run(session: Session, step: Step) -> Any:
             tracked.artifact(artifact.folder / name)
         tracked.finish("FINISHED", artifact.metrics)
     artifacts.results(step, artifact)
+    if reused:  # another run, for which this one has waited, made it
+        session.run.update(step.id, "cached", artifact)
+        session.display.state(step, "cached")
+        return _cached(step, artifact)
     session.run.update(step.id, "done", artifact)
+    faults.point("step.noted", step.id)
     session.display.state(step, "done", f"{artifact.manifest['seconds']:.0f} s")
     return _outcome(step, artifact)
+
+
+def _cached(step: Step, artifact: Artifact) -> Any:
+    return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=_outcome(step, artifact))
 
 
 def _outcome(step: Step, artifact: Artifact) -> dict[str, str]:

@@ -9,7 +9,6 @@ the scan of weights are in `vibethinker.validation`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,11 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vibethinker import validation
+from vibethinker import faults, locks, validation
 from vibethinker.errors import ConfigurationError, InfrastructureError
 
 MANIFEST = validation.MANIFEST
-SCHEMA = 1
+SCHEMA = validation.SCHEMA
 INPUTS = "inputs.json"  # of a step's checkpoints: role → content digest
 UPDATES = "updates"  # of a step's checkpoints: a trainer's, a folder for each update that was saved
 SMALL_BYTES = 1 << 28  # a fifth of a second to hash
@@ -92,18 +91,28 @@ class Store:
     def read(self, step: str, fingerprint: str) -> Artifact | None:
         """The published output if its manifest can be read and speaks of this step; nothing is checked further."""
         folder = self.folder(step, fingerprint)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError):
+        manifest, reason = validation.read_manifest(folder)
+        if reason or manifest is None or manifest.get("fingerprint") != fingerprint:
             return None
-        if not isinstance(manifest, dict) or manifest.get("fingerprint") != fingerprint:
-            return None
-        if manifest.get("schema") != SCHEMA:
-            raise ConfigurationError(
-                f"{folder / MANIFEST} has schema {manifest.get('schema')!r}, this version reads {SCHEMA}: "
-                "use another --workspace, or the version that wrote it."
-            )
         return Artifact(folder, manifest)
+
+    def read_whole(self, step: str, fingerprint: str) -> Artifact:
+        """The published output as a step's input: read to the end, whatever its size, before the step relies on it.
+
+        Raises:
+            InfrastructureError: it is gone, or was damaged and is now in the attic, so that the next run remakes it.
+        """
+        artifact = self.read(step, fingerprint)
+        if artifact is None:
+            raise InfrastructureError(f"The output of {step} is gone: run the same command again to remake it.")
+        if reason := validation.check(artifact.folder, "digest"):
+            with self.lock(step, fingerprint):
+                if self.folder(step, fingerprint).exists() and validation.check(artifact.folder, "digest"):
+                    self.retire(step, fingerprint)
+            raise InfrastructureError(
+                f"The output of {step} was damaged ({reason}): run the same command again to remake it."
+            )
+        return artifact
 
     def find(
         self, step: str, fingerprint: str, inputs: Mapping[str, str] | None = None, level: str | None = None
@@ -141,16 +150,7 @@ class Store:
 
         `waiting` is called once a second while another process holds it.
         """
-        locks = self.workspace / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with open(locks / f"{step}-{fingerprint}", "w") as handle:
-            while True:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    waiting()
-                    time.sleep(1.0)
+        with locks.held(self.workspace / "locks" / f"{step}-{fingerprint}", waiting):
             yield
 
     def staging(self, step: str, fingerprint: str) -> Path:
@@ -172,27 +172,40 @@ class Store:
         if not any(p.is_file() for p in staging.rglob("*")):
             raise InfrastructureError(f"The step {step} ended without writing any file.")
         own = {"step": step, "fingerprint": fingerprint, "inputs": dict(inputs)}
-        manifest = seal(staging, {**record, **own, "tensors": validation.tensor_digests(staging)})
+        manifest = seal(
+            staging, {**record, **own, "tensors": validation.tensor_digests(staging)}, at="publish", about=step
+        )
         target = self.folder(step, fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(target.parent.parent)  # which may have got the step's folder just now
         if target.exists():  # an invalid one that nobody has retired yet: a rename onto a full folder fails
             self.retire(step, fingerprint)
+        faults.point("publish.rename", step)
         os.rename(staging, target)
+        faults.point("publish.renamed", step)
         sync_folder(target.parent)
+        faults.point("publish.synced", step)
         shutil.rmtree(self.checkpoints(step, fingerprint), ignore_errors=True)
         with suppress(OSError):  # another fingerprint's are there
             self.checkpoints(step, fingerprint).parent.rmdir()
+        faults.point("publish.cleaned", step)
         return Artifact(target, manifest)
 
 
 def seal(
-    folder: Path, record: Mapping[str, Any], known: dict[tuple[int, int, int], str] | None = None
+    folder: Path,
+    record: Mapping[str, Any],
+    known: dict[tuple[int, int, int], str] | None = None,
+    *,
+    at: str,
+    about: str = "",
 ) -> dict[str, Any]:
     """Write a manifest with the digest of each file, everything synced to the disk; returns it.
 
     Args:
         record: further entries.
         known: digests by inode, size and time of change, of files that were sealed before under another name.
+        at, about: how the fault points on its way are called, and the step that they speak of.
     """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -206,14 +219,16 @@ def seal(
         if known is not None:
             known[key] = digest
         files[path.relative_to(folder).as_posix()] = {"sha256": digest, "size": state.st_size}
-    manifest = {**record, "schema": SCHEMA, "files": files}
+        faults.point(f"{at}.file", about)
+    manifest, text = validation.sealed({**record, "files": files})
     with (folder / MANIFEST).open("w") as handle:
-        json.dump(manifest, handle, indent=1, sort_keys=True)
-        handle.write("\n")
+        handle.write(text)
+        faults.point(f"{at}.manifest", about)
         handle.flush()
         os.fsync(handle.fileno())
     for inner in {p.parent for p in folder.rglob("*")} | {folder}:
         sync_folder(inner)
+    faults.point(f"{at}.sealed", about)
     return manifest
 
 
@@ -240,11 +255,18 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as handle:
-        handle.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w") as handle:
+            handle.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+            faults.point("json.written", path.name)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    faults.point("json.replaced", path.name)
 
 
 def check_workspace(workspace: Path, needed: int = 64 << 20) -> None:
@@ -261,6 +283,8 @@ def check_workspace(workspace: Path, needed: int = 64 << 20) -> None:
         probe.write_bytes(b"\0")
         probe.unlink()
     except OSError as error:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
         raise ConfigurationError(
             f"The workspace {workspace} can't be written ({error.strerror}): choose another by --workspace, or make "
             "room."

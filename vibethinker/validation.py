@@ -1,6 +1,6 @@
 """Is this folder whole? Five levels, each including those before it.
 
-`exists`: a readable manifest, or for a plain model folder config.json, weights and a tokenizer; `size`: every
+`exists`: a sound manifest, or for a plain model folder config.json, weights and a tokenizer; `size`: every
 file has its recorded size; `finite`: every safetensors header is sound and no weight is NaN or Inf; `digest`: every
 file has its recorded sha256; `generates`: the model loads and produces tokens (imports torch; the others don't).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vibethinker.errors import ConfigurationError
 from vibethinker.models.files import check_model_folder
 
 MANIFEST = "manifest.json"
+SCHEMA = 2  # 1 had no seal
 LEVELS = ("exists", "size", "finite", "digest", "generates")
 CHUNK_BYTES = 1 << 24
 
@@ -26,11 +27,11 @@ def check(folder: Path, level: str = "size") -> str | None:
     """The reason why a folder is invalid at this level, or None if it is valid.
 
     Raises:
-        ConfigurationError: the level has another name.
+        ConfigurationError: the level has another name, or another version wrote the manifest.
     """
     if level not in LEVELS:
         raise ConfigurationError(f"There is no validation level {level!r}: use {', '.join(LEVELS)}.")
-    manifest, reason = _manifest(folder)
+    manifest, reason = read_manifest(folder)
     if reason:
         return reason
     for name in LEVELS[: LEVELS.index(level) + 1]:
@@ -72,18 +73,52 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _manifest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+def sealed(record: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """A manifest of these entries and its text; its `seal` is the sha256 of the text without it."""
+    manifest = json.loads(json.dumps({**record, "schema": SCHEMA}))  # as it will be read: keys are strings there
+    manifest["seal"] = _seal(manifest)
+    return manifest, _text(manifest)
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """A folder's manifest, or None and why it can't be trusted (None and None if there is none).
+
+    Every bit of it counts: the text has to be the very one that was written, and its seal has to hold.
+
+    Raises:
+        ConfigurationError: another version wrote it.
+    """
     if not folder.is_dir():
         return None, f"{folder} is no folder"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        text = (folder / MANIFEST).read_bytes().decode()
+        manifest = json.loads(text)
     except FileNotFoundError:
         return None, None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None, f"{MANIFEST} can't be read"
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return None, f"{MANIFEST} lists no files"
-    return manifest, None
+    schema = manifest.get("schema")
+    if schema == 1 and "seal" not in manifest:
+        return manifest, None
+    intact = manifest.get("seal") == _seal(manifest) and text == _text(manifest)
+    # A damaged digit stays one digit, so a longer number is another version's, however that seals.
+    if schema != SCHEMA and isinstance(schema, int) and (intact or schema > 9):
+        raise ConfigurationError(
+            f"{folder / MANIFEST} has schema {schema}, this version reads up to {SCHEMA}: use another --workspace, or "
+            "the version that wrote it."
+        )
+    return (manifest, None) if intact else (None, f"{MANIFEST} isn't what was published: its seal doesn't hold")
+
+
+def _text(manifest: Mapping[str, Any]) -> str:
+    return json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    text = _text({name: value for name, value in manifest.items() if name != "seal"})
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _exists(folder: Path, manifest: dict[str, Any] | None) -> str | None:

@@ -22,6 +22,7 @@ from vibethinker.models.trainable import load_trainable
 from vibethinker.settings import BaseModelSettings, Objective, Sft, TrainerCheckpoints
 from vibethinker.steps import Emitter, StepContext
 from vibethinker.training import processes
+from vibethinker.training.callbacks import Reporter
 from vibethinker.training.resuming import Resumable, Resuming, train_resumably
 
 # TRL warns that rollout functions are experimental; its version is pinned.
@@ -145,6 +146,7 @@ def train(trainer: Resuming, run: Run, written: Sequence[Path] = (), *, save_las
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     trainer.remove_callback(PrinterCallback)
+    trainer.phases = next(one.phases for one in trainer.callback_handler.callbacks if isinstance(one, Reporter))
     processes.seed_apart(trainer.args.seed)
     files = [run.metrics_file, *written]
     layout = "sharded by FSDP" if run.processes > 1 and run.sharding == "fsdp" else "whole"

@@ -30,16 +30,17 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback
 
-from vibethinker import preemption
+from vibethinker import faults, preemption
 from vibethinker.artifacts import seal, sync_folder
 from vibethinker.errors import PreemptedError
 from vibethinker.settings import TrainerCheckpoints
 from vibethinker.steps import Emitter
 from vibethinker.training import processes
+from vibethinker.training.phases import Phases
 from vibethinker.validation import MANIFEST, check
 
 SHARE = 0.02  # of the time, in which training may wait for it
-REMEMBERED, WRITTEN = "remembered.json", "written"
+REMEMBERED, WRITTEN, METRICS = "remembered.json", "written", "metrics.jsonl"
 ROOM = 1.1  # times what the last one took
 
 
@@ -91,7 +92,8 @@ class Resumable:
         return Path(path) if path else None
 
     def restore(self, checkpoint: Path, remembering: dict[str, Remembers]) -> None:
-        """Begin with a checkpoint: put back what the step had written, and let each of `remembering` recall its own."""
+        """Begin with a checkpoint: put back what the step had written, tell its metrics again (the last events of a
+        killed process may never have arrived), and let each of `remembering` recall its own."""
         if processes.rank() == 0:
             for target in self._written:
                 source = checkpoint / WRITTEN / target.name
@@ -99,11 +101,18 @@ class Resumable:
                     shutil.copytree(source, target, copy_function=_linked, dirs_exist_ok=True)
                 elif source.is_file():
                     shutil.copyfile(source, target)
+                if target.name == METRICS and source.is_file():
+                    self._tell(target)
         self._saved = int(checkpoint.name)
         states = json.loads((checkpoint / REMEMBERED).read_text())
         for name, one in remembering.items():
             if name in states:
                 one.recall(states[name])
+
+    def _tell(self, metrics: Path) -> None:
+        for line in metrics.read_text().splitlines():
+            row = json.loads(line)
+            self._emit.metrics(row.pop("step"), {k: v for k, v in row.items() if not isinstance(v, list)})
 
     def due(self, update: int) -> bool:
         """Whether to save after this update."""
@@ -130,6 +139,7 @@ class Resumable:
         first, failed = processes.rank() == 0, None
         try:
             write()
+            faults.point("update.written")
             if first:
                 [made] = self.aside.iterdir()
                 (made / REMEMBERED).write_text(json.dumps(remembered, sort_keys=True))
@@ -199,14 +209,18 @@ class Resumable:
 
     def _seal(self, made: Path, update: int) -> None:
         try:
-            seal(made, {"update": update, "layout": self._layout}, self._digests)
+            seal(made, {"update": update, "layout": self._layout}, self._digests, at="update")
             states = (path.stat() for path in made.rglob("*") if path.is_file())
             self._size = sum(state.st_size for state in states if state.st_nlink == 1)
             target = self._folder / f"{update:08d}"
             shutil.rmtree(target, ignore_errors=True)
+            faults.point("update.rename")
             made.rename(target)
+            faults.point("update.renamed")
             sync_folder(self._folder)
+            faults.point("update.synced")
             self._forget()
+            faults.point("update.forgotten")
         except Exception as error:  # told by the thread that trains
             shutil.rmtree(self.aside, ignore_errors=True)
             self._failed, self._saved = error, 0
@@ -249,9 +263,10 @@ class Boundary(TrainerCallback):
 
 
 class Resuming(Trainer):
-    """A Trainer that keeps its state by a `Resumable`, given to `train_resumably`."""
+    """A Trainer that keeps its state by a `Resumable`, given to `train_resumably`; `phases` books what that takes."""
 
     resumable: Resumable | None = None
+    phases: Phases | None = None
 
     def interruptible(self) -> AbstractContextManager[None]:
         """Where a request to stop loses no more than an update under way. Of several processes each would leave alone,
@@ -262,12 +277,13 @@ class Resuming(Trainer):
         """Save the state after the last update; `states` is what trainer and callbacks remember of it."""
         assert self.resumable is not None
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        self.resumable.save(
-            self.state.global_step,
-            lambda: Trainer._save_checkpoint(self, self.model, None),
-            states,
-            3 * trained,  # beside the weights, two moments
-        )
+        with self.phases("checkpointing") if self.phases else nullcontext():
+            self.resumable.save(
+                self.state.global_step,
+                lambda: Trainer._save_checkpoint(self, self.model, None),
+                states,
+                3 * trained,  # beside the weights, two moments
+            )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.keep_state(remembered(self))

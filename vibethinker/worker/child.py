@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vibethinker import preemption, steps
+from vibethinker import faults, preemption, steps
 from vibethinker.artifacts import Artifact, Store
-from vibethinker.errors import InfrastructureError, VibeThinkerError
+from vibethinker.errors import VibeThinkerError
 from vibethinker.plan import versions
 from vibethinker.worker import ranks
 from vibethinker.worker.endings import classify
@@ -119,12 +119,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
     """
     store = Store(Path(request["workspace"]))
     step, fingerprint = request["step"], request["fingerprint"]
-    inputs: dict[str, Artifact] = {}
-    for role, (input_step, input_fingerprint) in request["inputs"].items():
-        artifact = store.read(input_step, input_fingerprint)
-        if artifact is None:
-            raise InfrastructureError(f"The output of {input_step} that {step} reads is gone: run again to remake it.")
-        inputs[role] = artifact
+    inputs = {role: store.read_whole(*named) for role, named in request["inputs"].items()}
     digests = {role: a.digest for role, a in inputs.items()}
     with store.lock(step, fingerprint, lambda: emitter.progress(0, 1, "waiting for another run that makes this step")):
         found, reason = store.find(step, fingerprint, digests)
@@ -132,6 +127,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             return _result(found, reused=True)
         if reason:
             emitter.warning(f"The published output of {step} moved to {store.retire(step, fingerprint)}: {reason}.")
+        faults.point("child.locked", step)
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
@@ -146,6 +142,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )
         metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
+        faults.point("child.computed", step)
         record = {
             "kind": request["kind"],
             "settings": request["settings"],
@@ -156,7 +153,9 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             "revision": request.get("revision"),
             "run_id": request.get("run_id"),
         }
-        return _result(store.publish(staging, step, fingerprint, inputs=digests, record=record), reused=False)
+        artifact = store.publish(staging, step, fingerprint, inputs=digests, record=record)
+        faults.point("child.published", step)
+        return _result(artifact, reused=False)
 
 
 def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
