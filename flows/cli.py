@@ -10,9 +10,11 @@ import errno
 import os
 import shutil
 import signal
+import time
 import tomllib
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -25,6 +27,8 @@ from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThin
 from vibethinker.plan import StepState, states
 
 FULL = 1 << 20  # bytes free, below which a failure of the server's is the disk's
+RETRIES = 8  # of a request to Prefect, the wait before each doubled: a server may be away for 8 minutes
+SAME_SECONDS = 0.3  # in which a second signal counts as the first
 
 
 @click.command()
@@ -39,16 +43,37 @@ def run(dry_run: bool, **options: Any) -> None:
     if dry_run:
         show_plan(asked)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both let the steps save what they have
+    _stop_at_signals()
     preflight.check(asked.plan)
     found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
     published = all(s.state == "cached" for s in found.values())
     tier = preflight.try_sandbox(asked.config) if asked.config.runs_code() and not published else None
     check_workspace(asked.plan.workspace)
-    summary = _reuse(asked, found) if published else _execute(asked, tier)
+    fingerprints = {s.id: s.fingerprint for s in asked.plan.steps}
+    # A run that died after its last step still has to be told of as finished, in Prefect and MLflow.
+    finished = published and not runs.unfinished(asked.plan.workspace, fingerprints)
+    summary = _reuse(asked, found) if finished else _execute(asked, tier)
     from vibethinker.reporting import text
 
     click.echo(text.summarise(summary, asked.plan.workspace))
+
+
+def _stop_at_signals() -> None:
+    """SIGINT and SIGTERM let the steps save what they have; a second SIGINT ends everything at once: the worker, its
+    steps and the server end with this process. What runs this one may send one signal twice."""
+    first: float | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and time.monotonic() - first > SAME_SECONDS:
+            os.write(2, b"\nStopped at once; the same command goes on from what was saved.\n")
+            os._exit(130)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
@@ -62,8 +87,8 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
         pass
     from vibethinker.reporting import html
 
-    made = runs.Run(asked.plan)
     with runs.starting(asked.plan.workspace):
+        made = runs.Run.begin(asked.plan, fresh=True)
         if any(made.store.read(s.id, s.fingerprint) is None for s in asked.plan.steps):
             raise InfrastructureError("Outputs were collected while the run looked at them: run the command again.")
         made.create(found)
@@ -82,6 +107,7 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
     from tasks.leases import create_limits
 
     workspace = asked.plan.workspace
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", str(RETRIES))
     with ExitStack() as stack:
         server, address, home = None, _configured_api(), workspace / "prefect"
         if not address:
@@ -93,6 +119,8 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
         shown = stack.enter_context(display(asked.plan))
         current = stack.enter_context(session.opened(asked.plan, shown, asked.refresh, tier))
         resume = current.run.resume_command
+        if current.run.goes_on:
+            click.echo(f"The run {current.run.id} goes on.", err=True)
         try:
             from flows.pipeline import pipeline
 

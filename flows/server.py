@@ -1,7 +1,8 @@
 """A Prefect server of the run's own, for when no PREFECT_API_URL is set.
 
 It is started at once as its own process, so that its 10 to 15 s overlap with the worker's imports, keeps its database
-in the workspace, listens on loopback only, and ends when the process that started it does: it watches its stdin.
+in the workspace, listens on loopback only, and ends when the process that started it does: it watches its stdin. Where
+it dies under a run, another one takes its place, on the same port and database; Prefect's client asks again meanwhile.
 Prefect's own ephemeral server would outlive a SIGKILL of the flow process and keeps its database in the home folder.
 """
 
@@ -21,6 +22,7 @@ from vibethinker import locks
 from vibethinker.errors import InfrastructureError
 
 START_SECONDS = 120.0
+REPLACE_SECONDS, REPLACEMENTS = 2.0, 5  # wait before a dead one is replaced, and how often that is done
 DELIVERY_SECONDS = 10.0
 
 
@@ -31,17 +33,36 @@ class Server:
         self._port = _free_port()
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._log = log
+        self._environ = {**os.environ, **environment(home), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
         home.mkdir(parents=True, exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
+        self._niceness, self._answered = 0, False
+        self._closing, self._changing = threading.Event(), threading.Lock()
+        self._process = self._start()
+        threading.Thread(target=self._replace, name="prefect-server", daemon=True).start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as output:
+            return subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(self._port)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, **environment(home), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"},
+                env=self._environ,
                 start_new_session=True,
             )
+
+    def _replace(self) -> None:
+        """Start it again when it dies after it has once answered; one that never does is told of by `wait`."""
+        for _ in range(REPLACEMENTS):
+            self._process.wait()
+            if self._closing.wait(REPLACE_SECONDS) or not self._answered:
+                return
+            with self._changing:
+                if self._closing.is_set():
+                    return
+                self._process = self._start()
+                self.give_way(self._niceness)
 
     def wait(self) -> None:
         """Return once it answers.
@@ -53,6 +74,7 @@ class Server:
         while time.monotonic() < limit and self._process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.url}/health", timeout=2):
+                    self._answered = True
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -60,10 +82,13 @@ class Server:
 
     def give_way(self, niceness: int) -> None:
         """Lower the priority of the server and all its threads."""
+        self._niceness = niceness
         os.setpriority(os.PRIO_PGRP, self._process.pid, niceness)
 
     def close(self) -> None:
         """Stop it."""
+        with self._changing:
+            self._closing.set()
         assert self._process.stdin
         self._process.stdin.close()
         try:

@@ -2,12 +2,14 @@
 
 Prefect's own result cache is off: manifests are the only cache, and a hit is returned as `Completed(name="Cached")`,
 which the UI shows. Retries are for infrastructure failures alone; out of memory and preemption are handled beneath,
-and a wrong configuration, bad data or divergence would only fail again. Tasks carry no tags: before a tagged one
+and a wrong configuration, bad data or divergence would only fail again. A task waits before a retry itself, since a
+run that is asked to stop would else wait for it. Tasks carry no tags: before a tagged one
 runs, Prefect asks the server for a concurrency slot a tag, which took up to 2 s a task.
 """
 
 from __future__ import annotations
 
+import random
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -16,7 +18,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 from prefect.states import Completed
-from prefect.tasks import Task, exponential_backoff
+from prefect.tasks import Task
 
 from tasks import artifacts
 from tasks.session import Session, find
@@ -24,9 +26,11 @@ from vibethinker import faults
 from vibethinker.artifacts import Artifact
 from vibethinker.errors import InfrastructureError, VibeThinkerError
 from vibethinker.plan import Step, role_of
+from vibethinker.steps import measured
+from vibethinker.tracking import RunTracker, StepTracker
 from vibethinker.worker.host import Event
 
-CARD = ("card.html", "card.json")
+CARD, METRICS = ("card.html", "card.json"), "metrics.jsonl"
 
 
 class StepTask(NamedTuple):
@@ -48,8 +52,6 @@ def step_task(title: str, kind: str) -> StepTask:
         task_run_name="{step_id}",
         cache_policy=NO_CACHE,
         persist_result=False,
-        retry_delay_seconds=exponential_backoff(backoff_factor=2),
-        retry_jitter_factor=0.5,
         retry_condition_fn=_worth_retrying,
     )
     def run_step(run_id: str, step_id: str) -> Any:
@@ -75,6 +77,8 @@ def _run(session: Session, step: Step) -> Any:
         session.finished(step)
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
+        if session.tracker and artifact.manifest.get("run_id") == session.run.id:
+            _tell_made(session.tracker, step, artifact)
         return _cached(step, artifact)
     get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
     tracked = None
@@ -105,21 +109,24 @@ def _run(session: Session, step: Step) -> Any:
         reused = session.execute(step, hear)["reused"]
         faults.point("step.ended", step.id)
     except VibeThinkerError as error:
-        status = "KILLED" if session.stopping.is_set() else "FAILED"
+        if _back_off(session, step, error):
+            raise
         if tracked:
-            tracked.finish(status, {})
+            tracked.finish("KILLED" if session.stopping.is_set() else "FAILED", {})
         session.failures[step.id] = error
         session.run.update(step.id, "failed", error=str(error))
         session.display.state(step, "failed", str(error))
         if session.stopping.is_set():  # its process was told to leave: nothing to retry
             raise VibeThinkerError(str(error)) from error
         raise
+    except BaseException:
+        if tracked:
+            tracked.finish("FAILED", {})
+        raise
     artifact = session.run.store.read(step.id, step.fingerprint)
     assert artifact is not None, f"{step.id} said it was done but published nothing"
     if tracked:
-        for name in CARD if role_of(step) == "data" else ():
-            tracked.artifact(artifact.folder / name)
-        tracked.finish("FINISHED", artifact.metrics)
+        _tell_end(tracked, step, artifact)
     artifacts.results(step, artifact)
     if reused:  # another run, for which this one has waited, made it
         session.run.update(step.id, "cached", artifact)
@@ -129,6 +136,37 @@ def _run(session: Session, step: Step) -> Any:
     faults.point("step.noted", step.id)
     session.display.state(step, "done", f"{artifact.manifest['seconds']:.0f} s")
     return _outcome(step, artifact)
+
+
+def _back_off(session: Session, step: Step, error: VibeThinkerError) -> bool:
+    """Whether the step is to be tried again; waits before it is, for as long as the run isn't asked to stop."""
+    attempt, execution = task_run.get_run_count(), session.config.execution
+    if not isinstance(error, InfrastructureError) or attempt > execution.retries or session.stopping.is_set():
+        return False
+    seconds = execution.retry_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+    text = f"{error} Attempt {attempt + 1} of {execution.retries + 1} begins in {seconds:.0f} s."
+    session.run.warn(f"{step.id}: {text}")
+    session.run.update(step.id, "waiting")
+    session.display.event(step, {"event": "warning", "text": text})
+    get_run_logger().warning(text)
+    return not session.stopping.wait(seconds)
+
+
+def _tell_made(tracker: RunTracker, step: Step, artifact: Artifact) -> None:
+    """Tell MLflow what an earlier process of this run published and may not have lived to tell."""
+    if tracker.ended(step.id, step.fingerprint):
+        return
+    tracked = tracker.step(step.id, step.fingerprint)
+    metrics = artifact.folder / METRICS
+    for at, values in measured(metrics) if metrics.exists() else ():
+        tracked.metrics(at, values, int(artifact.manifest["finished"] * 1000), 0)
+    _tell_end(tracked, step, artifact)
+
+
+def _tell_end(tracked: StepTracker, step: Step, artifact: Artifact) -> None:
+    for name in CARD if role_of(step) == "data" else ():
+        tracked.artifact(artifact.folder / name)
+    tracked.finish("FINISHED", artifact.metrics)
 
 
 def _cached(step: Step, artifact: Artifact) -> Any:

@@ -8,6 +8,7 @@ the start of the Prefect server, and the flow then uses that one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import threading
@@ -176,12 +177,29 @@ class Session:
     def _unless_preempted(self, request: dict[str, Any], hear: Callable[[Event], None]) -> dict[str, Any]:
         for _ in range(PREEMPTIONS):
             try:
-                return self._worker().run(request, hear, self.stopping.is_set)
+                return self._in_time(request, hear)
             except PreemptedError:
                 if self.stopping.is_set():
                     raise
                 hear({"event": "warning", "text": "The step was preempted; running it again."})
-        return self._worker().run(request, hear, self.stopping.is_set)
+        return self._in_time(request, hear)
+
+    def _in_time(self, request: dict[str, Any], hear: Callable[[Event], None]) -> dict[str, Any]:
+        """Run a child; one that takes too long is asked to save and leave, as if the run were being stopped."""
+        seconds, began = self.config.execution.timeout_seconds or math.inf, time.monotonic()
+
+        def late() -> bool:
+            return time.monotonic() - began > seconds
+
+        try:
+            return self._worker().run(request, hear, lambda: self.stopping.is_set() or late())
+        except PreemptedError:
+            if self.stopping.is_set() or not late():
+                raise
+            raise VibeThinkerError(
+                f"The step {request['step']} was stopped after {seconds:g} s (execution.timeout_seconds): raise that, "
+                "and run the same command again to go on from what it saved."
+            ) from None
 
     def finished(self, step: Step) -> None:
         """Note that a step's output is published, so that those that read it are due."""
@@ -290,7 +308,7 @@ def opened(
 ) -> Iterator[Session]:
     """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run."""
     with starting(plan.workspace):
-        run = Run(plan)
+        run = Run.begin(plan, fresh=bool(refresh))
         found = states(plan, run.store, refresh)
         session = Session(run, found, display, tier)
         run.create(found, version_warnings(found) + warnings(plan, found))

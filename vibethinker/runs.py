@@ -4,6 +4,9 @@
 logs/<step>.log, and state.json with the command that resumes and the run's number, by which runs are ordered: a clock
 may be set back. The summary is written anew at each change, so that `vibethinker status` can read it while the run goes
 on. A lock, `alive`, is held as long as the run's process lives; it tells `vibethinker gc` what not to touch.
+
+A run that was killed, interrupted or failed goes on in its own folder, and so in its own MLflow run, when it is started
+again: the newest run of exactly the same steps, unless its process still lives (`unfinished`).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Run:
     """One run's folder and its summary.
 
     A step's `state` is waiting, running, done, cached, failed or skipped (it needed one that failed); the run's
-    `status` is running, completed, failed or interrupted.
+    `status` is running, completed, failed or interrupted. `goes_on` says that an earlier process had begun it.
     """
 
     def __init__(self, plan: Plan, run_id: str | None = None) -> None:
@@ -53,6 +56,7 @@ class Run:
         }
         self._warnings: list[str] = []
         self._alive: TextIOWrapper | None = None
+        self.goes_on = False
         self.status = "running"
 
     @property
@@ -69,20 +73,33 @@ class Run:
                 words += ["--from", f"{step.id}={step.outside['source']}"]
         return shlex.join([*words, "--workspace", str(self.plan.workspace)])
 
+    @classmethod
+    def begin(cls, plan: Plan, *, fresh: bool = False) -> Run:
+        """The unfinished run of this plan, or a new one (always, if `fresh`); alive from now on. Under `starting`."""
+        folder = None if fresh else unfinished(plan.workspace, {s.id: s.fingerprint for s in plan.steps})
+        run = cls(plan, folder.name if folder else None)
+        run._alive = locks.attempt(run.folder / ALIVE)
+        if folder and run._alive is None:  # another process was faster
+            return cls.begin(plan, fresh=True)
+        if folder:
+            run.goes_on = True
+            run._warnings = list(read_summary(folder)["warnings"])
+        return run
+
     def create(self, states: Mapping[str, StepState], warnings: Sequence[str] = ()) -> None:
-        """Write config.yaml, plan.json, state.json and the first summary; the run is alive from now on. What it means
-        to reuse must have been looked up under the same `starting`."""
+        """Write config.yaml, plan.json, state.json and the first summary. What it means to reuse must have been looked
+        up under the same `starting` in which it began."""
         number = 1 + max((_order(folder)[0] for folder in folders(self.plan.workspace)), default=0)
-        (self.folder / "logs").mkdir(parents=True)
-        self._alive = locks.attempt(self.folder / ALIVE)
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         values = self.plan.config.model_dump(mode="json", by_alias=True)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
         write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
+        self._warnings += [text for text in warnings if text not in self._warnings]
+        self.save()
+        # The last one: by it a folder counts as a run.
         write_json(
             self.folder / "state.json", {"resume": self.resume_command, "started": time.time(), "number": number}
         )
-        self._warnings += warnings
-        self.save()
 
     def log(self, step_id: str) -> Path:
         """Where the step's process writes whatever its libraries print."""
@@ -220,6 +237,16 @@ def _order(folder: Path) -> tuple[int, float, str]:
         return int(state.get("number", 0)), float(state["started"]), folder.name
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0, 0.0, folder.name
+
+
+def unfinished(workspace: Path, fingerprints: Mapping[str, str]) -> Path | None:
+    """The newest run of exactly these steps (step id → fingerprint), if it did not complete and its process is gone."""
+    try:
+        folder = latest(workspace, fingerprints)
+    except ConfigurationError:
+        return None
+    ended = (folder / ALIVE).exists() and not locks.is_held(folder / ALIVE)
+    return folder if ended and read_summary(folder)["status"] != "completed" else None
 
 
 def latest(workspace: Path, fingerprints: Mapping[str, str] | None = None) -> Path:

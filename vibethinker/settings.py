@@ -321,7 +321,15 @@ class Execution(Settings):
     )
     checkpoints: TrainerCheckpoints = setting(TrainerCheckpoints, "the state of a training under way", execution=True)
     stall_seconds: float = setting(600, "silence after which a step counts as stalled", unit="s", gt=0, execution=True)
-    retries: int = setting(2, "attempts after an infrastructure failure", ge=0, execution=True)
+    timeout_seconds: float | None = setting(
+        None, "most that one start of a step may take; it then saves what it has and the run fails", unit="s", gt=0,
+        execution=True,
+    )  # fmt: skip
+    retries: int = setting(3, "attempts after an infrastructure failure", ge=0, execution=True)
+    retry_seconds: float = setting(
+        15, "wait before the first of them, doubled each time, give or take a half at random", unit="s", ge=0,
+        execution=True,
+    )  # fmt: skip
     gpu: str | None = setting(None, "GPU that `plan` estimates for, for example `H100`", execution=True)
     price: float | None = setting(None, "price of that GPU", unit="USD an hour", ge=0, execution=True)
 

@@ -8,7 +8,8 @@ nor knows of Prefect or MLflow; `vibethinker.worker` does the first, the flow pr
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +66,13 @@ class StepContext:
     output: Path
     checkpoints: Path
     emit: Emitter
+
+
+def measured(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """What a training told its emitter, read again from the metrics.jsonl that it wrote: update and numbers."""
+    for line in metrics.read_text().splitlines():
+        row = json.loads(line)
+        yield row.pop("step"), {name: value for name, value in row.items() if not isinstance(value, list)}
 
 
 def resolve(kind: str, backend: str = "transformers") -> Callable[[StepContext], Metrics]:

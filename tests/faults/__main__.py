@@ -63,19 +63,19 @@ def markdown(profile: str, all_cases: list[Case], results: dict[str, Result]) ->
         "",
         f"Written by `make faults`. {len(played)} of {len(all_cases)} cases were played, {good} of them ended as they "
         "should: every output of every step byte-identical to an uninterrupted run, no step done again once it was "
-        "published, each metric step once an MLflow run, no process left behind.",
+        "published, one MLflow run with each metric step once, no process left behind.",
         "",
         "`run`: the whole run gets SIGKILL at that place; `process`: only the process that is there; ENOSPC, EIO: the "
-        "call there fails. *Told twice*: metric steps in the MLflow runs of both the broken and the resumed run.",
+        "call there fails.",
         "",
-        "| where | step | what | restarts | steps begun again | told twice | identical |",
-        "|---|---|---|---|---|---|---|",
+        "| where | step | what | restarts | steps begun again | as it should |",
+        "|---|---|---|---|---|---|",
     ]
     for case, result in played:
         place = f"at {case.share:.0%} of its time" if case.at == "random" else f"`{case.at}`"
         place += ", it was published by then" if result.late else ""
         again, verdict = ", ".join(result.rerun) or "–", "; ".join(result.problems) or "yes"
-        row = (place, case.step, case.action, result.restarts, again, result.metrics_told_twice, verdict)
+        row = (place, case.step, case.action, result.restarts, again, verdict)
         lines.append("| " + " | ".join(map(str, row)) + " |")
     if missing := [case.name for case in all_cases if case.name not in results]:
         lines += ["", f"Not played: {'; '.join(sorted(missing))}."]

@@ -67,7 +67,6 @@ class Result:
     restarts: int = 0
     rerun: list[str] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
-    metrics_told_twice: int = 0
     seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
 
@@ -244,6 +243,8 @@ def _look(reference: Reference, case: Case, workspace: Path, notes: Path, result
         if begun > 1:
             result.rerun.append(step)
     result.leftovers = [n for n in ("staging", "checkpoints", "attic") if any((workspace / n).glob("*"))]
+    if len(list((workspace / "runs").iterdir())) != 1:
+        result.problems.append("it is several runs")
     if "attic" in result.leftovers:
         result.problems.append("a whole output went to the attic")
     _look_at_mlflow(reference, workspace, todo, result)
@@ -254,21 +255,29 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _look_at_mlflow(reference: Reference, workspace: Path, todo: set[str], result: Result) -> None:
-    """Each metric step once an MLflow run, and none missing over all of them. A resumed run has an MLflow run of its
-    own and tells there what went before too, so an update may be once in each: counted, no problem."""
+    """However often it was started, it is one run and one child a step, all finished, with each update once."""
     with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
-        rows = store.execute(
-            "select t.value, m.run_uuid, m.key, m.step, count(*) from metrics m join tags t on t.run_uuid = m.run_uuid "
-            "where t.key = 'vibethinker.step' and m.key not like 'system/%' group by 1, 2, 3, 4"
+        runs = store.execute(
+            "select k.value, s.value, r.status from runs r "
+            "join tags k on k.run_uuid = r.run_uuid and k.key = 'vibethinker.kind' "
+            "left join tags s on s.run_uuid = r.run_uuid and s.key = 'vibethinker.step'"
         ).fetchall()
-    if doubled := [row for row in rows if row[4] > 1]:
-        result.problems.append(f"MLflow has {len(doubled)} metric steps of one run twice, as {doubled[0][:4]}")
-    told = Counter((step, key, at) for step, _, key, at, _ in rows if not key.startswith("final/"))
-    result.metrics_told_twice = sum(count > 1 for count in told.values())
+        rows = store.execute(
+            "select t.value, m.key, m.step, count(*) from metrics m join tags t on t.run_uuid = m.run_uuid "
+            "where t.key = 'vibethinker.step' and m.key not like 'system/%' group by 1, 2, 3"
+        ).fetchall()
+    kinds = Counter((kind, step) for kind, step, _ in runs)
+    if kinds != Counter({("run", None): 1} | {("step", step): 1 for step in todo}):
+        result.problems.append(f"MLflow has the runs {sorted(map(str, kinds.elements()))}")
+    if open_ := [step or "the run" for _, step, status in runs if status != "FINISHED"]:
+        result.problems.append(f"MLflow has not heard the end of {', '.join(open_)}")
+    if doubled := [row for row in rows if row[3] > 1]:
+        result.problems.append(f"MLflow has {len(doubled)} metric steps twice, as {doubled[0][:3]}")
+    told = {(step, at) for step, key, at, _ in rows if not key.startswith("final/")}
     for step in todo:
         file = reference.workspace / "artifacts" / step / reference.plan[step]["fingerprint"] / "metrics.jsonl"
         wanted = {json.loads(line)["step"] for line in file.read_text().splitlines()} if file.exists() else set()
-        if missing := wanted - {at for one, _, at in told if one == step}:
+        if missing := wanted - {at for one, at in told if one == step}:
             result.problems.append(f"MLflow lacks the updates {sorted(missing)} of {step}")
 
 

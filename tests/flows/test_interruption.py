@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, Api, vibethinker
@@ -34,8 +35,9 @@ def resumes_after(workspace: Path, api: Api) -> int | None:
     return step["resumes_after"]
 
 
-def interrupted(workspace: Path, api: Api, number: int, after: int) -> str:
-    """Start the run, send the signal once an update beyond `after` is saved, and return what it printed."""
+def interrupted(workspace: Path, api: Api, number: int, after: int, again: bool = False) -> str:
+    """Start the run, send the signal once an update beyond `after` is saved (`again` once more soon after), and return
+    what it printed."""
     command = [sys.executable, "-m", "vibethinker", "run", *arguments(workspace)]
     with (workspace.parent / f"printed-{number}").open("w+") as printed:
         # Ctrl-C is ignored by what a shell has started in the background, and so by a test run there.
@@ -49,8 +51,13 @@ def interrupted(workspace: Path, api: Api, number: int, after: int) -> str:
             if any(int(path.parent.name) > after for path in saved if path.parent.name.isdigit()):
                 break
             time.sleep(0.05)
+        below = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(number)
+        if again:
+            time.sleep(0.5)
+            run.send_signal(number)
         assert run.wait(timeout=60) == 130
+        assert psutil.wait_procs(below, timeout=10)[1] == []
         printed.seek(0)
         return printed.read()
 
@@ -65,6 +72,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(api: Api, tmp_path: Pa
     workspace = tmp_path / "workspace"
     said = interrupted(workspace, api, signal.SIGTERM, after=0)
     assert "Go on by:" in said
+    assert "Stopped at once" not in said
     assert "Traceback" not in said
     first = resumes_after(workspace, api)
     assert first is not None
@@ -73,18 +81,21 @@ def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(api: Api, tmp_path: Pa
     rows = [json.loads(line) for line in payload(workspace, "signal-1")["metrics.jsonl"].splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 121))
     assert not (workspace / "checkpoints" / "signal-1").exists()
-    # The second process told everything, and computed only what the first hadn't.
-    newest = max((workspace / "runs").iterdir(), key=lambda run: run.stat().st_ctime_ns)
-    told = [json.loads(line) for line in (newest / "tracking.jsonl").read_text().splitlines()]
+    # It is one run, in which each update was told once and computed once.
+    [run] = (workspace / "runs").iterdir()
+    told = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
     rows = [o for o in told if o["op"] == "metrics" and o["step"] == "signal-1" and o["at"]]
-    assert [o["at"] for o in rows] == list(range(1, 121))
-    assert min(o["at"] for o in rows if any("tokens_per_second" in name for name in o["values"])) == first + 1
+    assert [o["at"] for o in rows if "loss" in o["values"]] == list(range(1, 121))
+    computed = [o["at"] for o in rows if any("tokens_per_second" in name for name in o["values"])]
+    assert sorted(set(computed)) == computed
+    assert computed[0] == 1
+    assert first + 1 in computed
 
 
 @pytest.mark.long
-def test_interrupted_twice_it_ends_with_the_bytes_of_one_that_was_not(api: Api, tmp_path: Path) -> None:
+def test_stopped_at_once_and_interrupted_it_ends_with_the_bytes_of_one_that_was_not(api: Api, tmp_path: Path) -> None:
     workspace, whole = tmp_path / "interrupted", tmp_path / "whole"
-    interrupted(workspace, api, signal.SIGTERM, after=0)
+    assert "Stopped at once" in interrupted(workspace, api, signal.SIGINT, after=0, again=True)
     first = resumes_after(workspace, api)
     assert first is not None
     interrupted(workspace, api, signal.SIGINT, after=first)

@@ -15,7 +15,7 @@ from tasks import session
 from tasks.session import PREEMPTIONS, Session
 from tests.worker import failing_steps
 from vibethinker import config
-from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError
+from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
 from vibethinker.plan import Plan, Step
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +45,17 @@ def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> 
     server = psutil.Process(opened._host._process.pid)
     with pytest.raises(InfrastructureError, match="server ended"):
         opened.execute(step(failing_steps.wait), lambda event: event["event"] == "metrics" and server.kill())
+    assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
+
+
+def test_a_step_that_takes_too_long_is_asked_to_leave_and_not_run_again(opened: Session) -> None:
+    execution = opened.config.execution.model_copy(update={"timeout_seconds": 1.0})
+    opened.config = opened.config.model_copy(update={"execution": execution})
+    events: list[dict[str, Any]] = []
+    with pytest.raises(VibeThinkerError, match=r"after 1 s \(execution\.timeout_seconds\): raise") as failed:
+        opened.execute(step(failing_steps.wait), events.append)
+    assert type(failed.value) is VibeThinkerError
+    assert not [e for e in events if "running it again" in e.get("text", "")]
     assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
 
 

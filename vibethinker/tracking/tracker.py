@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.tracking import values
-from vibethinker.tracking.delivery import Delivery, deliver_left_over
+from vibethinker.tracking.delivery import Child, Delivery, deliver_left_over
 from vibethinker.tracking.journal import Journal, Progress, read_all
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -40,7 +40,7 @@ class RunTracker:
 
     def __init__(self, folder: Path, uri: str, workspace: Path, warn: Callable[[str], None]) -> None:
         self._uri, self._warn, self._folder, self._workspace = uri, warn, folder, workspace
-        self._marks = _high_water_marks(folder)
+        self._marks, self._ended = _known(folder)
         self._lock = threading.Lock()
         self._journal = Journal(folder)
         self._delivery = Delivery(folder, uri, workspace, warn)
@@ -105,6 +105,10 @@ class RunTracker:
         """Start the child run of a step, or continue it when the step is retried."""
         self._append({"op": "step", "step": step_id, "fingerprint": fingerprint, "tags": values.texts(tags or {})})
         return StepTracker(self, step_id, fingerprint)
+
+    def ended(self, step_id: str, fingerprint: str) -> bool:
+        """Whether an earlier process of this run has told that the step ended well."""
+        return (step_id, fingerprint) in self._ended
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Note a data set that the run reads: its sha256, where it came from, and what for (`training`…)."""
@@ -222,11 +226,17 @@ def _finish(status: Status, metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _high_water_marks(folder: Path) -> dict[tuple[str, str], dict[str, int]]:
-    """For each step and key the last optimizer step in the journal, from which a resumed step goes on."""
-    marks: dict[tuple[str, str], dict[str, int]] = {}
+def _known(folder: Path) -> tuple[dict[Child, dict[str, int]], set[Child]]:
+    """What the journal of an earlier process says: for each step and key the last optimizer step, from which a resumed
+    one goes on, and the steps that have ended well."""
+    marks: dict[Child, dict[str, int]] = {}
+    ended: set[Child] = set()
     for operation in read_all(folder):
+        if "step" not in operation:
+            continue
+        child = operation["step"], operation["fingerprint"]
         if operation["op"] == "metrics":
-            child = marks.setdefault((operation["step"], operation["fingerprint"]), {})
-            child.update(dict.fromkeys(operation["values"], operation["at"]))
-    return marks
+            marks.setdefault(child, {}).update(dict.fromkeys(operation["values"], operation["at"]))
+        elif operation["op"] == "finish":
+            (ended.add if operation["status"] == "FINISHED" else ended.discard)(child)
+    return marks, ended

@@ -34,7 +34,7 @@ from vibethinker import faults, preemption
 from vibethinker.artifacts import seal, sync_folder
 from vibethinker.errors import PreemptedError
 from vibethinker.settings import TrainerCheckpoints
-from vibethinker.steps import Emitter
+from vibethinker.steps import Emitter, measured
 from vibethinker.training import processes
 from vibethinker.training.phases import Phases
 from vibethinker.validation import MANIFEST, check
@@ -110,9 +110,8 @@ class Resumable:
                 one.recall(states[name])
 
     def _tell(self, metrics: Path) -> None:
-        for line in metrics.read_text().splitlines():
-            row = json.loads(line)
-            self._emit.metrics(row.pop("step"), {k: v for k, v in row.items() if not isinstance(v, list)})
+        for update, values in measured(metrics):
+            self._emit.metrics(update, values)
 
     def due(self, update: int) -> bool:
         """Whether to save after this update."""
