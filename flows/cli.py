@@ -7,6 +7,7 @@ is imported here. When everything is published already, neither starts.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -108,6 +109,8 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
 
     workspace = asked.plan.workspace
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", str(RETRIES))
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    logging.raiseExceptions = False  # else each line of log that a server doesn't take is told on the terminal
     with ExitStack() as stack:
         server, address, home = None, _configured_api(), workspace / "prefect"
         if not address:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.display import Lines
@@ -110,4 +111,6 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
     if status != "interrupted":
         artifacts.summary(current.config.profile, text.markdown(summary))
+        if not artifacts.drain():
+            get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
     return summary

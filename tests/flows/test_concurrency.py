@@ -19,7 +19,7 @@ from tests.flows.conftest import ROOT
 from vibethinker import locks, validation
 from vibethinker.tracking.journal import undelivered
 
-pytestmark = pytest.mark.service
+pytestmark = [pytest.mark.service, pytest.mark.long]
 
 SMALL = ("domains=[algebra,code]", "evaluation.samples=1", "evaluation.k=[1]")
 
@@ -75,7 +75,6 @@ def test_two_first_runs_of_a_workspace_make_each_step_once(tmp_path: Path) -> No
     check_made_once(workspace, 2)
 
 
-@pytest.mark.long
 def test_of_four_runs_those_that_are_left_go_on_when_the_one_that_makes_a_step_is_killed(tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     runs = [Started(workspace, tmp_path / f"printed-{i}") for i in range(4)]
