@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from tests.worker.test_worker import ROOT
 from vibethinker.artifacts import Store
 from vibethinker.errors import DivergedError
-from vibethinker.models import save_model
 from vibethinker.settings import BaseModelSettings, Objective, Prompts, Sft, Stage, Verification
 from vibethinker.worker.host import Host
 
@@ -95,10 +94,10 @@ def values(rows: list[dict[str, Any]], name: str) -> list[float]:
 
 @pytest.fixture
 def specialist(run: Callable[..., Path], tiny_model_folder: Path, data_folder: Path) -> Callable[..., Path]:
-    def train(sft: dict[str, Any], base: Path = tiny_model_folder, **execution: Any) -> Path:
+    def train(sft: dict[str, Any], **execution: Any) -> Path:
         made = Sft(**{"steps": 4, "batch_size": 8, "max_length": 96, "learning_rate": RATE, "checkpoints": 1, **sft})
         settings = {"domains": ["algebra"], "sft": made.semantic(), "prompts": Prompts().semantic()}
-        return run("specialist", settings, {"base": base, "data": data_folder}, **execution)
+        return run("specialist", settings, {"base": tiny_model_folder, "data": data_folder}, **execution)
 
     return train
 
@@ -139,14 +138,10 @@ def test_two_processes_train_what_one_trains(
 
 
 def test_all_processes_halt_at_a_sign_and_the_first_keeps_the_evidence(
-    specialist: Callable[..., Path], tmp_path: Path, new_tiny_model: Any, tiny_tokenizer: Any
+    run: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    model = new_tiny_model(0)
-    with torch.no_grad():
-        model.model.norm.weight[0] = float("nan")
-    save_model(model, tiny_tokenizer, tmp_path / "broken")
     with pytest.raises(DivergedError, match="loss became nan at update 1"):
-        specialist({}, base=tmp_path / "broken", processes=2)
+        run("tests.training.sharded_step:broken", {}, {"base": tiny_model_folder}, processes=2)
     [summary] = tmp_path.glob("1/checkpoints/step/f/evidence/update-1/divergence.json")
     assert json.loads(summary.read_text())["sign"] == "not_finite"
 

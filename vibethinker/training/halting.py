@@ -87,6 +87,8 @@ class Halt:
         if every := self._run.checkpoints.every:
             healthy -= healthy % every  # one that is there whatever the time that saving took
         back = healthy if sign.curable and made < settings.rollbacks else None
+        assert self._trainer.resumable is not None
+        self._trainer.resumable.finish()  # what is saved is part of the evidence
         kept = self._keep(sign, row, back)
         finding = f"{sign.finding} at update {sign.update}"
         if back is not None:
