@@ -138,7 +138,7 @@ def test_after_the_last_rollback_it_halts_and_each_has_its_evidence(new, break_a
         with pytest.raises(RolledBackError):
             sft.run(context)
         context = restarted(context)
-    with pytest.raises(DivergedError, match="after 2 rollbacks"):
+    with pytest.raises(DivergedError, match="further than 2 rollbacks did"):
         sft.run(context)
     kept = sorted(path.name for path in (context.checkpoints / "evidence").iterdir())
     assert kept == ["update-5", "update-5-rollback-1", "update-5-rollback-2"]

@@ -95,17 +95,16 @@ class Halt:
             self._rollbacks.add(sign, back, settings.rollback_rate)
         processes.barrier()
         if back is not None:
-            rate = self._rollbacks.rate
-            text = (
-                f"{finding} ({kept}): going back to what was saved up to update {back}, at {rate:g} of the learning "
-                f"rate, rollback {made + 1} of {settings.rollbacks}."
-            )
+            rate, where = self._rollbacks.rate, f"going back to update {back} or before" if back else "starting over"
+            count = f"rollback {made + 1} of {settings.rollbacks}"
+            text = f"{finding} ({kept}): {where} at {rate:g} of the learning rate, {count}."
             self._run.emit.warning(text)
             self._run.emit.metrics(sign.update, {"rollbacks": made + 1, "rollback_rate": rate})
             raise RolledBackError(text)
         mend = sign.mend
         if sign.curable:
-            mend += f", after {made} rollbacks" if made else ", or have it done by execution.divergence.rollbacks"
+            own = ", or have it done by execution.divergence.rollbacks"
+            mend += f" further than {made} rollback{'s' * (made > 1)} did" if made else own
         raise DivergedError(f"{finding} ({kept}): {mend}.")
 
     def _keep(self, sign: Sign, row: Mapping[str, Any], back: int | None) -> str:
