@@ -38,7 +38,7 @@ import yaml
 from memory import proportional
 from outcome import tell
 
-from vibethinker.plan import versions
+from vibethinker.environment import versions
 
 EVERY = 0.25  # seconds between samples of memory
 PLANTED, ALIKE = 0.005, 0.05

@@ -30,8 +30,8 @@ from typing import Any
 from outcome import conversations, installed, invocation, measured, peer, tell
 
 from vibethinker import config
+from vibethinker.environment import versions
 from vibethinker.models.trainable import PROJECTIONS
-from vibethinker.plan import versions
 
 PROFILE = "qwen3-0.6b"
 RESULT = Path(__file__).parent / "results" / "gpu_memory.json"

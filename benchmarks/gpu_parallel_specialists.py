@@ -27,7 +27,7 @@ from typing import Any
 from outcome import tell
 
 from vibethinker import hardware
-from vibethinker.plan import versions
+from vibethinker.environment import versions
 
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 60.0

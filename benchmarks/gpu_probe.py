@@ -31,7 +31,7 @@ from typing import Any
 
 from outcome import installed, invocation, peer, tell
 
-from vibethinker.plan import versions
+from vibethinker.environment import versions
 
 NOISE = 1e-3  # of each tensor's standard deviation
 RESULT = Path(__file__).parent / "results" / "gpu_probe.json"

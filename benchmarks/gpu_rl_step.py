@@ -29,7 +29,7 @@ from typing import Any
 
 from outcome import installed, invocation, measured, peer, tell
 
-from vibethinker.plan import versions
+from vibethinker.environment import versions
 
 RESULT = Path(__file__).parent / "results" / "gpu_rl_step.json"
 PROMPTS, GROUP, TOKENS, PROMPT_TOKENS, RATE, WARM = 32, 8, 384, 256, 1e-6, 3

@@ -26,8 +26,8 @@ from typing import Any
 
 from outcome import conversations, installed, invocation, measured, peer, tell
 
+from vibethinker.environment import versions
 from vibethinker.footprint import Shape
-from vibethinker.plan import versions
 
 RESULT = Path(__file__).parent / "results" / "gpu_sft_mfu.json"
 LENGTH, ROWS, WARM = 2048, 64, 3

@@ -20,7 +20,7 @@ from typing import Any
 
 from outcome import measured, tell
 
-from vibethinker.plan import versions
+from vibethinker.environment import versions
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 from outcome import tell
 
+from vibethinker.environment import versions
 from vibethinker.evaluation.comparison import compare
-from vibethinker.plan import versions
 from vibethinker.runs import read_summary
 from vibethinker.settings import CODE_DOMAIN
 

@@ -23,7 +23,8 @@ from typing import Any
 from outcome import tell
 
 from vibethinker import config
-from vibethinker.plan import build, versions
+from vibethinker.environment import versions
+from vibethinker.plan import build
 
 
 def main() -> None:

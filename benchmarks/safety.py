@@ -25,7 +25,7 @@ from outcome import invocation, tell
 
 from vibethinker import runs, validation
 from vibethinker.artifacts import MANIFEST, Store, seal
-from vibethinker.plan import versions
+from vibethinker.environment import versions
 
 
 def main() -> None:

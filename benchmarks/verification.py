@@ -28,8 +28,8 @@ from typing import Any
 
 from outcome import tell
 
+from vibethinker.environment import versions
 from vibethinker.hardware import cores
-from vibethinker.plan import versions
 from vibethinker.verification import CodeLimits, Item, Verifier
 
 ROUNDS = 5

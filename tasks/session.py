@@ -25,7 +25,7 @@ from vibethinker.errors import PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
 from vibethinker.needs import ALONE, memory_need, place_of, shared_by, warnings
-from vibethinker.plan import Plan, Step, StepState, role_of, states, version_warnings
+from vibethinker.plan import Plan, Step, StepState, reuse_warnings, role_of, states
 from vibethinker.runs import Run, starting
 from vibethinker.tracking import RunTracker
 from vibethinker.worker import ranks
@@ -311,7 +311,7 @@ def opened(
         run = Run.begin(plan, fresh=bool(refresh))
         found = states(plan, run.store, refresh)
         session = Session(run, found, display, tier)
-        run.create(found, version_warnings(found) + warnings(plan, found))
+        run.create(found, reuse_warnings(found) + warnings(plan, found))
     _sessions[run.id] = session
     token = _current.set(session)
     try:

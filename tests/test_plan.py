@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vibethinker.artifacts import Store
+from vibethinker.artifacts import Artifact, Store
 from vibethinker.config import load
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.estimates import estimate
-from vibethinker.plan import Plan, build, states
+from vibethinker.plan import Plan, StepState, build, reuse_warnings, states
 from vibethinker.runs import Run, plan_document
 
 
@@ -49,6 +49,18 @@ def test_fingerprints_depend_neither_on_the_workspace_nor_on_execution(tmp_path:
     assert changed(tmp_path, "spectrum.sft.micro_tokens=800", "execution.slots=1", "signal.micro_tokens=800") == set()
     here, there = plan_of(tmp_path), plan_of(tmp_path / "other")
     assert [s.fingerprint for s in here.steps] == [s.fingerprint for s in there.steps]
+
+
+def test_whoever_lets_a_diverged_training_go_back_goes_on_with_what_it_had_saved(tmp_path: Path) -> None:
+    assert changed(tmp_path, "execution.divergence.rollbacks=2", "execution.divergence.rollback_rate=0.1") == set()
+
+
+def test_a_reused_output_that_was_rolled_back_is_told() -> None:
+    made = {"metrics": {"rollbacks": 2, "rollback_rate": 0.25}, "versions": {}}
+    found = {"signal-1": StepState("cached", Artifact(Path("x"), made)), "base": StepState("to_run")}
+    [text] = reuse_warnings(found)
+    assert "signal-1 diverged" in text
+    assert "0.25 of its learning rate" in text
 
 
 def test_a_changed_second_stage_changes_it_and_what_follows(tmp_path: Path) -> None:

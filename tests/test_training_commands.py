@@ -89,3 +89,19 @@ def test_a_failed_step_keeps_what_it_printed(tiny_model_folder: Path, tmp_path: 
     assert "What it printed is in" in done.stderr
     assert (tmp_path / "out.log").is_file()
     assert not (tmp_path / "out").exists()
+
+
+def test_the_evidence_of_a_divergence_outlives_the_command(tmp_path: Path) -> None:
+    from vibethinker.commands.train import _with_evidence
+    from vibethinker.errors import DivergedError
+
+    made = tmp_path / "gone" / "evidence" / "update-3"
+    made.mkdir(parents=True)
+    (made / "divergence.json").write_text("{}")
+    error = _with_evidence(DivergedError(f"It diverged ({made})."), tmp_path / "gone", tmp_path / "out")
+    kept = tmp_path / "out.evidence" / "update-3"
+    assert (kept / "divergence.json").is_file()
+    assert type(error) is DivergedError
+    assert str(error) == f"It diverged ({kept})."
+    other = DivergedError("another")
+    assert _with_evidence(other, tmp_path / "nowhere", tmp_path / "out") is other

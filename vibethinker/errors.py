@@ -46,6 +46,14 @@ class DivergedError(VibeThinkerError):
     child_exit = 76
 
 
+class RolledBackError(VibeThinkerError):
+    """Training diverged and went back to an earlier update: the step is run again and goes on from there, without using
+    up a retry."""
+
+    kind = "rolled_back"
+    child_exit = 73
+
+
 class PreemptedError(VibeThinkerError):
     """The step was asked to stop: it is run again, from what it saved if it did, without using up a retry."""
 
@@ -67,6 +75,7 @@ CHILD_EXITS: dict[int, type[VibeThinkerError]] = {
         DataError,
         OutOfMemoryError,
         DivergedError,
+        RolledBackError,
         PreemptedError,
         InfrastructureError,
     )

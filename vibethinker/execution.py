@@ -47,6 +47,7 @@ def execution_settings(config: Config, threads: int, paths: Mapping[str, str], w
         "signal_micro_tokens": config.signal.micro_tokens,
         "gradient_checkpointing": config.execution.gradient_checkpointing,
         "checkpoints": config.execution.checkpoints.model_dump(),
+        "divergence": config.execution.divergence.model_dump(),
         "processes": config.execution.processes,
         "sharding": config.execution.sharding,
         "sandbox": verifiers.execution(config.sandbox),

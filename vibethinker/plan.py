@@ -13,13 +13,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vibethinker.artifacts import Artifact, Store, file_digest, folder_digest
 from vibethinker.config import Config
 from vibethinker.data.sources import resolve
+from vibethinker.environment import versions
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.settings import CODE_DOMAIN
 
@@ -35,7 +35,6 @@ VERSIONS = {
     "evaluation": 1,
     "report": 1,
 }
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "math-verify", "vibethinker")
 MIXTURE = "mixture"
 
 
@@ -141,20 +140,11 @@ def states(plan: Plan, store: Store, refresh: frozenset[str] = frozenset()) -> d
     return result
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the libraries that determine results, read without importing them."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def version_warnings(states: Mapping[str, StepState]) -> list[str]:
-    """One sentence for each library whose version differs from the one that made a reused output."""
+def reuse_warnings(states: Mapping[str, StepState]) -> list[str]:
+    """What to know of reused outputs: a sentence for each library whose version differs from the one that made them,
+    and for each training that diverged and was rolled back, whose rates aren't those of its settings."""
     now, changed = versions(), {}
+    rolled_back = {id: state.artifact.metrics for id, state in states.items() if state.artifact}
     for step_id, state in states.items():
         for name, version in (state.artifact.manifest.get("versions", {}) if state.artifact else {}).items():
             if name in now and now[name] != version:
@@ -162,6 +152,11 @@ def version_warnings(states: Mapping[str, StepState]) -> list[str]:
     return [
         f"{name} is {now[name]} but {version} made {', '.join(steps)}: --refresh those steps if results must agree."
         for (name, version), steps in sorted(changed.items())
+    ] + [
+        f"{step_id} diverged, was rolled back and trained on at {made['rollback_rate']:g} of its learning rate, as its "
+        "manifest says: configure a smaller one if that is to be the recipe."
+        for step_id, made in rolled_back.items()
+        if made.get("rollbacks")
     ]
 
 

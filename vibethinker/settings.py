@@ -296,6 +296,46 @@ class TrainerCheckpoints(Settings):
     )
 
 
+class Divergence(Settings):
+    """When a training counts as diverged, what is kept then, and whether it may go back.
+
+    A loss or gradient that is NaN or infinite always counts. The bounds are far from what sound trainings show: a false
+    halt costs money too. None of these is in a fingerprint: they decide whether a training ends, and what it computes
+    only where it would have ended; the manifest says so then, with the rates.
+    """
+
+    window: int = setting(
+        20, "updates in a row that have to show a sign, and first updates whose means later ones are held to",
+        unit="steps", ge=1, execution=True,
+    )  # fmt: skip
+    entropy: float | None = setting(
+        0.02, "share of the entropy at first below which the policy has collapsed; None: never. Plain GRPO is known to "
+        "fall to some hundredths and to go on learning", gt=0, lt=1, execution=True,
+    )  # fmt: skip
+    truncated: float | None = setting(
+        0.9, "share of truncated rollouts from which lengths have run away, if it was below half of that at first; "
+        "None: never", gt=0, le=1, execution=True,
+    )  # fmt: skip
+    repeating: float | None = setting(
+        0.5, "share of rollouts ending in a loop from which repetition has run away, if it was below half of that at "
+        "first; None: never", gt=0, le=1, execution=True,
+    )  # fmt: skip
+    all_wrong: int = setting(
+        20, "updates in a row without a right rollout, where the accuracy before makes that no accident; 0: never",
+        unit="steps", ge=0, execution=True,
+    )  # fmt: skip
+    all_right: int = setting(
+        100, "updates in a row without a wrong rollout; 0: never. Many, since a small stage may end so",
+        unit="steps", ge=0, execution=True,
+    )  # fmt: skip
+    rollbacks: int = setting(
+        0, "how often a training may go back to its last healthy checkpoint instead of halting", ge=0, execution=True
+    )
+    rollback_rate: float = setting(
+        0.5, "what all learning rates are multiplied by each time", gt=0, lt=1, execution=True
+    )
+
+
 class Execution(Settings):
     """How, never what."""
 
@@ -320,6 +360,7 @@ class Execution(Settings):
         "ddp", "several processes: each holds the whole model (DDP), or a part of it (FSDP2)", execution=True
     )
     checkpoints: TrainerCheckpoints = setting(TrainerCheckpoints, "the state of a training under way", execution=True)
+    divergence: Divergence = setting(Divergence, "when a training counts as diverged", execution=True)
     stall_seconds: float = setting(600, "silence after which a step counts as stalled", unit="s", gt=0, execution=True)
     timeout_seconds: float | None = setting(
         None, "most that one start of a step may take; it then saves what it has and the run fails", unit="s", gt=0,

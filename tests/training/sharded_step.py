@@ -1,6 +1,9 @@
-"""A step that trains and tells how much of the model its process holds; run by `module:function`."""
+"""Steps that train for one update in several processes; run by `module:function`."""
 
 from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
 
 from vibethinker.models import load_tokenizer
 from vibethinker.settings import BaseModelSettings, Sft
@@ -9,15 +12,33 @@ from vibethinker.training import processes
 from vibethinker.training.common import Run
 from vibethinker.training.sft import Example, fine_tune
 
+SETTINGS = Sft(steps=1, batch_size=4, max_length=96)
+
 
 def held(context: StepContext) -> Metrics:
     """Train for one step; the share of the model's weights that are in this process."""
-    run = Run.of(context, BaseModelSettings(), micro_tokens=4096)
-    processes.join(run.device)
-    settings = Sft(steps=1, batch_size=4, max_length=96)
-    model = run.load(context.inputs["base"], settings, 96)
+    run, model = _loaded(context)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    ids = list(range(10, 40))
-    fine_tune(model, load_tokenizer(context.inputs["base"]), [Example(ids, ids)], settings, run)
+    _train(context, run, model)
     parts = [p.to_local() if processes.is_sharded(model) else p for p in model.parameters()]
     return {"held": sum(part.numel() for part in parts) / whole}
+
+
+def broken(context: StepContext) -> Metrics:
+    """Train a model that has a NaN."""
+    run, model = _loaded(context)
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    _train(context, run, model)
+    return {}
+
+
+def _loaded(context: StepContext) -> tuple[Run, PreTrainedModel]:
+    run = Run.of(context, BaseModelSettings(), micro_tokens=4096)
+    processes.join(run.device)
+    return run, run.load(context.inputs["base"], SETTINGS, SETTINGS.max_length)
+
+
+def _train(context: StepContext, run: Run, model: PreTrainedModel) -> None:
+    ids = list(range(10, 40))
+    fine_tune(model, load_tokenizer(context.inputs["base"]), [Example(ids, ids)], SETTINGS, run)

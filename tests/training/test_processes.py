@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tests.worker.test_worker import ROOT
 from vibethinker.artifacts import Store
+from vibethinker.errors import DivergedError
 from vibethinker.settings import BaseModelSettings, Objective, Prompts, Sft, Stage, Verification
 from vibethinker.worker.host import Host
 
@@ -114,6 +115,11 @@ def test_two_processes_train_what_one_trains(
         specialist(sft, processes=processes, sharding=sharding, sft_micro_tokens=micro_tokens) for processes in (1, 2)
     )
     assert len(logged(two)) == 4
+    for folder, threads in ((one, 2), (two, 1)):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert (manifest["seed"], manifest["deterministic"]) == (1, True)
+        assert manifest["environment"]["deterministic_algorithms"] is True
+        assert manifest["environment"]["threads"] == threads
     for name in ("loss", "grad_norm", "learning_rate", "token_accuracy"):
         assert values(logged(two), name) == pytest.approx(values(logged(one), name), **LOSS), name
     assert [file.name for file in sorted((two / "checkpoints").rglob("*"))] == [
@@ -129,6 +135,15 @@ def test_two_processes_train_what_one_trains(
                 assert (weights - second[name]).abs().mean() < 1e-3 * RATE, name
         elif file.is_file():
             assert file.read_bytes() == (two / file.relative_to(one)).read_bytes()
+
+
+def test_all_processes_halt_at_a_sign_and_the_first_keeps_the_evidence(
+    run: Callable[..., Path], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match="loss became nan at update 1"):
+        run("tests.training.sharded_step:broken", {}, {"base": tiny_model_folder}, processes=2)
+    [summary] = tmp_path.glob("1/checkpoints/step/f/evidence/update-1/divergence.json")
+    assert json.loads(summary.read_text())["sign"] == "not_finite"
 
 
 @pytest.mark.parametrize(("sharding", "share"), [("ddp", 1.0), ("fsdp", 0.5)])

@@ -9,12 +9,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_records
-from vibethinker.errors import DivergedError, InfrastructureError
+from vibethinker.errors import InfrastructureError
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, load_tokenizer, seed_everything
 from vibethinker.settings import Objective, Prompts
 from vibethinker.training import mgpo
-from vibethinker.training.callbacks import COLLAPSE_UPDATES, Collapse
 from vibethinker.training.rollouts import Rollouts
 from vibethinker.training.trainer import SignalTrainer
 
@@ -276,19 +275,24 @@ def test_refills_take_the_place_of_groups_of_one_verdict(new_trainer):
     assert all(trainer.processing_class.pad_token_id not in ids for ids in tokens)
 
 
-def test_a_policy_that_no_longer_finds_anything_halts():
-    collapse = Collapse()
-
-    class State:
-        global_step = 40
-
-    def update(p):
-        collapse.on_log(None, State, None, {"zero_variance": 0.0} | ({} if p is None else {"p": p}))
-
-    for _ in range(COLLAPSE_UPDATES + 1):
-        update(0.0)  # a start that never was right isn't a collapse
-    update(0.2)
-    for _ in range(COLLAPSE_UPDATES - 1):
-        update(None)  # all rollouts truncated and left out
-    with pytest.raises(DivergedError, match="collapsed"):
-        update(0.0)
+def test_rollouts_that_end_in_a_loop_are_counted_and_shown_first(new_trainer):
+    trainer = new_trainer(all_right)
+    loop, plain = [5, 6] * 20, list(range(40))
+    trainer._gather_rollouts([trainer.train_dataset[0]] * GROUP + [trainer.train_dataset[1]] * GROUP)
+    assert trainer.row["repeating"] == 0
+    trainer._sampled = []
+    trainer._counts.zero_()
+    trainer.verdicts(
+        prompts=[[1]] * 3,
+        text=["whole", "x" * 10_000, "stopped"],
+        truncated=[False, True, False],
+        number=[0, 1, 2],
+        completion_ids=[plain, loop, [*loop, 0]],  # the last stopped by itself, after its loop
+    )
+    assert trainer._counts.tolist() == [3, 1, 0, 2]
+    shown = trainer.sample()
+    assert [one["problem"] for one in shown] == [1, 2, 0]
+    assert [one["verdict"] for one in shown] == [0.0, 1.0, 1.0]
+    assert len(shown[0]["text"]) < 5000
+    assert "6000 characters left out" in shown[0]["text"]
+    assert shown[0]["tokens"] == 40

@@ -8,7 +8,14 @@ import subprocess
 import sys
 import time
 
-from vibethinker.errors import ConfigurationError, DataError, DivergedError, InfrastructureError, PreemptedError
+from vibethinker.errors import (
+    ConfigurationError,
+    DataError,
+    DivergedError,
+    InfrastructureError,
+    PreemptedError,
+    RolledBackError,
+)
 from vibethinker.steps import Metrics, StepContext
 
 ERRORS = {
@@ -34,6 +41,16 @@ def succeed(context: StepContext) -> Metrics:
 def fail(context: StepContext) -> Metrics:
     """Raise the error that the settings name."""
     raise ERRORS[context.settings["error"]]("this is why")
+
+
+def roll_back(context: StepContext) -> Metrics:
+    """Go back twice before the end, each time in another process."""
+    pids = [*context.checkpoints.glob("*.pid"), context.checkpoints / f"{os.getpid()}.pid"]
+    pids[-1].touch()
+    if len(pids) < 3:
+        raise RolledBackError("this is why")
+    (context.output / "value.txt").write_text("abc")
+    return {"processes": len(pids)}
 
 
 def wait(context: StepContext) -> Metrics:

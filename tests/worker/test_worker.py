@@ -74,6 +74,10 @@ def test_a_failure_arrives_as_the_error_of_its_class(host: Host, tmp_path: Path,
     assert Store(tmp_path).read("step", "f" * 64) is None
 
 
+def test_a_step_that_went_back_is_run_again_by_a_fresh_process(host: Host, tmp_path: Path) -> None:
+    assert host.run(request(tmp_path, failing_steps.roll_back), lambda e: None)["metrics"] == {"processes": 3}
+
+
 def test_a_child_that_is_killed_is_an_infrastructure_failure(host: Host, tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match="killed by SIGKILL"):
         host.run(request(tmp_path, failing_steps.die), lambda e: None)

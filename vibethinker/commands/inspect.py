@@ -17,7 +17,7 @@ from vibethinker.artifacts import Store
 from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
 from vibethinker.needs import together
-from vibethinker.plan import states, version_warnings
+from vibethinker.plan import reuse_warnings, states
 
 
 @click.command()
@@ -62,7 +62,7 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
     seconds = [s["estimate"]["seconds"] for s in waiting]
     known = f"about {_time(sum(seconds))} one after the other" if None not in seconds else "time unknown"
     click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run, {known} (estimated).")
-    notes = [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + version_warnings(found)
+    notes = [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + reuse_warnings(found)
     for step in waiting:
         if start := step["estimate"]["memory"]["start"]:
             notes.append(f"{step['id']} starts with {start}, since more has run out of memory before.")

@@ -233,8 +233,9 @@ def _run_alone(
                         need = memory_need(config, request["settings"], config.architecture(), place_of(gpu))
                         result = run_within(attempt, need, execution, memory, warn)
                 except VibeThinkerError as error:
+                    error = _with_evidence(error, store.checkpoints(step, FINGERPRINT), output)
                     if not (workspace / "step.log").exists():
-                        raise
+                        raise error from None
                     kept = output.with_name(f"{output.name}.log")
                     with kept.open("a") as file:
                         file.write((workspace / "step.log").read_text(errors="replace"))
@@ -243,6 +244,18 @@ def _run_alone(
     for name, value in sorted(result["metrics"].items()):
         click.echo(f"{name}: {value}")
     click.echo(f"Written to {output}")
+
+
+def _with_evidence(error: VibeThinkerError, state: Path, output: Path) -> VibeThinkerError:
+    """The error, with the evidence of a divergence moved to where it outlives the command, as it then says."""
+    from vibethinker.training.halting import EVIDENCE
+
+    if not (state / EVIDENCE).is_dir():
+        return error
+    kept = output.with_name(f"{output.name}.evidence")
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.move(state / EVIDENCE, kept)
+    return type(error)(str(error).replace(str(state / EVIDENCE), str(kept)))
 
 
 def _read_traces(path: Path, domain: str) -> list[Trace]:

@@ -17,6 +17,7 @@ from vibethinker.models import check_model_folder, save_model, seed_everything, 
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training.common import Run, memory_errors
+from vibethinker.training.halting import Rollbacks
 from vibethinker.training.sft import fine_tune, to_examples
 
 
@@ -25,7 +26,8 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
 
     Raises:
         DataError: the data has no traces.
-        DivergedError: loss or gradient became NaN or infinite.
+        DivergedError: loss or gradient became NaN or infinite; the evidence is beside the step's checkpoints.
+        RolledBackError: likewise, and the step is to be run again.
     """
     settings = base_model.embedded
     files = sorted((context.inputs["data"] / "sft").glob("*.parquet"))
@@ -54,6 +56,7 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
         "traces": len(examples),
         "traces_left_out": left_out,
         "loss": last["loss"],
+        **Rollbacks(run.state).metrics(),
     }
 
 

@@ -1,10 +1,8 @@
-"""What a trainer tells its surroundings, and when it must stop: progress, metrics, kept checkpoints,
-divergence."""
+"""What a trainer tells its surroundings: progress, metrics, kept checkpoints."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from vibethinker.errors import DivergedError
 from vibethinker.steps import Emitter
 from vibethinker.training import processes
 from vibethinker.training.phases import Phases
 
-# Updates without a right rollout after which a policy that had some counts as collapsed.
-COLLAPSE_UPDATES = 10
-
 
 class Reporter(TrainerCallback):
-    """Writes each logged step to metrics.jsonl and to the emitter, and halts on a loss or gradient that is no
-    number.
+    """Writes each logged step to metrics.jsonl and to the emitter.
 
     `names` maps the trainer's names of metrics to those kept, in the file's order; all others are dropped.
     The file holds what a repeated run would hold too; the emitter also gets seconds, tokens a second and memory by
@@ -55,12 +48,6 @@ class Reporter(TrainerCallback):
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
         if "loss" not in (logs or {}):  # the summary at the end
             return
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(float(logs.get(name, 0.0))):
-                raise DivergedError(
-                    f"The {name.replace('_', ' ')} became {logs[name]} at step {state.global_step}: lower the "
-                    "learning rate or raise the warm-up, and look at the metrics before this step."
-                )
         row = {"step": state.global_step}
         row |= {kept: plain(logs[name]) for name, kept in self._names.items() if logs.get(name) is not None}
         with self._file.open("a") as file:
@@ -95,33 +82,6 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step in self._steps:
             processes.save(model, self._tokenizer, self._folder / f"step-{state.global_step:06d}", self._dtype)
-
-
-class Collapse(TrainerCallback):
-    """Halts when a policy that found right answers finds none for many updates: what is left is gibberish."""
-
-    def __init__(self) -> None:
-        self._found, self._without = False, 0
-
-    def remembered(self) -> dict[str, Any]:
-        """See `resuming.Remembers`."""
-        return {"found": self._found, "without": self._without}
-
-    def recall(self, state: dict[str, Any]) -> None:
-        """See `resuming.Remembers`."""
-        self._found, self._without = state["found"], state["without"]
-
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
-        if "zero_variance" not in (logs or {}):
-            return
-        p = logs.get("p", 0.0)  # none where every rollout was left out
-        self._found = self._found or p > 0
-        self._without = 0 if p > 0 else self._without + 1
-        if self._found and self._without >= COLLAPSE_UPDATES:
-            raise DivergedError(
-                f"No rollout has been right for {COLLAPSE_UPDATES} updates, though earlier ones were: the policy "
-                f"collapsed before step {state.global_step}; lower the learning rate."
-            )
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,12 @@ from vibethinker.errors import OutOfMemoryError
 from vibethinker.footprint import Shape, Training, checkpointing
 from vibethinker.models.files import CONFIG
 from vibethinker.models.trainable import load_trainable
-from vibethinker.settings import BaseModelSettings, Objective, Sft, TrainerCheckpoints
+from vibethinker.settings import BaseModelSettings, Divergence, Objective, Sft, TrainerCheckpoints
 from vibethinker.steps import Emitter, StepContext
 from vibethinker.training import processes
 from vibethinker.training.callbacks import Reporter
+from vibethinker.training.divergence import Watch
+from vibethinker.training.halting import Halt, Rollbacks
 from vibethinker.training.resuming import Resumable, Resuming, train_resumably
 
 # TRL warns that rollout functions are experimental; its version is pinned.
@@ -31,7 +33,8 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 @dataclass(frozen=True)
 class Run:
-    """How and where one training runs; `dtype` is the type of computation and of the stored weights."""
+    """How and where one training runs; `dtype` is the type of computation and of the stored weights, `settings` are the
+    step's, for the evidence of a divergence."""
 
     seed: int
     deterministic: bool
@@ -48,6 +51,8 @@ class Run:
     processes: int = 1
     sharding: str = "ddp"
     checkpoints: TrainerCheckpoints = field(default_factory=TrainerCheckpoints)
+    divergence: Divergence = field(default_factory=Divergence)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: StepContext, base_model: BaseModelSettings, micro_tokens: int) -> Run:
@@ -69,6 +74,8 @@ class Run:
             processes=execution.get("processes", 1),
             sharding=execution.get("sharding", "ddp"),
             checkpoints=TrainerCheckpoints.model_validate(execution.get("checkpoints", {})),
+            divergence=Divergence.model_validate(execution.get("divergence", {})),
+            settings=context.settings,
         )
 
     def load(self, folder: Path, settings: Sft | Objective, longest: int, beside: float = 0.0) -> PreTrainedModel:
@@ -146,13 +153,16 @@ def train(trainer: Resuming, run: Run, written: Sequence[Path] = (), *, save_las
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     trainer.remove_callback(PrinterCallback)
-    trainer.phases = next(one.phases for one in trainer.callback_handler.callbacks if isinstance(one, Reporter))
+    callbacks, rollbacks = trainer.callback_handler.callbacks, Rollbacks(run.state)
+    trainer.phases = next(one.phases for one in callbacks if isinstance(one, Reporter))
+    trainer.watch = next(one for one in callbacks if isinstance(one, Watch))
+    trainer.watch.halt, trainer.rate = Halt(run, trainer, rollbacks), rollbacks.rate
     processes.seed_apart(trainer.args.seed)
     files = [run.metrics_file, *written]
     layout = "sharded by FSDP" if run.processes > 1 and run.sharding == "fsdp" else "whole"
-    train_resumably(
-        trainer, Resumable(run.state / UPDATES, files, run.checkpoints, run.emit, layout), save_last=save_last
-    )
+    good = [one["healthy"] for one in rollbacks.made]
+    resumable = Resumable(run.state / UPDATES, files, run.checkpoints, run.emit, layout, good)
+    train_resumably(trainer, resumable, save_last=save_last)
 
 
 def training_order(count: int, total: int, seed: int) -> list[int]:

@@ -36,7 +36,9 @@ from vibethinker.errors import PreemptedError
 from vibethinker.settings import TrainerCheckpoints
 from vibethinker.steps import Emitter, measured
 from vibethinker.training import processes
+from vibethinker.training.divergence import Watch
 from vibethinker.training.phases import Phases
+from vibethinker.training.rates import Slowed
 from vibethinker.validation import MANIFEST, check
 
 SHARE = 0.02  # of the time, in which training may wait for it
@@ -65,13 +67,21 @@ class Resumable:
         settings: how often, and how many are kept.
         emit: hears warnings.
         layout: how weights lie on the disk; a checkpoint of another layout can't be read.
+        good: of each rollback so far, in order, the last update whose weights were still good; what was saved after
+            it and before the rollback is removed.
     """
 
     def __init__(
-        self, folder: Path, written: Sequence[Path], settings: TrainerCheckpoints, emit: Emitter, layout: str = "whole"
+        self,
+        folder: Path,
+        written: Sequence[Path],
+        settings: TrainerCheckpoints,
+        emit: Emitter,
+        layout: str = "whole",
+        good: Sequence[int] = (),
     ) -> None:
         self._folder, self._written, self._settings, self._emit = folder, list(written), settings, emit
-        self._layout = layout
+        self._layout, self._good = layout, list(good)
         self._saved_at, self._cost, self._size = time.monotonic(), 0.0, 0
         self._saved = 0  # the last update that was, or whose state needs no checkpoint
         self._sealing: threading.Thread | None = None
@@ -121,12 +131,15 @@ class Resumable:
         kept = settings.every is not None and update % settings.every == 0
         return any(processes.gathered([mine or kept or settings.seconds == 0]))
 
-    def save(self, update: int, write: Callable[[], None], remembered: dict[str, Any], needed: int) -> None:
+    def save(
+        self, update: int, write: Callable[[], None], remembered: dict[str, Any], needed: int, healthy: int
+    ) -> None:
         """Save the state after an update.
 
         Args:
             write: makes the Trainer write into `aside`; called by each process.
             needed: bytes that it is expected to take, before one was saved.
+            healthy: the newest of this update or before it is kept.
         """
         began = time.monotonic()
         self.finish()
@@ -158,7 +171,7 @@ class Resumable:
             return
         self._saved = update
         if first:
-            self._sealing = threading.Thread(target=self._seal, args=(made, update), name="checkpoint")
+            self._sealing = threading.Thread(target=self._seal, args=(made, update, healthy), name="checkpoint")
             self._sealing.start()
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began
@@ -177,10 +190,14 @@ class Resumable:
             if not folder.name.isdigit():
                 continue
             reason = check(folder, "digest")
-            if reason is None and (made := json.loads((folder / MANIFEST).read_text())["layout"]) != self._layout:
-                reason = f"its weights are {made}, and this training's {self._layout}"
             if reason is None:
-                return folder
+                manifest = json.loads((folder / MANIFEST).read_text())
+                if int(folder.name) > min(self._good[manifest.get("rollbacks", 0) :], default=int(folder.name)):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    continue
+                if manifest["layout"] == self._layout:
+                    return folder
+                reason = f"its weights are {manifest['layout']}, and this training's {self._layout}"
             self._emit.warning(f"The checkpoint of update {int(folder.name)} can't be used ({reason}).")
             damaged = folder.with_name(f"{folder.name}-unusable")
             shutil.rmtree(damaged, ignore_errors=True)
@@ -206,9 +223,10 @@ class Resumable:
         self._saved_at = time.monotonic()
         self._emit.warning(f"The checkpoint after update {update} failed ({reason}): training goes on without it.")
 
-    def _seal(self, made: Path, update: int) -> None:
+    def _seal(self, made: Path, update: int, healthy: int) -> None:
         try:
-            seal(made, {"update": update, "layout": self._layout}, self._digests, at="update")
+            record = {"update": update, "layout": self._layout, "rollbacks": len(self._good)}
+            seal(made, record, self._digests, at="update")
             states = (path.stat() for path in made.rglob("*") if path.is_file())
             self._size = sum(state.st_size for state in states if state.st_nlink == 1)
             target = self._folder / f"{update:08d}"
@@ -218,18 +236,19 @@ class Resumable:
             faults.point("update.renamed")
             sync_folder(self._folder)
             faults.point("update.synced")
-            self._forget()
+            self._forget(healthy)
             faults.point("update.forgotten")
         except Exception as error:  # told by the thread that trains
             shutil.rmtree(self.aside, ignore_errors=True)
             self._failed, self._saved = error, 0
 
-    def _forget(self) -> None:
+    def _forget(self, healthy: int) -> None:
         """Remove those that are no longer kept."""
         every = self._settings.every
         folders = sorted(p for p in self._folder.iterdir() if p.name.isdigit())
+        last_healthy = max((p for p in folders if int(p.name) <= healthy), default=None)
         for folder in folders[: -self._settings.keep]:
-            if not (every and int(folder.name) % every == 0):
+            if folder != last_healthy and not (every and int(folder.name) % every == 0):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -261,11 +280,17 @@ class Boundary(TrainerCallback):
         self.trainer.keep_state(states)
 
 
-class Resuming(Trainer):
-    """A Trainer that keeps its state by a `Resumable`, given to `train_resumably`; `phases` books what that takes."""
+class Resuming(Slowed):
+    """A Trainer that keeps its state by a `Resumable`, given to `train_resumably`.
+
+    Attributes:
+        phases: books what that takes.
+        watch: says which updates are healthy; without one all are.
+    """
 
     resumable: Resumable | None = None
     phases: Phases | None = None
+    watch: Watch | None = None
 
     def interruptible(self) -> AbstractContextManager[None]:
         """Where a request to stop loses no more than an update under way. Of several processes each would leave alone,
@@ -282,6 +307,7 @@ class Resuming(Trainer):
                 lambda: Trainer._save_checkpoint(self, self.model, None),
                 states,
                 3 * trained,  # beside the weights, two moments
+                self.watch.healthy if self.watch else self.state.global_step,
             )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -294,6 +320,10 @@ class Resuming(Trainer):
         if len(getattr(adapted, "peft_config", ())) > 1 and not self.is_fsdp_enabled:
             adapted.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
             adapted.set_adapter("default")
+
+    def sample(self) -> list[dict[str, Any]]:
+        """Some of what the last update was computed from, as evidence; nothing here."""
+        return []
 
     def _get_output_dir(self, trial: Any = None) -> str:
         return str(self.resumable.aside) if self.resumable else super()._get_output_dir(trial)

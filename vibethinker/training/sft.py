@@ -41,6 +41,8 @@ from vibethinker.training import packed, processes
 from vibethinker.training.batches import accumulate, split_alike
 from vibethinker.training.callbacks import Checkpoints, Reporter
 from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
+from vibethinker.training.divergence import Watch
+from vibethinker.training.halting import Rollbacks
 from vibethinker.training.logprobs import IGNORED
 from vibethinker.training.phases import Phases
 from vibethinker.training.processes import Shardable
@@ -93,7 +95,8 @@ def run(context: StepContext) -> Metrics:
 
     Raises:
         DataError: there are no traces, or none is short enough.
-        DivergedError: loss or gradient became NaN or infinite.
+        DivergedError: loss or gradient became NaN or infinite; the evidence is beside the step's checkpoints.
+        RolledBackError: likewise, and the step is to be run again.
         OutOfMemoryError: the device's memory did not suffice.
     """
     settings = Sft.model_validate(context.settings["sft"])
@@ -118,7 +121,8 @@ def run(context: StepContext) -> Metrics:
         model = run.load(context.inputs["base"], settings, settings.max_length)
         phases = Phases(run.device)
         last = fine_tune(model, tokenizer, examples, settings, run, context.output / "checkpoints", phases=phases)
-    return {"traces": len(examples), "traces_left_out": left_out, "loss": last["loss"]} | phases.summary()
+    counts = {"traces": len(examples), "traces_left_out": left_out, "loss": last["loss"]}
+    return counts | phases.summary() | Rollbacks(run.state).metrics()
 
 
 def to_examples(
@@ -159,7 +163,7 @@ def fine_tune(
         remove_unused_columns=False,
     )
     reporter = Reporter(run.emit, run.metrics_file, settings.steps, METRICS, tokens="num_tokens", phases=phases)
-    callbacks = [reporter]
+    callbacks = [Watch(run.divergence), reporter]
     if checkpoints is not None:
         kept = checkpoint_steps(settings.steps, settings.checkpoints)
         callbacks.append(Checkpoints(checkpoints, kept, tokenizer, run.dtype))

@@ -41,8 +41,10 @@ from vibethinker.models.policy import policy_tensors
 from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage, Vllm
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
-from vibethinker.training.callbacks import Collapse, Reporter
+from vibethinker.training.callbacks import Reporter
 from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
+from vibethinker.training.divergence import Watch
+from vibethinker.training.halting import Rollbacks
 from vibethinker.training.phases import Phases
 from vibethinker.training.rollouts import RolloutGrading, Rollouts
 from vibethinker.training.trainer import SignalTrainer
@@ -62,6 +64,7 @@ METRICS = {
     "weight": "weight",
     "zero_variance": "zero_variance",
     "truncated": "truncated",
+    "repeating": "repeating",
     "infrastructure": "infrastructure",
     "importance": "importance",
     "engine_gap": "engine_gap",
@@ -74,7 +77,8 @@ def run(context: StepContext) -> Metrics:
     Raises:
         DataError: the stage has no usable problem, or one that its reward can't judge.
         ConfigurationError: it rewards code and no sandbox works here.
-        DivergedError: loss or gradient became NaN or infinite, or no rollout is right any more.
+        DivergedError: a sign of `divergence` has shown; its evidence is beside the step's checkpoints.
+        RolledBackError: likewise, and the step is to be run again.
         InfrastructureError: the verifier failed on every rollout of an update.
         OutOfMemoryError: the device's memory did not suffice.
     """
@@ -105,7 +109,7 @@ def run(context: StepContext) -> Metrics:
         {"stage": training.stage.name, "counts": counts, "validation": validation},
     )
     scored = {f"validation/{name}": score["value"] for name, score in validation.items()}
-    return counts | scored | training.phases.summary()
+    return counts | scored | training.phases.summary() | Rollbacks(run.state).metrics()
 
 
 @dataclass
@@ -272,8 +276,8 @@ class SignalTraining:
             processing_class=self.tokenizer,
             rollout_func=rollouts,
             callbacks=[
+                Watch(run.divergence, objective.batch_size),
                 Reporter(run.emit, run.metrics_file, stage.steps, METRICS, tokens="num_tokens", phases=self.phases),
-                Collapse(),
             ],
         )
         train(trainer, run, save_last=stage.validation_data is not None)

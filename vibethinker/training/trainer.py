@@ -36,12 +36,14 @@ from vibethinker.errors import InfrastructureError
 from vibethinker.settings import Objective
 from vibethinker.training import mgpo, packed, processes
 from vibethinker.training.batches import accumulate, agreed, split_alike
+from vibethinker.training.divergence import repeats
 from vibethinker.training.processes import Shardable
 from vibethinker.training.resuming import Resuming
 from vibethinker.training.rollouts import Batch, Rollouts
 
 # Rollout texts and, for each, the number of its problem in the data → verdicts: True, False, or None for failed.
 Grade = Callable[[Sequence[str], Sequence[int]], Sequence[bool | None]]
+SHOWN, END = 16, 2000  # rollouts kept as evidence, and characters of each end of a text
 # Of TRL's batch: padded on the left, and padded on the right; what fills the first three is the pad token, 0, 0.
 _PROMPT, _COMPLETION = ("prompt_ids", "prompt_mask"), (
     "completion_ids", "completion_mask", "ref_per_token_logps", "sampling_per_token_logps", "tool_mask",
@@ -85,7 +87,9 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self._trained = 0  # tokens that went through the model
         self._spared = 0  # spare rows that were taken
         self.row: dict[str, Any] = {}
-        self._counts = torch.zeros(3, dtype=torch.long)  # rollouts, truncated ones, those that the verifier failed on
+        # Rollouts, truncated ones, those that the verifier failed on, those that end in a loop.
+        self._counts = torch.zeros(4, dtype=torch.long)
+        self._sampled: list[dict[str, Any]] = []  # the update's own rollouts, prompts as token ids
         self._groups: list[tuple[Tensor, Tensor]] = []  # of each generation: verdicts, and which groups teach nothing
         self.totals = dict.fromkeys(
             ("rollouts", "truncated", "infrastructure", "groups", "zero_variance", "refilled"), 0
@@ -94,7 +98,15 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         if end_to_end and self.ref_model is not None:
             packed.prepare(self.ref_model, torch.bfloat16 if self.args.bf16 else torch.float32, compiled=False)
 
-    def verdicts(self, text: list[str], truncated: list[bool], number: list[int], **_: Any) -> list[float | None]:
+    def verdicts(
+        self,
+        prompts: list[list[int]],
+        text: list[str],
+        truncated: list[bool],
+        number: list[int],
+        completion_ids: list[list[int]],
+        **_: Any,
+    ) -> list[float | None]:
         """The raw verdicts, 1, 0 or None; a truncated rollout isn't graded: it is wrong, or left out."""
         graded = [i for i, cut in enumerate(truncated) if not cut]
         values: list[float | None] = [0.0 if self._objective.truncated == "zero" else None] * len(text)
@@ -106,8 +118,24 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             )
         for i, verdict in zip(graded, found, strict=True):
             values[i] = None if verdict is None else float(verdict)
-        self._counts += torch.tensor([len(text), sum(truncated), sum(verdict is None for verdict in found)])
+        # The token that ends a rollout is no part of a loop before it.
+        loops = [repeats(ids if cut else ids[:-1]) for ids, cut in zip(completion_ids, truncated, strict=True)]
+        failed = sum(verdict is None for verdict in found)
+        self._counts += torch.tensor([len(text), sum(truncated), failed, sum(loops)])
+        for i, ids in enumerate(completion_ids):
+            shown = {"text": text[i], "verdict": values[i], "truncated": truncated[i], "repeating": loops[i]}
+            self._sampled.append({"problem": number[i], "prompt": prompts[i], "tokens": len(ids), **shown})
         return values
+
+    def sample(self) -> list[dict[str, Any]]:
+        """Rollouts of the last update in this process, those first that end in a loop or were truncated; long texts
+        without their middle."""
+        worst = sorted(self._sampled, key=lambda one: (not one["repeating"], not one["truncated"]))[:SHOWN]
+        prompts = self._tokenizer.batch_decode([one["prompt"] for one in worst])
+        return [
+            one | {"prompt": _shortened(prompt), "text": _shortened(one["text"])}
+            for one, prompt in zip(worst, prompts, strict=True)
+        ]
 
     def training_step(
         self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | int | None = None
@@ -155,7 +183,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
     def _gather_rollouts(self, inputs: list[Batch]) -> Batch:
         """The scored rollouts of an update, with other problems in the place of groups of one verdict."""
         size = self.num_generations
-        self.row, self._groups = {}, []
+        self.row, self._groups, self._sampled = {}, [], []
         self._counts.zero_()
         batch = self._generate_and_score_completions(inputs)
         for _ in range(self._objective.refill):
@@ -219,11 +247,13 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         verdicts = torch.cat([found for found, _ in self._groups])
         flat = torch.cat([one for _, one in self._groups])
         device = self.accelerator.device
-        rollouts, truncated, failed = self.accelerator.reduce(self._counts.to(device), reduction="sum").tolist()
+        counts = self.accelerator.reduce(self._counts.to(device), reduction="sum")
+        rollouts, truncated, failed, repeating = counts.tolist()
         p = mgpo.accuracy(verdicts)
         known = p[~torch.isnan(p)]
         self.row |= {
             "truncated": truncated / rollouts,
+            "repeating": repeating / rollouts,
             "infrastructure": failed,
             "p_histogram": mgpo.histogram(p),
             "zero_variance": flat.float().mean().item(),
@@ -296,6 +326,12 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         logs.update(self.row)
         super().log(logs, start_time)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= 2 * END:
+        return text
+    return f"{text[:END]}\n[{len(text) - 2 * END} characters left out]\n{text[-END:]}"
 
 
 def _cut(batch: Batch, rows: Tensor) -> Batch:

@@ -20,10 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vibethinker import faults, preemption, steps
+from vibethinker import environment, faults, preemption, steps
 from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import VibeThinkerError
-from vibethinker.plan import versions
 from vibethinker.worker import ranks
 from vibethinker.worker.endings import classify
 
@@ -149,7 +148,10 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             "metrics": metrics,
             "seconds": round(time.monotonic() - started, 3),
             "finished": time.time(),
-            "versions": versions(),
+            "seed": request["settings"].get("seed"),
+            "deterministic": request["settings"].get("deterministic"),
+            "versions": environment.versions(),
+            "environment": environment.facts(),
             "revision": request.get("revision"),
             "run_id": request.get("run_id"),
         }

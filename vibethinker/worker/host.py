@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vibethinker.errors import KINDS, ConfigurationError, InfrastructureError, VibeThinkerError
+from vibethinker.errors import KINDS, ConfigurationError, InfrastructureError, RolledBackError, VibeThinkerError
 
 Event = dict[str, Any]
 
@@ -70,7 +70,8 @@ class Host:
     def run(
         self, request: Mapping[str, Any], hear: Callable[[Event], None], stopped: Callable[[], bool] = lambda: False
     ) -> dict[str, Any]:
-        """Run one step to its end and return its result (see `child.execute`).
+        """Run one step to its end and return its result (see `child.execute`); one that went back to an earlier update
+        is run again, by a fresh process.
 
         Args:
             hear: called in this thread with each event but the last.
@@ -79,6 +80,13 @@ class Host:
         Raises:
             VibeThinkerError: of the class that the child's end names.
         """
+        while True:
+            with contextlib.suppress(RolledBackError):  # as often as execution.divergence.rollbacks allows
+                return self._run(request, hear, stopped)
+
+    def _run(
+        self, request: Mapping[str, Any], hear: Callable[[Event], None], stopped: Callable[[], bool]
+    ) -> dict[str, Any]:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         with self._lock:
             self._next += 1
