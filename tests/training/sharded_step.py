@@ -1,11 +1,14 @@
-"""A step that trains and tells how much of the model its process holds; run by `module:function`."""
+"""Steps of several processes; run by `module:function`."""
 
 from __future__ import annotations
+
+import time
+from typing import Any
 
 from vibethinker.models import load_tokenizer
 from vibethinker.settings import BaseModelSettings, Sft
 from vibethinker.steps import Metrics, StepContext
-from vibethinker.training import processes
+from vibethinker.training import processes, resuming, sft
 from vibethinker.training.common import Run
 from vibethinker.training.sft import Example, fine_tune
 
@@ -21,3 +24,15 @@ def held(context: StepContext) -> Metrics:
     fine_tune(model, load_tokenizer(context.inputs["base"]), [Example(ids, ids)], settings, run)
     parts = [p.to_local() if processes.is_sharded(model) else p for p in model.parameters()]
     return {"held": sum(part.numel() for part in parts) / whole}
+
+
+def slowly_sealed(context: StepContext) -> Metrics:
+    """Train a specialist whose checkpoints take longer to seal than another process takes to leave."""
+    seal = resuming.seal
+
+    def slowly(*words: Any, **named: Any) -> dict[str, Any]:
+        time.sleep(1.0)
+        return seal(*words, **named)
+
+    resuming.seal = slowly
+    return sft.run(context)

@@ -2,8 +2,9 @@
 
 transformers' Trainer writes and reads the model (or adapters), the optimizer, the scheduler, the random numbers and the
 position in the data. Here that becomes safe: it is written aside, sealed with a manifest of digests, and renamed; the
-newest one whose digests hold is used. Beside it lies what the Trainer doesn't know of: the metrics and checkpoints that
-the step has written so far, and what trainer and callbacks remember (`Remembers`).
+newest one whose digests hold is used, and of it nothing but what the manifest lists. Beside it lies what the Trainer
+doesn't know of: the metrics and checkpoints that the step has written so far, and what trainer and callbacks of each
+process remember (`Remembers`).
 
 An update is the unit. At SIGTERM in the middle of one, rollouts and gradients are dropped, and what is saved is the end
 of the last: its weights haven't moved since, and the random numbers and counts are those noted when the update began.
@@ -15,6 +16,7 @@ happen in a thread. Where the disk lacks room, a warning says so and training go
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -37,10 +39,10 @@ from vibethinker.settings import TrainerCheckpoints
 from vibethinker.steps import Emitter
 from vibethinker.training import processes
 from vibethinker.training.phases import Phases
-from vibethinker.validation import MANIFEST, check
+from vibethinker.validation import MANIFEST, check, read_manifest
 
 SHARE = 0.02  # of the time, in which training may wait for it
-REMEMBERED, WRITTEN, METRICS = "remembered.json", "written", "metrics.jsonl"
+WRITTEN, METRICS = "written", "metrics.jsonl"
 ROOM = 1.1  # times what the last one took
 
 
@@ -86,7 +88,8 @@ class Resumable:
         return self._folder.with_name(f"{self._folder.name}-aside")
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint; damaged ones are put aside, with a warning."""
+        """The newest whole checkpoint; damaged ones are put aside, as is what lies in it but isn't of it, each with a
+        warning."""
         found = self._newest() if processes.rank() == 0 else None
         [path, *_] = processes.gathered([str(found) if found else ""])
         return Path(path) if path else None
@@ -104,7 +107,9 @@ class Resumable:
                 if target.name == METRICS and source.is_file():
                     self._tell(target)
         self._saved = int(checkpoint.name)
-        states = json.loads((checkpoint / REMEMBERED).read_text())
+        own = checkpoint / _remembered_by(processes.rank())
+        # Saved by fewer processes, it has nothing of this one's own.
+        states = json.loads((own if own.is_file() else checkpoint / _remembered_by(0)).read_text())
         for name, one in remembering.items():
             if name in states:
                 one.recall(states[name])
@@ -131,7 +136,7 @@ class Resumable:
         """
         began = time.monotonic()
         self.finish()
-        if update == self._saved:
+        if all(processes.gathered([update == self._saved])):  # the first alone knows whether sealing failed
             return
         if not self._has_room(update, needed):
             self._saved_at = began
@@ -140,9 +145,9 @@ class Resumable:
         try:
             write()
             faults.point("update.written")
+            [made] = self.aside.iterdir()
+            (made / _remembered_by(processes.rank())).write_text(json.dumps(remembered, sort_keys=True))
             if first:
-                [made] = self.aside.iterdir()
-                (made / REMEMBERED).write_text(json.dumps(remembered, sort_keys=True))
                 for path in self._written:
                     if path.is_dir():
                         shutil.copytree(path, made / WRITTEN / path.name, copy_function=_linked)
@@ -153,7 +158,7 @@ class Resumable:
             raise
         except Exception as error:  # of a full disk, safetensors and torch raise errors of their own
             failed = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        # Every process writes its random numbers; one that couldn't makes the others give up too.
+        # Every process writes states of its own; one that couldn't makes the others give up too.
         if reasons := [reason for reason in processes.gathered([failed]) if reason]:
             self._give_up(update, reasons[0])
             return
@@ -174,19 +179,50 @@ class Resumable:
             self._emit.warning(f"A checkpoint could not be written ({error}): training goes on without it.")
 
     def _newest(self) -> Path | None:
+        if os.path.lexists(self._folder) and not self._folder.is_dir():
+            self._emit.warning(f"{self._folder} is no folder: moved to {self._put_aside(self._folder).name}.")
         for folder in sorted(self._folder.glob("[0-9]*"), reverse=True):
             if not folder.name.isdigit():
                 continue
-            reason = check(folder, "digest")
-            if reason is None and (made := json.loads((folder / MANIFEST).read_text())["layout"]) != self._layout:
-                reason = f"its weights are {made}, and this training's {self._layout}"
+            try:
+                reason = self._flaw(folder)
+            except OSError as error:
+                reason = f"a file can't be read: {error}"
             if reason is None:
                 return folder
             self._emit.warning(f"The checkpoint of update {int(folder.name)} can't be used ({reason}).")
-            damaged = folder.with_name(f"{folder.name}-unusable")
-            shutil.rmtree(damaged, ignore_errors=True)
-            folder.rename(damaged)
+            self._put_aside(folder)
         return None
+
+    def _flaw(self, folder: Path) -> str | None:
+        """Why a checkpoint can't be used, if so; what is in its folder but not of it is moved away."""
+        if reason := check(folder, "digest"):
+            return reason
+        manifest, reason = read_manifest(folder)
+        if manifest is None:
+            return reason
+        if manifest["layout"] != self._layout:
+            return f"its weights are {manifest['layout']}, and this training's {self._layout}"
+        if manifest["update"] != int(folder.name):
+            return f"it was saved after update {manifest['update']}"
+        # The Trainer loads some files wherever it finds them, and what the step has written is copied by folders.
+        known = {folder / MANIFEST, *(folder / name for name in manifest["files"])}
+        known |= {parent for path in known for parent in path.parents}
+        foreign = [path for path in sorted(folder.rglob("*")) if path not in known and path.parent in known]
+        if foreign:
+            away = _free(folder.with_name(f"{folder.name}-foreign"))
+            for path in foreign:
+                target = away / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+            names = ", ".join(path.relative_to(folder).as_posix() for path in foreign)
+            self._emit.warning(
+                f"The checkpoint of update {int(folder.name)} had what isn't of it ({names}): moved to {away.name}."
+            )
+        return None
+
+    def _put_aside(self, path: Path) -> Path:
+        return path.rename(_free(path.with_name(f"{path.name}-unusable")))
 
     def _has_room(self, update: int, needed: int) -> bool:
         """Whether the disk has room, as the first process finds."""
@@ -318,13 +354,15 @@ def train_resumably(trainer: Resuming, resumable: Resumable, *, save_last: bool 
     with preemption.held():
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
-            if preemption.asked() and processes.count() == 1:  # after the last update's end
+            if not boundary.stopping and any(processes.gathered([preemption.asked()])):  # after the last update's end
+                boundary.stopping = True
                 trainer.keep_state(remembered(trainer))
         except PreemptedError:
             boundary.save_last()
             raise
         finally:
             resumable.finish()
+    processes.barrier()  # the first process seals, and ends with any other that leaves
     if boundary.stopping:
         raise PreemptedError(preemption.ASKED)
     preemption.check()
@@ -339,6 +377,16 @@ def remembering(trainer: Trainer) -> dict[str, Remembers]:
 def remembered(trainer: Trainer) -> dict[str, Any]:
     """What each of them remembers now."""
     return {name: one.remembered() for name, one in remembering(trainer).items()}
+
+
+def _remembered_by(rank: int) -> str:
+    return f"remembered-{rank}.json" if rank else "remembered.json"
+
+
+def _free(path: Path) -> Path:
+    """This name, or the first one like it that is free."""
+    names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _linked(source: str, target: str) -> None:
