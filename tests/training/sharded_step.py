@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from vibethinker import preemption
 from vibethinker.models import load_tokenizer
 from vibethinker.settings import BaseModelSettings, Sft
 from vibethinker.steps import Metrics, StepContext
@@ -26,12 +27,12 @@ def held(context: StepContext) -> Metrics:
     return {"held": sum(part.numel() for part in parts) / whole}
 
 
-def slowly_sealed(context: StepContext) -> Metrics:
-    """Train a specialist whose checkpoints take longer to seal than another process takes to leave."""
+def slowly_sealed_when_asked(context: StepContext) -> Metrics:
+    """Train a specialist whose last checkpoint takes longer to seal than another process takes to leave."""
     seal = resuming.seal
 
     def slowly(*words: Any, **named: Any) -> dict[str, Any]:
-        time.sleep(1.0)
+        time.sleep(float(preemption.asked()))
         return seal(*words, **named)
 
     resuming.seal = slowly

@@ -7,8 +7,9 @@ import json
 import os
 import signal as signals
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ WAYS = {
     "one killed": (InfrastructureError, "killed by SIGKILL.*rank 1 of 2"),
     "asked": (PreemptedError, "asked to stop"),
 }
-STEPS = 8
+STEPS = 7
 
 
 def ranks(host: Host) -> tuple[int, int, dict[str, float]]:
@@ -236,9 +237,12 @@ def ranks(host: Host) -> tuple[int, int, dict[str, float]]:
 def stopped(step: Step, way: str, update: int) -> None:
     """Run a step and stop it once this update is told; nothing of it is left but what it saved."""
     pids: dict[str, float] = {}
+    told = 0
 
     def hear(event: Event) -> None:
-        if pids or event["event"] != "metrics" or event["step"] < update:
+        nonlocal told
+        told = event["step"] if event["event"] == "metrics" else told
+        if pids or told < update:
             return
         first, second, everyone = ranks(step.host)
         pids.update(everyone)
@@ -252,6 +256,8 @@ def stopped(step: Step, way: str, update: int) -> None:
         step.run(hear, lambda: way == "asked" and bool(pids))
     assert type(caught.value) is error
     assert_gone(pids)
+    if way == "asked":
+        assert max(step.saved()) == told
 
 
 def resumed(step: Step) -> tuple[Path, list[int]]:
@@ -268,8 +274,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def assert_it_goes_on(whole: Step, step: Step, ways: Sequence[str]) -> None:
-    """A step that is stopped, once for each of `ways`, ends with the bytes of one that wasn't."""
+def assert_it_goes_on(new: Callable[..., Step], *ways: str) -> None:
+    """A step that is stopped, once for each of `ways`, ends with the bytes of one that wasn't and saved nothing."""
+    whole, step = (new(processes=2, checkpoints={"seconds": seconds}) for seconds in (1e6, 0))
     for update, way in enumerate(ways, start=3):
         stopped(step, way, update)
     last = max(step.saved())
@@ -279,35 +286,25 @@ def assert_it_goes_on(whole: Step, step: Step, ways: Sequence[str]) -> None:
     assert contents(made) == contents(whole.run())
 
 
-SAVING = {"processes": 2, "checkpoints": {"seconds": 0}}
-
-
-def test_a_sharded_training_of_which_one_process_was_killed_goes_on(specialist: Callable[..., Step]) -> None:
-    whole, step = (specialist({"steps": STEPS}, sharding="fsdp", **SAVING) for _ in range(2))
-    assert_it_goes_on(whole, step, ["one killed"])
-
-
-def test_who_asks_several_processes_to_stop_gets_the_state_of_the_last_update(specialist: Callable[..., Step]) -> None:
-    slowly, rarely = "tests.training.sharded_step:slowly_sealed", {"processes": 2, "checkpoints": {"seconds": 1e6}}
-    whole, step = (specialist({"steps": STEPS}, kind=slowly, **rarely) for _ in range(2))
-    assert_it_goes_on(whole, step, ["asked"])
+def test_a_training_of_two_processes_goes_on_after_one_was_killed_and_after_a_request(
+    specialist: Callable[..., Step],
+) -> None:
+    slowly = "tests.training.sharded_step:slowly_sealed_when_asked"
+    assert_it_goes_on(partial(specialist, {"steps": STEPS}, slowly), "one killed", "asked")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ways", [[way] for way in WAYS] + [[*WAYS]], ids=", ".join)
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     "sft", [{}, {"method": "lora", "lora": {"dropout": 0.3}, "packing": True}], ids=["full", "lora"]
 )
 def test_a_specialist_of_two_processes_goes_on_as_if_nothing_had_happened(
-    specialist: Callable[..., Step], sft: dict[str, Any], sharding: str, ways: list[str]
+    specialist: Callable[..., Step], sft: dict[str, Any], sharding: str
 ) -> None:
-    whole, step = (specialist({"steps": STEPS, **sft}, sharding=sharding, **SAVING) for _ in range(2))
-    assert_it_goes_on(whole, step, ways)
+    assert_it_goes_on(partial(specialist, {"steps": STEPS, **sft}, sharding=sharding), *WAYS)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ways", [[way] for way in WAYS] + [[*WAYS]], ids=", ".join)
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 @pytest.mark.parametrize(
     "objective",
@@ -315,7 +312,6 @@ def test_a_specialist_of_two_processes_goes_on_as_if_nothing_had_happened(
     ids=["full", "lora, refilled, near a reference"],
 )
 def test_a_signal_stage_of_two_processes_goes_on_as_if_nothing_had_happened(
-    signal: Callable[..., Step], objective: dict[str, Any], sharding: str, ways: list[str]
+    signal: Callable[..., Step], objective: dict[str, Any], sharding: str
 ) -> None:
-    whole, step = (signal(objective, STEPS, sharding=sharding, **SAVING) for _ in range(2))
-    assert_it_goes_on(whole, step, ways)
+    assert_it_goes_on(partial(signal, objective, STEPS, sharding=sharding), *WAYS)
