@@ -1,14 +1,18 @@
-"""Steps that train for one update in several processes; run by `module:function`."""
+"""Steps of several processes; run by `module:function`."""
 
 from __future__ import annotations
+
+import time
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from vibethinker import preemption
 from vibethinker.models import load_tokenizer
 from vibethinker.settings import BaseModelSettings, Sft
 from vibethinker.steps import Metrics, StepContext
-from vibethinker.training import processes
+from vibethinker.training import processes, resumable, sft
 from vibethinker.training.common import Run
 from vibethinker.training.sft import Example, fine_tune
 
@@ -42,3 +46,15 @@ def _loaded(context: StepContext) -> tuple[Run, PreTrainedModel]:
 def _train(context: StepContext, run: Run, model: PreTrainedModel) -> None:
     ids = list(range(10, 40))
     fine_tune(model, load_tokenizer(context.inputs["base"]), [Example(ids, ids)], SETTINGS, run)
+
+
+def slowly_sealed_when_asked(context: StepContext) -> Metrics:
+    """Train a specialist whose last checkpoint takes longer to seal than another process takes to leave."""
+    seal = resumable.seal
+
+    def slowly(*words: Any, **named: Any) -> dict[str, Any]:
+        time.sleep(float(preemption.asked()))
+        return seal(*words, **named)
+
+    resumable.seal = slowly
+    return sft.run(context)

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal as signals
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from transformers import Trainer
 
 from tests.conftest import Emitted
+from tests.training.stopping import CASES, Fragile, Killed, ask, die, files, prepared, restarted, trained
 from vibethinker import models, preemption
 from vibethinker.artifacts import seal
 from vibethinker.errors import PreemptedError
-from vibethinker.training import resuming, sft, signal, trainer
-
-
-class Killed(Exception):
-    """In the place of SIGKILL: nothing is saved for it."""
-
-
-class Fragile(Emitted):
-    """An emitter that does something when the given update is told, or while rollouts are sampled after it."""
-
-    def __init__(self, update: int, then, *, sampling: bool = False) -> None:
-        super().__init__()
-        self._update, self._then, self._sampling = update, then, sampling
-
-    def metrics(self, step, values) -> None:
-        super().metrics(step, values)
-        if not self._sampling and step == self._update:
-            self._then()
-
-    def progress(self, done, total, text="") -> None:
-        super().progress(done, total, text)
-        if self._sampling and done == self._update and "rollouts" in text:
-            self._then()
-
-
-def die() -> None:
-    raise Killed
-
-
-def ask() -> None:
-    os.kill(os.getpid(), signals.SIGTERM)
+from vibethinker.training import resumable, sft, signal, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -58,57 +27,10 @@ def listening(monkeypatch):
     signals.signal(signals.SIGTERM, before)
 
 
-def again() -> None:
-    """As in a new process."""
-    preemption._asked = False
-    preemption.install()
-
-
-SFT = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "checkpoints": 3, "max_length": 128}
-LORA = {"method": "lora", "lora": {"rank": 4, "dropout": 0.3}}
-OBJECTIVE = {"group_size": 4, "batch_size": 16, "learning_rate": 1e-3, "max_prompt_tokens": 32}
-STAGE = {"name": "sums", "context": 64, "steps": 6, "reward": "math"}
-BASE = {"hidden_size": 32, "layers": 1, "intermediate_size": 32, "vocabulary": 300, "positions": 64}
-CASES = {
-    "base": (models, {"base_model": {"source": "embedded", "embedded": BASE | {"steps": 6, "batch_size": 8}}}),
-    "sft": (sft, {"sft": SFT}),
-    "sft-packed-lora": (sft, {"sft": SFT | LORA | {"packing": True}}),
-    "signal": (signal, {"stage": STAGE, "objective": OBJECTIVE}),
-    "signal-refilled-lora": (
-        signal,
-        {"stage": STAGE, "objective": OBJECTIVE | LORA | {"refill": 2, "beta": 0.01, "difficulty_samples": 2}},
-    ),
-}
-
-
 @pytest.fixture(params=CASES)
 def training(request, new_step, taught_folder, data_folder):
     """A step's function, and one that makes a fresh context of it, with these settings of its checkpoints."""
-    module, own = CASES[request.param]
-    settings = {
-        "seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "verification": {}, "base_model": {},
-    } | own  # fmt: skip
-    role = "base" if module is sft else "model"
-    inputs = {role: taught_folder, "data": data_folder}
-    run = models.run_base if module is models else module.run
-    return run, lambda **checkpoints: new_step(settings, inputs, checkpoints={"seconds": 0} | checkpoints)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def trained(emit: Emitted) -> list[int]:
-    """The updates that were computed, and not only told again: those that took time."""
-    return [step for step, row in emit.rows if step and any("tokens_per_second" in name for name in row)]
-
-
-def restarted(context):
-    """The step's context as the next process gets it: its state is there, its output is not."""
-    again()
-    shutil.rmtree(context.output)
-    context.output.mkdir()
-    return replace(context, emit=Emitted())
+    return prepared(request.param, new_step, taught_folder, data_folder)
 
 
 @pytest.mark.parametrize("how", ["killed", "asked after an update", "asked while sampling", "asked before a gradient"])
@@ -152,11 +74,7 @@ def test_it_goes_on_as_if_nothing_had_happened(training, how, monkeypatch):
 @pytest.fixture
 def specialist(new_step, taught_folder, data_folder):
     """A function **settings of the checkpoints → the context of a specialist."""
-    settings = CASES["sft"][1] | {
-        "seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "base_model": {},
-    }  # fmt: skip
-    inputs = {"base": taught_folder, "data": data_folder}
-    return lambda **checkpoints: new_step(settings, inputs, checkpoints=checkpoints)
+    return prepared("sft", new_step, taught_folder, data_folder)[1]
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
@@ -209,7 +127,7 @@ def test_a_checkpoint_that_can_not_be_written_is_told_and_training_goes_on(speci
     if broken == "write":
         monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fails)
     else:
-        monkeypatch.setattr(resuming, "seal", fails)
+        monkeypatch.setattr(resumable, "seal", fails)
     sft.run(context)
     assert any("the disk is full" in text for text in context.emit.warnings)
     assert not list(context.checkpoints.glob("*-aside/*"))

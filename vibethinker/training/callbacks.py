@@ -61,11 +61,11 @@ class Reporter(TrainerCallback):
         self._emit.progress(state.global_step, self._steps, f"loss {row['loss']:.4f}")
 
     def remembered(self) -> dict[str, Any]:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         return {"counted": self._counted, "last": self.last}
 
     def recall(self, state: dict[str, Any]) -> None:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         self._counted, self.last = state["counted"], state["last"]
 
     def on_substep_end(self, args, state, control, **kwargs) -> None:

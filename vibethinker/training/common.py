@@ -25,7 +25,8 @@ from vibethinker.training import processes
 from vibethinker.training.callbacks import Reporter
 from vibethinker.training.divergence import Watch
 from vibethinker.training.halting import Halt, Rollbacks
-from vibethinker.training.resuming import Resumable, Resuming, train_resumably
+from vibethinker.training.resumable import Resumable
+from vibethinker.training.resuming import Resuming, train_resumably
 
 # TRL warns that rollout functions are experimental; its version is pinned.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

@@ -196,7 +196,7 @@ class Watch(TrainerCallback):
         return Sign(name, update, since, finding.format(n=count, **numbers), mend, numbers)
 
     def remembered(self) -> dict[str, Any]:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         return {
             "since": dict(self._since),
             "starts": {name: list(values) for name, values in self._starts.items()},
@@ -206,6 +206,6 @@ class Watch(TrainerCallback):
         }
 
     def recall(self, state: dict[str, Any]) -> None:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         self._since, self._starts = state["since"], state["starts"]
         self._right, self._updates, self._last = state["right"], state["updates"], state["last"]

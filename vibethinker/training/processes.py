@@ -73,6 +73,8 @@ class Shardable(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Make the accelerator, then say what the library's own arguments can't."""
         super().create_accelerator_and_postprocess()
+        if self.args.device.type == "cpu":
+            self.args._setup_devices = torch.device("cpu")  # accelerate's cpu:0 is none that torch.load restores to
         if not self.args.fsdp:
             return
         state = self.accelerator.state

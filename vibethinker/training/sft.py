@@ -236,11 +236,11 @@ class SpecialistTrainer(Resuming, Shardable):
         return total
 
     def remembered(self) -> dict[str, Any]:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         return {"tokens": self._tokens}
 
     def recall(self, state: dict[str, Any]) -> None:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         self._tokens = state["tokens"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -313,12 +313,12 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         return found
 
     def remembered(self) -> dict[str, Any]:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         canary = self._rollouts.remembered()
         return {"trained": self._trained, "spared": self._spared, "totals": dict(self.totals), "canary": canary}
 
     def recall(self, state: dict[str, Any]) -> None:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         self._trained, self.totals = state["trained"], state["totals"]
         self._spared = sum(1 for _ in zip(range(state["spared"]), self._spare, strict=False))
         self._rollouts.recall(state["canary"], self)
