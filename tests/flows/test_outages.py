@@ -207,6 +207,6 @@ def test_a_flow_that_takes_too_long_ends_every_process(api: Api, tmp_path: Path)
     words = [sys.executable, "-c", script, json.dumps(CONFIG), str(workspace)]
     with running(words, dict(api.environ), tmp_path / "printed") as run:
         assert run.wait(timeout=200) == 1
-    assert "exceeded timeout" in (tmp_path / "printed").read_text()
+    assert "FlowRunTimeoutError" in (tmp_path / "printed").read_text()
     assert not of_workspace(workspace)
     assert summary(workspace)["status"] == "interrupted"

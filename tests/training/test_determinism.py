@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_processes import run, signal, specialist  # noqa: F401
-from tests.training.test_resuming import files
+from tests.training.stopping import files
+from tests.training.test_processes import new, signal, specialist  # noqa: F401 (fixtures)
 from tests.worker.test_worker import ROOT
 from vibethinker.worker.host import Host
 
@@ -24,7 +24,7 @@ def host(tmp_path):
 @pytest.mark.parametrize("kind", ["specialist", "signal"])
 def test_two_fresh_processes_leave_the_same_bytes(request, kind):
     train = request.getfixturevalue(kind)
-    first, again = (payload(train({"method": "lora", "lora": {"rank": 4, "dropout": 0.1}})) for _ in range(2))
+    first, again = (payload(train({"method": "lora", "lora": {"rank": 4, "dropout": 0.1}}).run()) for _ in range(2))
     assert first == again
 
 

@@ -9,19 +9,8 @@ import pytest
 import torch
 from transformers import Trainer
 
-from tests.training.test_resuming import (  # noqa: F401
-    CASES,
-    OBJECTIVE,
-    SFT,
-    STAGE,
-    Fragile,
-    Killed,
-    die,
-    files,
-    listening,
-    restarted,
-    trained,
-)
+from tests.training.stopping import CASES, OBJECTIVE, SFT, STAGE, Fragile, Killed, die, files, restarted, trained
+from tests.training.test_resuming import listening  # noqa: F401 (a fixture)
 from vibethinker import models
 from vibethinker.errors import DivergedError, RolledBackError
 from vibethinker.training import sft, signal, trainer
