@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
+import sqlite3
+import subprocess
+import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -171,6 +177,59 @@ def test_the_next_run_delivers_what_a_killed_one_left(store, client, tmp_path):
     (parent,) = runs(client, "run", run_id="run-l")
     (child,) = runs(client, "step", parent=parent.info.run_id)
     assert history(client, child.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+
+
+# A run of its own process, which appends metrics and is killed: at once, or (by its parent) while it delivers.
+KILLED_RUN = """
+import os, signal, sys, time
+from pathlib import Path
+from vibethinker.tracking import RunTracker
+store, folder, count, waits = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "waits"
+tracker = RunTracker.open(None, store, "vibethinker tests", folder.name, "killed", {"seed": 1}, {}, folder)
+step = tracker.step("base", "0")
+for at in range(count):
+    step.metrics(at, {"loss": at / 8}, at, at)
+time.sleep(600 if waits else 0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.long
+def test_what_killed_runs_left_arrives_once_and_in_order_though_a_delivery_is_killed_too(store, client, tmp_path):
+    client.search_experiments()  # makes the store
+    folders = [tmp_path / "runs" / f"{tmp_path.name}-{number}" for number in (1, 2, 3)]
+    counts = [5000, 3000, 2000]
+
+    def start(number: int, end: str) -> subprocess.Popen[bytes]:
+        words = [str(store), str(folders[number]), str(counts[number]), end]
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        return subprocess.Popen([sys.executable, "-c", KILLED_RUN, *words], env=env)
+
+    def arrived() -> list[list[int]]:
+        """The updates of each run's metric, in the order in which the store got them."""
+        query = (
+            "select metrics.step from metrics join tags parent on parent.run_uuid = metrics.run_uuid and parent.key = "
+            "'mlflow.parentRunId' join tags run on run.run_uuid = parent.value and run.key = 'vibethinker.run_id' "
+            "where run.value = ? order by metrics.rowid"
+        )
+        with closing(sqlite3.connect(store / "mlflow.db", timeout=60)) as database:
+            return [[at for (at,) in database.execute(query, [folder.name])] for folder in folders]
+
+    for number in (0, 1):
+        assert start(number, "at once").wait(60) == -signal.SIGKILL
+    assert arrived() == [[], [], []]
+    third, limit = start(2, "waits"), time.monotonic() + 120
+    while not arrived()[0] and time.monotonic() < limit:
+        time.sleep(0.01)
+    third.kill()
+    third.wait()
+    found = arrived()
+    assert 0 < sum(map(len, found)) < sum(counts)
+    assert open_tracker(store, tmp_path / "runs" / "four", f"{tmp_path.name}-4").finish("FINISHED")
+    assert arrived() == [list(range(count)) for count in counts]
+    for folder in folders:
+        assert len(runs(client, "run", run_id=folder.name)) == 1
+        assert deliver(folder, store_uri(None, store), store) == 0
 
 
 def test_what_was_meant_for_another_store_stays_for_that_store(store, client, tmp_path, dead_uri):
