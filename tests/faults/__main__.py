@@ -6,6 +6,7 @@ Cases that were played are kept in FOLDER/results.jsonl, so that the campaign it
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import sys
 import time
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from flows.server import Server, environment
 from tests.faults.harness import Case, Reference, Result, cases, play
 
 
@@ -23,12 +25,20 @@ def main() -> int:
     parser.add_argument("--random", type=int, default=40, help="kills at random moments, beside those at every point")
     parser.add_argument("--seconds", type=float, help="begin no case later than this")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
+    parser.add_argument("--shared-server", action="store_true", help="one Prefect server for all, not one a start")
     parser.add_argument("--folder", type=Path, default=Path("workspace-faults"))
     parser.add_argument("--output", type=Path, help="the table, in Markdown")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     folder = options.folder.resolve()
-    reference, file = Reference(folder, options.profile, folder / "reference"), folder / "results.jsonl"
+    environ: dict[str, str] = {}
+    if options.shared_server:
+        server = Server(folder / "prefect", folder / "prefect.log")
+        atexit.register(server.close)
+        server.wait()
+        environ = {**environment(folder / "prefect"), "PREFECT_API_URL": server.url}
+    reference = Reference(folder, options.profile, folder / "reference", environ)
+    file = folder / "results.jsonl"
     all_cases, began = cases(reference, options.random), time.monotonic()
     results = {r["case"]: Result(**r) for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
 
