@@ -243,7 +243,7 @@ def _look(reference: Reference, case: Case, workspace: Path, notes: Path, result
         if begun > 1:
             result.rerun.append(step)
     result.leftovers = [n for n in ("staging", "checkpoints", "attic") if any((workspace / n).glob("*"))]
-    if len(list((workspace / "runs").iterdir())) != 1:
+    if len(list(workspace.glob("runs/*/state.json"))) != 1:  # by which a folder counts as a run
         result.problems.append("it is several runs")
     if "attic" in result.leftovers:
         result.problems.append("a whole output went to the attic")
