@@ -63,6 +63,7 @@ def test_a_malformed_row_is_named(tiny_model_folder: Path, tmp_path: Path) -> No
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.jsonl"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_signal_stage_without_a_file_trains_on_the_configuration_s_problems(
     tiny_model_folder: Path, tmp_path: Path

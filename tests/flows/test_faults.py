@@ -20,7 +20,7 @@ pytestmark = pytest.mark.service
     "case",
     [
         Case("signal-1", "update.renamed:1", "run"),
-        Case("evaluation-signal-2", "publish.renamed:1", "process"),
+        pytest.param(Case("evaluation-signal-2", "publish.renamed:1", "process"), marks=pytest.mark.long),
         Case("report", "step.ended:1", "run"),  # all is published, and nobody has told MLflow and Prefect
     ],
     ids=lambda case: case.name,
@@ -55,6 +55,7 @@ def test_500_flipped_bits_in_a_finished_run_are_all_found(micro: Finished, tmp_p
     assert all(store.find(s["id"], s["fingerprint"])[0] for s in micro.plan["steps"])
 
 
+@pytest.mark.long
 def test_a_damaged_output_alone_is_made_again(micro: Finished, api: Api, tmp_path: Path) -> None:
     reference, workspace = Reference(tmp_path, "micro", micro.workspace, api.environ), tmp_path / "workspace"
     reference.copy(workspace)

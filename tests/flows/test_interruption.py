@@ -16,9 +16,10 @@ from tests.flows.conftest import ROOT, Api, vibethinker
 
 pytestmark = pytest.mark.service
 
+STEPS = 60
 # Long enough to be met in the middle, and too slow a learner to collapse.
 SETTINGS = (
-    "signal.stages.0.steps=120", "signal.objective.learning_rate=1e-6", "execution.checkpoints.seconds=0.5",
+    f"signal.stages.0.steps={STEPS}", "signal.objective.learning_rate=1e-6", "execution.checkpoints.seconds=0.5",
     "domains=[algebra,code]", "evaluation.samples=1", "evaluation.k=[1]",
 )  # fmt: skip
 
@@ -79,13 +80,13 @@ def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(api: Api, tmp_path: Pa
     done = vibethinker("run", *arguments(workspace), environ=api.environ)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in payload(workspace, "signal-1")["metrics.jsonl"].splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 121))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert not (workspace / "checkpoints" / "signal-1").exists()
     # It is one run, in which each update was told once and computed once.
     [run] = (workspace / "runs").iterdir()
     told = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
     rows = [o for o in told if o["op"] == "metrics" and o["step"] == "signal-1" and o["at"]]
-    assert [o["at"] for o in rows if "loss" in o["values"]] == list(range(1, 121))
+    assert [o["at"] for o in rows if "loss" in o["values"]] == list(range(1, STEPS + 1))
     computed = [o["at"] for o in rows if any("tokens_per_second" in name for name in o["values"])]
     assert sorted(set(computed)) == computed
     assert computed[0] == 1

@@ -162,6 +162,7 @@ def test_a_damaged_output_is_made_anew(api: Api, micro: Finished) -> None:
     assert any(p.name.startswith("report-") for p in (micro.workspace / "attic").iterdir())
 
 
+@pytest.mark.long
 def test_a_killed_run_leaves_nothing_alive_and_the_next_one_goes_on(api: Api, tmp_path: Path) -> None:
     arguments = ["run", "--profile", "micro", "--workspace", str(tmp_path)]
     run = subprocess.Popen([sys.executable, "-m", "vibethinker", *arguments], env=dict(api.environ), cwd=ROOT)
@@ -192,6 +193,7 @@ def test_a_model_of_one_s_own_takes_the_place_of_a_step(api: Api, micro: Finishe
     assert not (tmp_path / "artifacts" / "base").exists()
 
 
+@pytest.mark.long
 def test_one_trajectory_can_serve_all_domains(api: Api, tmp_path: Path) -> None:
     done = vibethinker(
         "run", "--profile", "micro", "--workspace", str(tmp_path), "--set", "spectrum.mode=trajectory",

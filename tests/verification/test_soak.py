@@ -55,6 +55,7 @@ def resources() -> dict[str, int]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts descriptors and processes in /proc")
 def test_twenty_thousand_items_leak_nothing():
