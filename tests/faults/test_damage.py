@@ -154,12 +154,10 @@ def flipped(path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     updates = tmp_path / "updates"
     names = ("optimizer.pt", "remembered.json", "model.safetensors", "metrics.jsonl", "manifest.json")
-    whole = tmp_path / "whole"
-    fill(whole)
-    seal(whole, {"layout": "whole"}, at="update")
     for name in names:
         for update in (1, 2):
-            shutil.copytree(whole, updates / f"{update:08d}")
+            fill(updates / f"{update:08d}")
+            seal(updates / f"{update:08d}", {"layout": "whole", "update": update}, at="update")
         damage(updates / "00000002" / name)
         emitted = Emitted()
         newest = Resumable(updates, [], TrainerCheckpoints(), emitted).newest()
