@@ -16,7 +16,7 @@ from vibethinker import artifacts, validation
 from vibethinker.artifacts import Store, seal
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.settings import TrainerCheckpoints
-from vibethinker.training.resumable import Resumable
+from vibethinker.training.resuming import Resumable
 
 
 def fill(folder: Path) -> None:
@@ -154,11 +154,9 @@ def flipped(path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     updates = tmp_path / "updates"
     names = ("optimizer.pt", "remembered.json", "model.safetensors", "metrics.jsonl", "manifest.json")
-    whole = tmp_path / "whole"
-    fill(whole)
     for name in names:
         for update in (1, 2):
-            shutil.copytree(whole, updates / f"{update:08d}")
+            fill(updates / f"{update:08d}")
             seal(updates / f"{update:08d}", {"layout": "whole", "update": update}, at="update")
         damage(updates / "00000002" / name)
         emitted = Emitted()

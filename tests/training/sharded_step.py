@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from vibethinker import preemption
 from vibethinker.models import load_tokenizer
-from vibethinker.settings import BaseModelSettings, Sft
+from vibethinker.settings import BaseModelSettings, Sft, TrainerCheckpoints
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import processes, resumable, sft
 from vibethinker.training.common import Run
@@ -58,3 +58,33 @@ def slowly_sealed_when_asked(context: StepContext) -> Metrics:
 
     resumable.seal = slowly
     return sft.run(context)
+
+
+class Own:
+    """What one process alone remembers."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"rank": processes.rank()}
+
+    def remembered(self) -> dict[str, Any]:
+        """See `resuming.Remembers`."""
+        return self.state
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """See `resuming.Remembers`."""
+        self.state = state
+
+
+def recalled(context: StepContext) -> Metrics:
+    """Save and restore a checkpoint of states alone; what each process recalled."""
+    processes.join("cpu")
+    folder, own = context.checkpoints / "updates", Own()
+    resumable = resuming.Resumable(folder, [], TrainerCheckpoints(), context.emit)
+    made = resumable.aside / "made"
+    resumable.save(1, lambda: made.mkdir(parents=True, exist_ok=True), {"Own": own.remembered()}, 0)
+    resumable.finish()
+    processes.barrier()
+    own.state = {}
+    resumable.restore(resumable.newest(), {"Own": own})
+    (context.output / "done").write_text("")
+    return {str(rank): state["rank"] for rank, state in enumerate(processes.gathered([own.state]))}

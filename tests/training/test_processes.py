@@ -69,6 +69,7 @@ def new(host: Host, tmp_path: Path) -> Callable[..., Step]:
         nonlocal made
         made += 1
         workspace = tmp_path / str(made)
+        workspace.mkdir()
         store = Store(workspace)
         for role, folder in inputs.items():
             at = store.folder(role, "f")
@@ -291,13 +292,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 def assert_it_goes_on(new: Callable[..., Step], *ways: str) -> None:
     """A step that is stopped, once for each of `ways`, ends with the bytes of one that wasn't and saved nothing."""
     whole, step = (new(processes=2, checkpoints={"seconds": seconds}) for seconds in (1e6, 0))
-    for update, way in enumerate(ways, start=3):
+    for update, way in enumerate(ways, start=2):
         stopped(step, way, update)
     last = max(step.saved())
     assert last < STEPS
     made, computed = resumed(step)
     assert computed == list(range(last + 1, STEPS + 1))
     assert contents(made) == contents(whole.run())
+
+
+def test_each_process_recalls_what_it_remembered_itself(new: Callable[..., Step]) -> None:
+    made = new("tests.training.sharded_step:recalled", {}, {}, processes=2).run()
+    assert json.loads((made / "manifest.json").read_text())["metrics"] == {"0": 0, "1": 1}
 
 
 def test_a_training_of_two_processes_goes_on_after_one_was_killed_and_after_a_request(

@@ -77,31 +77,6 @@ def specialist(new_step, taught_folder, data_folder):
     return prepared("sft", new_step, taught_folder, data_folder)[1]
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "manifest"])
-def test_a_damaged_checkpoint_is_told_and_an_older_one_used(specialist, damage):
-    whole, context = specialist(seconds=0), specialist(seconds=0)
-    sft.run(whole)
-    with pytest.raises(Killed):
-        sft.run(replace(context, emit=Fragile(5, die)))
-    newest = context.checkpoints / "updates" / "00000004"
-    weights = next(p for p in newest.iterdir() if p.suffix == ".safetensors")
-    if damage == "bit":
-        data = bytearray(weights.read_bytes())
-        data[len(data) // 2] ^= 1
-        weights.write_bytes(data)
-    elif damage == "cut":
-        weights.write_bytes(weights.read_bytes()[:-1])
-    elif damage == "gone":
-        weights.unlink()
-    else:
-        (newest / "manifest.json").write_text("{")
-    context = restarted(context)
-    sft.run(context)
-    assert any("The checkpoint of update 4 can't be used" in text for text in context.emit.warnings)
-    assert trained(context.emit) == [4, 5, 6]
-    assert files(context.output) == files(whole.output)
-
-
 def test_those_of_an_interval_are_kept_beside_the_newest(specialist):
     context = specialist(seconds=1e6, keep=1, every=2)
     sft.run(context)
