@@ -67,11 +67,11 @@ class Own:
         self.state: dict[str, Any] = {"rank": processes.rank()}
 
     def remembered(self) -> dict[str, Any]:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         return self.state
 
     def recall(self, state: dict[str, Any]) -> None:
-        """See `resuming.Remembers`."""
+        """See `resumable.Remembers`."""
         self.state = state
 
 
@@ -79,12 +79,12 @@ def recalled(context: StepContext) -> Metrics:
     """Save and restore a checkpoint of states alone; what each process recalled."""
     processes.join("cpu")
     folder, own = context.checkpoints / "updates", Own()
-    resumable = resuming.Resumable(folder, [], TrainerCheckpoints(), context.emit)
-    made = resumable.aside / "made"
-    resumable.save(1, lambda: made.mkdir(parents=True, exist_ok=True), {"Own": own.remembered()}, 0)
-    resumable.finish()
+    saved = resumable.Resumable(folder, [], TrainerCheckpoints(), context.emit)
+    made = saved.aside / "made"
+    saved.save(1, lambda: made.mkdir(parents=True, exist_ok=True), {"Own": own.remembered()}, 0, 1)
+    saved.finish()
     processes.barrier()
     own.state = {}
-    resumable.restore(resumable.newest(), {"Own": own})
+    saved.restore(saved.newest(), {"Own": own})
     (context.output / "done").write_text("")
     return {str(rank): state["rank"] for rank, state in enumerate(processes.gathered([own.state]))}
