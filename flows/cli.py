@@ -28,7 +28,7 @@ from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThin
 from vibethinker.plan import StepState, states
 
 FULL = 1 << 20  # bytes free, below which a failure of the server's is the disk's
-RETRIES = 8  # of a request to Prefect, the wait before each doubled: a server may be away for 8 minutes
+RETRIES = 8  # of a request to Prefect, the wait before each doubled, about 8 minutes in all
 SAME_SECONDS = 0.3  # in which a second signal counts as the first
 
 
@@ -50,9 +50,8 @@ def run(dry_run: bool, **options: Any) -> None:
     published = all(s.state == "cached" for s in found.values())
     tier = preflight.try_sandbox(asked.config) if asked.config.runs_code() and not published else None
     check_workspace(asked.plan.workspace)
-    fingerprints = {s.id: s.fingerprint for s in asked.plan.steps}
     # A run that died after its last step still has to be told of as finished, in Prefect and MLflow.
-    finished = published and not runs.unfinished(asked.plan.workspace, fingerprints)
+    finished = published and not runs.unfinished(asked.plan.workspace, asked.plan.fingerprints)
     summary = _reuse(asked, found) if finished else _execute(asked, tier)
     from vibethinker.reporting import text
 
@@ -79,9 +78,8 @@ def _stop_at_signals() -> None:
 
 def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
     """Everything is published: tell it from the manifests, in the folder of the run that made it if it is there."""
-    fingerprints = {s.id: s.fingerprint for s in asked.plan.steps}
     try:
-        summary = runs.read_summary(runs.latest(asked.plan.workspace, fingerprints))
+        summary = runs.read_summary(runs.latest(asked.plan.workspace, asked.plan.fingerprints))
         if summary["status"] == "completed":
             return summary
     except ConfigurationError:

@@ -28,6 +28,7 @@ MANIFEST = validation.MANIFEST
 SCHEMA = validation.SCHEMA
 INPUTS = "inputs.json"  # of a step's checkpoints: role → content digest
 UPDATES = "updates"  # of a step's checkpoints: a trainer's, a folder for each update that was saved
+EVIDENCE = "evidence"  # of a step's checkpoints: what a training left that diverged
 SMALL_BYTES = 1 << 28  # a fifth of a second to hash
 
 

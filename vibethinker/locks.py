@@ -45,18 +45,14 @@ def attempt(path: Path) -> TextIOWrapper | None:
 @contextmanager
 def shared(path: Path) -> Iterator[None]:
     """Hold the lock together with others that share it; waits for whoever holds it alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with _locked(path, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold a lock that others share; waits until nobody does. Its file must stay."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Hold the lock that nobody else then shares or holds; waits until nobody does. Its file must stay."""
+    with _locked(path, fcntl.LOCK_EX):
         yield
 
 
@@ -72,6 +68,14 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        fcntl.flock(lock, how)
+        yield
 
 
 def _named(lock: TextIOWrapper, path: Path) -> bool:

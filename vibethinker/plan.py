@@ -80,6 +80,11 @@ class Plan:
         return [s.id for s in self.steps if role_of(s) in kinds]
 
     @property
+    def fingerprints(self) -> dict[str, str]:
+        """Step id → fingerprint."""
+        return {s.id: s.fingerprint for s in self.steps}
+
+    @property
     def final_model(self) -> str:
         """The step whose model the recipe ends with."""
         return (self.ids("signal") or self.ids("fusion"))[-1]

@@ -76,7 +76,7 @@ class Run:
     @classmethod
     def begin(cls, plan: Plan, *, fresh: bool = False) -> Run:
         """The unfinished run of this plan, or a new one (always, if `fresh`); alive from now on. Under `starting`."""
-        folder = None if fresh else unfinished(plan.workspace, {s.id: s.fingerprint for s in plan.steps})
+        folder = None if fresh else unfinished(plan.workspace, plan.fingerprints)
         run = cls(plan, folder.name if folder else None)
         run._alive = locks.attempt(run.folder / ALIVE)
         if folder and run._alive is None:  # another process was faster

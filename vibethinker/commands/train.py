@@ -18,6 +18,7 @@ import click
 
 from vibethinker import config as configuration
 from vibethinker import hardware, preflight
+from vibethinker.artifacts import EVIDENCE
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, DataError, VibeThinkerError
@@ -248,8 +249,6 @@ def _run_alone(
 
 def _with_evidence(error: VibeThinkerError, state: Path, output: Path) -> VibeThinkerError:
     """The error, with the evidence of a divergence moved to where it outlives the command, as it then says."""
-    from vibethinker.training.halting import EVIDENCE
-
     if not (state / EVIDENCE).is_dir():
         return error
     kept = output.with_name(f"{output.name}.evidence")

@@ -12,7 +12,6 @@ would take what a neighbour allocates meanwhile for its own.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import hashlib
 import json
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from vibethinker import locks
 from vibethinker.errors import ConfigurationError, OutOfMemoryError
 from vibethinker.generation.kinds import stored
 from vibethinker.models.files import CONFIG, GENERATION_CONFIG
@@ -107,9 +107,7 @@ def _turn(folder: Path) -> Iterator[None]:
     if int(os.environ.get("LOCAL_RANK", "0")):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "vibethinker-starting").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locks.alone(folder / "vibethinker-starting"):
         yield
 
 

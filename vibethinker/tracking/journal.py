@@ -11,7 +11,6 @@ Left out: fsync. A power cut may lose the last operations, never a step's publis
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import threading
@@ -19,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vibethinker import locks
 
 JOURNAL, STATE = "tracking.jsonl", "tracking.json"
 WINDOW = 4 << 20  # bytes read at once
@@ -125,6 +126,5 @@ def undelivered(folder: Path) -> bool:
 def delivering(folder: Path) -> Iterator[None]:
     """Hold the right to deliver this journal, so that two processes never send the same operations at
     once."""
-    with open(folder / "tracking.lock", "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.alone(folder / "tracking.lock"):
         yield

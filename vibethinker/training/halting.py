@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vibethinker import environment
-from vibethinker.artifacts import UPDATES, write_json
+from vibethinker.artifacts import EVIDENCE, UPDATES, write_json
 from vibethinker.errors import DivergedError, InfrastructureError, RolledBackError
 from vibethinker.training import processes
 from vibethinker.training.callbacks import plain
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vibethinker.training.common import Run
     from vibethinker.training.resuming import Resuming
 
-ROLLBACKS, EVIDENCE = "rollbacks.json", "evidence"
+ROLLBACKS = "rollbacks.json"
 ROWS = 50  # of metrics that are kept as evidence
 
 
