@@ -84,10 +84,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
             raise
-        click.echo(f"Error: {error.filename or 'a file'} can't be written ({error.strerror}): make room, or "
-                   "choose another folder.", err=True)  # fmt: skip
+        click.echo(f"Error: {error.filename or 'a file'} can't be written ({error.strerror}): make room, "
+                   "see to the disk, or choose another folder.", err=True)  # fmt: skip
         sys.exit(2)
 
 
