@@ -13,6 +13,7 @@ from vibethinker.footprint import (
     checkpointing,
     decoding_parts,
     training_parts,
+    vllm_cache,
 )
 
 QWEN3 = {
@@ -116,3 +117,15 @@ def test_an_engine_that_samples_between_updates_meets_weights_and_moments_only()
 
 def test_transformers_decodes_in_a_rectangle_of_cache() -> None:
     assert decoding_parts(Shape.of(QWEN3), 256, 4096, "bfloat16")["cache"] == 256 * 4096 * (112 << 10)
+
+
+def test_the_calculated_cache_of_vllm_is_within_what_vllm_itself_measured():
+    """Qwen2.5-0.5B with an untied head on an H100 of 79.18 GiB: 21.74 GiB in a share of 0.3, 256 sequences."""
+    words = {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": False,
+    }  # fmt: skip
+    share, shape = int(0.3 * 79.18 * GIB), Shape.of(words)
+    assert 0.85 * 21.74 * GIB < vllm_cache(shape, share, 256, "bfloat16") < 21.74 * GIB
+    assert vllm_cache(shape, share, 256, "bfloat16") > vllm_cache(shape, share, 1024, "bfloat16") > 18 * GIB
+    assert vllm_cache(shape, GIB, 256, "bfloat16") < 0

@@ -151,10 +151,10 @@ def test_another_interpreter_is_asked_what_it_has():
     assert sys.executable in other.name
 
 
-def test_another_interpreter_is_asked_in_its_own_environment(tmp_path):
+@pytest.mark.parametrize("python", [f"worker.python={sys.executable}", "worker.python=null"])
+def test_the_workers_environment_counts_whichever_interpreter_it_is(tmp_path, python):
     (tmp_path / "vllm.py").write_text("raise SystemExit('it must not be imported')")
-    overrides = [f"worker.python={sys.executable}", f"worker.env={{PYTHONPATH: '{tmp_path}'}}"]
-    assert steps_interpreter(settings(*overrides)).packages["vllm"] == "?"
+    assert steps_interpreter(settings(python, f"worker.env={{PYTHONPATH: '{tmp_path}'}}")).packages["vllm"] == "?"
 
 
 @pytest.mark.parametrize(

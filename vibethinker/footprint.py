@@ -36,6 +36,7 @@ GIB = 1 << 30
 HEADROOM = 0.92  # share of a GPU that can be planned with; allocators waste the rest [choice]
 CONTEXT = GIB  # CUDA's own, with its libraries' workspaces; 0.5 to 1 GiB on an H100 [choice]
 CHUNK_ROWS = 4096  # whose logits the loss computes at once: 1.2 GB over 152k in bfloat16
+VLLM_TOKENS = 16384  # that vLLM takes in a pass on a GPU of 70 GiB or more; half of it on others
 LOGIT_BYTES = 6  # bfloat16 logits and a float32 gradient
 NF4_BYTES = 0.5 + 4 / 64  # bitsandbytes, blocks of 64 with a float32 scale each
 MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4 / 256}  # 8 bits in blocks of 256 (bitsandbytes)
@@ -172,6 +173,15 @@ def decoding_parts(shape: Shape, sequences: int, length: int, precision: str) ->
 def vllm_floor(shape: Shape, length: int, precision: str) -> int:
     """The least that vLLM starts with: weights, the cache of one sequence, and a gibibyte to compute in."""
     return width(precision) * shape.parameters + length * shape.cache + GIB
+
+
+def vllm_cache(shape: Shape, share: int, sequences: int, precision: str) -> int:
+    """Bytes of keys and values that a share of a GPU has room for in vLLM, beside its weights, the widest activations
+    of a pass, the logits of all sequences with float32 copies before and after scaling, and a context with CUDA graphs.
+    Qwen2.5-0.5B with 256 sequences has 21.7 GiB of 23.75 by vLLM's own measurement (docs/results.md), 20.7 by this."""
+    wide = width(precision)
+    computing = VLLM_TOKENS * (3 * shape.mlp + 2 * shape.hidden) * wide + sequences * shape.vocabulary * (8 + wide)
+    return share - wide * shape.parameters - computing - CONTEXT
 
 
 def width(precision: str) -> int:

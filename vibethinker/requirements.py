@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -58,9 +59,10 @@ def steps_interpreter(config: Config) -> Interpreter:
         ConfigurationError: `worker.python` can't be started, or doesn't answer.
     """
     worker = config.worker
-    if worker.python is None:
+    if worker.python is None and not worker.env:
         return _own()
-    return _asked(worker.python, tuple(sorted(worker.env.items())))
+    # The same interpreter finds other packages by another PYTHONPATH.
+    return _asked(worker.python or sys.executable, tuple(sorted(worker.env.items())))
 
 
 def visible_gpus() -> tuple[Gpu, ...]:

@@ -258,7 +258,7 @@ def test_another_checkpoint_in_place_equals_a_fresh_engine(engine, prompts, tmp_
         "import json, sys; from pathlib import Path\n"
         "from vibethinker.generation.vllm_engine import VllmEngine\n"
         "folder, prompts, sampled, out = json.loads(sys.argv[1])\n"
-        "engine = VllmEngine(Path(folder), batch=32, memory=0.3, max_length=512)\n"
+        "engine = VllmEngine(Path(folder), batch=32, memory=0.3, max_length=512, neighbours=True)\n"
         "found = [[list(c.ids) for c in of] for of in engine.generate(prompts, **sampled)]\n"
         "scored = engine.score([(prompts[0], [5, 6, 7])])\n"
         "engine.close()\n"

@@ -45,7 +45,7 @@ def open_engine(
 
     Args:
         folder: a model folder, or an adapter folder, which is merged into `base`.
-        execution: of a `StepContext`: engine, vllm, device, generation_batch.
+        execution: of a `StepContext`: engine, vllm, device, generation_batch, gpu_share.
         tokenizer: the folder's, where it is loaded already.
         share: whether a trainer computes on the same GPU, so that vLLM takes a smaller share of it and may sleep.
         max_length: the longest prompt and completion together, in tokens; vLLM has room for no more, so that its
@@ -80,6 +80,7 @@ def open_engine(
         sleeps=share and settings.sleep,
         eager=settings.eager,
         max_length=max_length,
+        neighbours=execution.get("gpu_share", 1.0) < 1,
     )
 
 

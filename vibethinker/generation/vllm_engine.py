@@ -78,6 +78,7 @@ class VllmEngine:
         eager: start without compiling and without CUDA graphs.
         max_length: the longest prompt and completion together, in tokens, where completions end at the latest; None:
             the model's positions, or as much of them as the memory holds.
+        neighbours: whether other processes compute on the same GPU.
 
     Attributes:
         tokenizer, meter: see `Engine`.
@@ -98,6 +99,7 @@ class VllmEngine:
         sleeps: bool = False,
         eager: bool = False,
         max_length: int | None = None,
+        neighbours: bool = False,
     ) -> None:
         check_model_folder(folder)
         whole = base if is_adapter(folder) and base is not None else folder
@@ -107,7 +109,7 @@ class VllmEngine:
         self._sleeps, self._calls = sleeps, 0
         self._names = {name for name in ModelWeights(whole) if "rotary_emb." not in name}
         self._llm, self._positions = start(
-            whole, batch=batch, memory=memory, sleeps=sleeps, eager=eager, max_length=max_length
+            whole, batch=batch, memory=memory, sleeps=sleeps, eager=eager, max_length=max_length, neighbours=neighbours
         )
         try:
             self.load(folder, base)

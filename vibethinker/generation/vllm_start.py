@@ -6,8 +6,9 @@ with the configuration alone, named by what is in it, beside vLLM's caches; and 
 power of two. Weights are loaded afterwards, in place. That asks for layers which keep weights as checkpoints have them:
 quantised ones and mixtures of experts are repacked once loaded, so they are refused.
 
-A machine's engines start one after the other: each measures what is free on its GPU before and after a trial pass, and
-would take what a neighbour allocates meanwhile for its own.
+vLLM finds the room for its cache by what is free on its GPU before and after a trial pass. What a neighbour allocates
+meanwhile it takes for its own, and where one frees memory it gives up. So a machine's engines start one after the
+other; and beside steps that train, which can't be made to wait, the cache's size is calculated instead.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from vibethinker import locks
+from vibethinker import footprint, locks
 from vibethinker.errors import ConfigurationError, OutOfMemoryError
+from vibethinker.footprint import Shape
 from vibethinker.generation.kinds import stored
 from vibethinker.models.files import CONFIG, GENERATION_CONFIG
 from vibethinker.worker.exhaustion import is_out_of_memory
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
     from vllm import LLM
 
 # Read when vllm is imported or its engine is built: one process that calls nobody, not even to learn its own address,
@@ -54,7 +57,7 @@ _TOO_SMALL = (
 
 
 def start(
-    folder: Path, *, batch: int, memory: float, sleeps: bool, eager: bool, max_length: int | None
+    folder: Path, *, batch: int, memory: float, sleeps: bool, eager: bool, max_length: int | None, neighbours: bool
 ) -> tuple[LLM, int]:
     """vLLM with the architecture of a model folder and random weights, and the longest sequence that it takes.
 
@@ -79,6 +82,8 @@ def start(
     }
     if config.dtype is not None:  # by itself vLLM would cut float32 to half
         given["dtype"] = str(config.dtype).removeprefix("torch.")
+    if neighbours and (room := cache_bytes(config, memory, batch)):
+        given["kv_cache_memory_bytes"] = room
     if not eager:
         given["compilation_config"] = {"cudagraph_capture_sizes": capture_sizes(batch)}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # in the trainer's group, each process with a model of its own
@@ -131,6 +136,20 @@ def configured_stops(folder: Path) -> int | list[int] | None:
     except OSError:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         return GenerationConfig.from_model_config(config).eos_token_id
+
+
+def cache_bytes(config: PreTrainedConfig, memory: float, batch: int) -> int | None:
+    """The size of the cache in this share of the GPU, by `footprint.vllm_cache`; None for a model of another kind than
+    it knows, or where there is none left, of which vLLM then tells."""
+    import torch
+
+    total = torch.cuda.mem_get_info()[1]
+    precision = "float32" if config.dtype is torch.float32 else "bfloat16"
+    try:
+        shape = Shape.of(config.get_text_config().to_dict())
+    except KeyError:
+        return None
+    return max(0, footprint.vllm_cache(shape, int(memory * total), batch, precision)) or None
 
 
 def capture_sizes(batch: int) -> list[int]:
