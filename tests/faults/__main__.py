@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--random", type=int, default=40, help="kills at random moments, beside those at every point")
     parser.add_argument("--seconds", type=float, help="begin no case later than this")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
+    parser.add_argument("--alone", action="store_true", help="undo a case's own step only, not those that follow")
     parser.add_argument("--shared-server", action="store_true", help="one Prefect server for all, not one a start")
     parser.add_argument("--folder", type=Path, default=Path("workspace-faults"))
     parser.add_argument("--output", type=Path, help="the table, in Markdown")
@@ -37,7 +38,7 @@ def main() -> int:
         atexit.register(server.close)
         server.wait()
         environ = {**environment(folder / "prefect"), "PREFECT_API_URL": server.url}
-    reference = Reference(folder, options.profile, folder / "reference", environ)
+    reference = Reference(folder, options.profile, folder / "reference", environ, options.alone)
     file = folder / "results.jsonl"
     all_cases, began = cases(reference, options.random), time.monotonic()
     results = {r["case"]: Result(**r) for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
@@ -82,8 +83,7 @@ def markdown(profile: str, all_cases: list[Case], results: dict[str, Result]) ->
         "|---|---|---|---|---|---|",
     ]
     for case, result in played:
-        place = f"at {case.share:.0%} of its time" if case.at == "random" else f"`{case.at}`"
-        place += ", it was published by then" if result.late else ""
+        place = f"at {result.share:.0%} of its time" if case.at == "random" else f"`{case.at}`"
         again, verdict = ", ".join(result.rerun) or "–", "; ".join(result.problems) or "yes"
         row = (place, case.step, case.action, result.restarts, again, verdict)
         lines.append("| " + " | ".join(map(str, row)) + " |")
