@@ -23,7 +23,7 @@ from tests.flows.conftest import ROOT, Api
 pytestmark = [pytest.mark.service, pytest.mark.long]
 
 # A stage that is long enough to be met in its middle, and too slow a learner to collapse.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "domains": ["algebra", "code"],
     "evaluation": {"samples": 1, "k": [1]},
     "signal": {
@@ -80,7 +80,11 @@ def config(tmp_path: Path) -> Path:
 @contextmanager
 def running(words: list[str], environ: dict[str, str], printed: Path) -> Iterator[subprocess.Popen[bytes]]:
     with printed.open("wb") as output:
-        run = subprocess.Popen(words, env=environ, cwd=ROOT, stdout=output, stderr=output)
+        # Ctrl-C is ignored by what a shell has started in the background, and so by a test run there.
+        run = subprocess.Popen(
+            words, env=environ, cwd=ROOT, stdout=output, stderr=output,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
         try:
             yield run
         finally:
@@ -204,7 +208,9 @@ def test_a_flow_that_takes_too_long_ends_every_process(api: Api, tmp_path: Path)
         "import json, sys; from flows.pipeline import pipeline; "
         "pipeline.with_options(timeout_seconds=60)('micro', json.loads(sys.argv[1]), sys.argv[2])"
     )
-    words = [sys.executable, "-c", script, json.dumps(CONFIG), str(workspace)]
+    [math, code] = CONFIG["signal"]["stages"]
+    endless = {**CONFIG, "signal": {**CONFIG["signal"], "stages": [{**math, "steps": 100_000}, code]}}
+    words = [sys.executable, "-c", script, json.dumps(endless), str(workspace)]
     with running(words, dict(api.environ), tmp_path / "printed") as run:
         assert run.wait(timeout=200) == 1
     assert "FlowRunTimeoutError" in (tmp_path / "printed").read_text()
