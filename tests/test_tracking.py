@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -19,6 +20,7 @@ import pytest
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.tracking import RunTracker, deliver, store_uri
+from vibethinker.tracking.journal import Journal, read_all
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.slow
@@ -334,6 +336,24 @@ def test_a_line_torn_by_a_crash_hides_no_later_operation(store, client, tmp_path
         assert tracker.finish("FINISHED")
     assert len(runs(client, "run", run_id="run-j")) == 1
     assert "no operation" in caplog.text
+
+
+def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append({"op": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel then takes a part of what is written, as of a disk that fills up.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.path.stat().st_size + 4, before[1]))
+    try:
+        journal.append({"op": 2})
+        journal.append({"op": 3})
+        assert [operation["op"] for operation in read_all(tmp_path)] == [1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.append({"op": 4})
+    assert journal.close()
+    journal.append({"op": 5})  # by a step that didn't leave in time
+    assert [operation["op"] for operation in read_all(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_the_store_is_the_setting_then_the_environment_then_the_workspace(tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ microseconds and needs no store, so a store that is down, slow or still migratin
 nothing. A position is a byte offset into that file; `tracking.json` beside it remembers the position up to
 which one store has everything. A line torn by a crash is closed by the next writer and skipped by the reader.
 
+What a full disk doesn't take is kept in memory and written with the next operation.
+
 Left out: fsync. A power cut may lose the last operations, never a step's published output.
 """
 
@@ -15,7 +17,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +34,31 @@ class Journal:
         self.path = folder / JOURNAL
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._left = b""  # what couldn't be written yet
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
         if self._file.tell() and self.path.read_bytes()[-1:] != b"\n":
             self._file.write(b"\n")
 
     def append(self, operation: dict[str, Any]) -> None:
-        """Add one operation; a float that is NaN or infinite is kept as such."""
+        """Add one operation, unless the journal is closed; a float that is NaN or infinite is kept as such."""
         line = json.dumps(operation, sort_keys=True).encode() + b"\n"
         with self._lock:
-            self._file.write(line)
+            if not self._file.closed:
+                self._left += line
+                self._write()
 
-    def close(self) -> None:
-        """Close the file; nothing can be appended afterwards."""
+    def close(self) -> bool:
+        """Close the file; what is appended afterwards is dropped, by a step that had to be left alone. False where the
+        disk doesn't take all that was appended before."""
         with self._lock:
+            self._write()
             self._file.close()
+        return not self._left
+
+    def _write(self) -> None:
+        with suppress(OSError):
+            while self._left:  # a write to a disk that fills up may take a part
+                self._left = self._left[self._file.write(self._left) :]
 
 
 def read(folder: Path, position: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -130,8 +130,7 @@ class RunTracker:
         self._closing.set()
         self._wake.set()
         self._thread.join(CLOSE)
-        self._journal.close()
-        return self._delivered
+        return self._journal.close() and self._delivered
 
     def _append(self, operation: dict[str, Any]) -> None:
         self._journal.append({"time_ms": round(time.time() * 1000), **operation})
