@@ -77,6 +77,29 @@ def test_a_full_disk_publishes_nothing_and_is_used_again_when_there_is_room(moun
     ]
 
 
+SAVE = """
+import os, sys
+import torch
+from safetensors.torch import save_file
+from vibethinker.worker.endings import classify
+weights, path = {"weight": torch.zeros(300 << 20, dtype=torch.uint8)}, os.environ["m"] + "/weights"
+for save in (lambda: save_file(weights, path), lambda: torch.save(weights, path)):
+    try:
+        save()
+    except Exception as error:
+        print(type(error).__name__, type(classify(error)).__name__, classify(error))
+    os.remove(path)
+"""
+
+
+def test_weights_that_find_no_room_are_a_full_disk_whoever_writes_them(mounted, tmp_path: Path) -> None:
+    (tmp_path / "save.py").write_text(SAVE)
+    lines = mounted(f"$python '{tmp_path / 'save.py'}'").splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "InfrastructureError The disk is full" in line
+
+
 def test_a_read_only_workspace_is_refused_with_a_sentence(mounted) -> None:
     printed = mounted(f"""
         mkdir -p "$m/ws/runs" "$m/ws/staging/step"

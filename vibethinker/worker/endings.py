@@ -10,6 +10,14 @@ import signal
 from vibethinker.errors import DataError, DivergedError, InfrastructureError, OutOfMemoryError, VibeThinkerError
 from vibethinker.worker import exhaustion
 
+# Of what safetensors and torch raise where the operating system's error was lost.
+DISK = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Input/output error": errno.EIO,
+    "PytorchStreamWriter failed writing": errno.ENOSPC,
+}
+
 
 def classify(error: BaseException) -> VibeThinkerError:
     """The error of this project that says what kind of failure any exception is."""
@@ -20,11 +28,12 @@ def classify(error: BaseException) -> VibeThinkerError:
         return OutOfMemoryError(text)
     if isinstance(error, FloatingPointError):
         return DivergedError(text)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    number = error.errno if isinstance(error, OSError) else next((DISK[said] for said in DISK if said in text), None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return InfrastructureError(f"The disk is full ({text}): make room, then run the same command again.")
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError)):
         return DataError(text)
-    if isinstance(error, (OSError, EOFError)):
+    if isinstance(error, (OSError, EOFError)) or number == errno.EIO:
         return InfrastructureError(text)
     return VibeThinkerError(text)
 
