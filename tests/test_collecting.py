@@ -207,10 +207,14 @@ def test_sweeping_removes_what_dead_processes_wrote(workspace: Path) -> None:
     store = Store(workspace)
     store.staging("data", A)
     store.staging("fusion", B)
+    for step, fingerprint in (("data", A), ("fusion", B)):
+        (workspace / "staging" / f"{step}-{fingerprint}-ranks" / "1").mkdir(parents=True)
     (workspace / "trash" / "half").mkdir(parents=True)
     with store.lock("data", A):
+        goes = {one.path.name for one in collecting.find(workspace, Keep(newest=0)).unneeded if one.what == "staging"}
+        assert goes == {f"fusion-{B}", f"fusion-{B}-ranks"}
         collecting.sweep(workspace)
-    assert [path.name for path in (workspace / "staging").iterdir()] == [f"data-{A}"]
+    assert sorted(path.name for path in (workspace / "staging").iterdir()) == [f"data-{A}", f"data-{A}-ranks"]
     assert not list((workspace / "trash").iterdir())
 
 

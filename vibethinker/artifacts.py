@@ -29,6 +29,7 @@ SCHEMA = validation.SCHEMA
 INPUTS = "inputs.json"  # of a step's checkpoints: role → content digest
 UPDATES = "updates"  # of a step's checkpoints: a trainer's, a folder for each update that was saved
 EVIDENCE = "evidence"  # of a step's checkpoints: what a training left that diverged
+SCRATCH = "-ranks"  # ends the name of a folder beside a step's staging, where its other processes write
 SMALL_BYTES = 1 << 28  # a fifth of a second to hash
 
 
@@ -97,18 +98,27 @@ class Store:
             return None
         return Artifact(folder, manifest)
 
-    def read_whole(self, step: str, fingerprint: str) -> Artifact:
-        """The published output as a step's input: read to the end, whatever its size, before the step relies on it.
+    def input(self, step: str, fingerprint: str) -> Artifact:
+        """The published output that a step names as its input; only its manifest is read.
 
         Raises:
-            InfrastructureError: it is gone, or was damaged and is now in the attic, so that the next run remakes it.
+            InfrastructureError: it is gone.
         """
         artifact = self.read(step, fingerprint)
         if artifact is None:
             raise InfrastructureError(f"The output of {step} is gone: run the same command again to remake it.")
-        if reason := validation.check(artifact.folder, "digest"):
-            with self.lock(step, fingerprint):
-                if self.folder(step, fingerprint).exists() and validation.check(artifact.folder, "digest"):
+        return artifact
+
+    def read_whole(self, step: str, fingerprint: str, tell: Callable[[], None] = lambda: None) -> Artifact:
+        """`input`, read to the end, whatever its size, before the step relies on it; `tell` is called meanwhile.
+
+        Raises:
+            InfrastructureError: it is gone, or was damaged and is now in the attic, so that the next run remakes it.
+        """
+        artifact = self.input(step, fingerprint)
+        if reason := validation.check(artifact.folder, "digest", tell):
+            with self.lock(step, fingerprint, tell):
+                if self.folder(step, fingerprint).exists() and validation.check(artifact.folder, "digest", tell):
                     self.retire(step, fingerprint)
             raise InfrastructureError(
                 f"The output of {step} was damaged ({reason}): run the same command again to remake it."
@@ -139,11 +149,20 @@ class Store:
 
     def retire(self, step: str, fingerprint: str) -> Path:
         """Move an output out of the way; returns its new place in `attic/`."""
+        return self._to_attic(self.folder(step, fingerprint), f"{step}-{fingerprint[:12]}")
+
+    def start_over(self, step: str, fingerprint: str, waiting: Callable[[], None]) -> None:
+        """Move a step's output and what it could go on from out of the way, once no process makes it."""
+        with self.lock(step, fingerprint, waiting):
+            if self.folder(step, fingerprint).exists():
+                self.retire(step, fingerprint)
+            if (resumable := self.checkpoints(step, fingerprint)).exists():
+                self._to_attic(resumable, f"{step}-{fingerprint[:12]}-checkpoints")
+
+    def _to_attic(self, folder: Path, name: str) -> Path:
         attic = self.workspace / "attic"
         attic.mkdir(parents=True, exist_ok=True)
-        target = attic / f"{step}-{fingerprint[:12]}-{time.time_ns()}"
-        os.rename(self.folder(step, fingerprint), target)
-        return target
+        return folder.rename(attic / f"{name}-{time.time_ns()}")
 
     @contextmanager
     def lock(self, step: str, fingerprint: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -161,21 +180,32 @@ class Store:
         folder.mkdir(parents=True)
         return folder
 
+    def writer(self, folder: Path) -> Path:
+        """The lock of the step that writes into this folder of `staging/`, as its output or as its ranks' scratch."""
+        return self.workspace / "locks" / folder.name.removesuffix(SCRATCH)
+
     def publish(
-        self, staging: Path, step: str, fingerprint: str, *, inputs: Mapping[str, str], record: Mapping[str, Any]
+        self,
+        staging: Path,
+        step: str,
+        fingerprint: str,
+        *,
+        inputs: Mapping[str, str],
+        record: Mapping[str, Any],
+        tell: Callable[[], None] = lambda: None,
     ) -> Artifact:
         """Make a staged output visible, whole or not at all.
 
         Args:
             inputs: role → content digest of each artifact that was read.
             record: further manifest entries: kind, settings, metrics, versions, revision, seconds, …
+            tell: called with each file.
         """
         if not any(p.is_file() for p in staging.rglob("*")):
             raise InfrastructureError(f"The step {step} ended without writing any file.")
         own = {"step": step, "fingerprint": fingerprint, "inputs": dict(inputs)}
-        manifest = seal(
-            staging, {**record, **own, "tensors": validation.tensor_digests(staging)}, at="publish", about=step
-        )
+        record = {**record, **own, "tensors": validation.tensor_digests(staging)}
+        manifest = seal(staging, record, at="publish", about=step, tell=tell)
         target = self.folder(step, fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(target.parent.parent)  # which may have got the step's folder just now
@@ -200,6 +230,7 @@ def seal(
     *,
     at: str,
     about: str = "",
+    tell: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write a manifest with the digest of each file, everything synced to the disk; returns it.
 
@@ -207,10 +238,12 @@ def seal(
         record: further entries.
         known: digests by inode, size and time of change, of files that were sealed before under another name.
         at, about: how the fault points on its way are called, and the step that they speak of.
+        tell: called with each file.
     """
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         state = path.stat()
+        tell()
         key = state.st_ino, state.st_size, state.st_mtime_ns
         digest = known.get(key) if known is not None else None
         if digest is None:
@@ -254,11 +287,16 @@ def folder_digest(folder: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("w") as handle:
-            handle.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+            handle.write(text)
             faults.point("json.written", path.name)
             handle.flush()
             os.fsync(handle.fileno())

@@ -107,7 +107,7 @@ def collect(workspace: Path, keep: Keep) -> Found:
 def sweep(workspace: Path) -> None:
     """Remove what dead processes of any run were writing, and what a killed collection left."""
     for folder in _entries(workspace / "staging"):
-        lock = workspace / "locks" / folder.name
+        lock = Store(workspace).writer(folder)
         if not locks.is_held(lock):
             _take_away(workspace, Unneeded("staging", folder, "", 0, (lock,)))
     _empty_trash(workspace)
@@ -148,7 +148,7 @@ class _Search:
         for folder in _entries(workspace / "attic"):
             self._add("attic", folder, "it was replaced")
         for folder in _entries(workspace / "staging"):
-            lock = self._lock(folder.name)
+            lock = self.store.writer(folder)
             if not locks.is_held(lock):
                 self._add("staging", folder, "nobody writes into it any more", lock)
         for folder in _entries(workspace / TRASH):

@@ -64,7 +64,7 @@ def is_held(path: Path) -> bool:
         return False
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # two may look at once
         except BlockingIOError:
             return True
     return False

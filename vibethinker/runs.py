@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from vibethinker import locks
-from vibethinker.artifacts import Artifact, Store, write_json
+from vibethinker.artifacts import Artifact, Store, write_json, write_text
 from vibethinker.config import environment_settings
 from vibethinker.errors import ConfigurationError
 from vibethinker.plan import Plan, StepState
@@ -81,6 +81,9 @@ class Run:
         run._alive = locks.attempt(run.folder / ALIVE)
         if folder and run._alive is None:  # another process was faster
             return cls.begin(plan, fresh=True)
+        while run._alive is None:  # somebody looks whether it is held
+            time.sleep(0.01)
+            run._alive = locks.attempt(run.folder / ALIVE)
         if folder:
             run.goes_on = True
             run._warnings = list(read_summary(folder)["warnings"])
@@ -92,7 +95,7 @@ class Run:
         number = 1 + max((_order(folder)[0] for folder in folders(self.plan.workspace)), default=0)
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         values = self.plan.config.model_dump(mode="json", by_alias=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+        write_text(self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
         self._warnings += [text for text in warnings if text not in self._warnings]
         self.save()

@@ -23,8 +23,9 @@ LEVELS = ("exists", "size", "finite", "digest", "generates")
 CHUNK_BYTES = 1 << 24
 
 
-def check(folder: Path, level: str = "size") -> str | None:
-    """The reason why a folder is invalid at this level, or None if it is valid.
+def check(folder: Path, level: str = "size", tell: Callable[[], None] = lambda: None) -> str | None:
+    """The reason why a folder is invalid at this level, or None if it is valid; `tell` is called with each file that is
+    read, since a large folder takes minutes.
 
     Raises:
         ConfigurationError: the level has another name, or another version wrote the manifest.
@@ -37,7 +38,7 @@ def check(folder: Path, level: str = "size") -> str | None:
     for name in LEVELS[: LEVELS.index(level) + 1]:
         if name == "digest" and manifest is None and level != "digest":
             continue  # a folder from elsewhere has nothing to compare with, but it can still be loaded
-        if reason := _CHECKS[name](folder, manifest):
+        if reason := _CHECKS[name](folder, manifest, tell):
             return reason
     return None
 
@@ -121,7 +122,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _exists(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+def _exists(folder: Path, manifest: dict[str, Any] | None, tell: Callable[[], None]) -> str | None:
     if manifest is not None:
         missing = [name for name in manifest["files"] if not (folder / name).is_file()]
         return f"{missing[0]} is missing" if missing else None
@@ -132,15 +133,16 @@ def _exists(folder: Path, manifest: dict[str, Any] | None) -> str | None:
     return None
 
 
-def _size(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+def _size(folder: Path, manifest: dict[str, Any] | None, tell: Callable[[], None]) -> str | None:
     for name, entry in (manifest["files"] if manifest else {}).items():
         if (size := (folder / name).stat().st_size) != entry["size"]:
             return f"{name} has {size} bytes instead of {entry['size']}"
     return None
 
 
-def _finite(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+def _finite(folder: Path, manifest: dict[str, Any] | None, tell: Callable[[], None]) -> str | None:
     for path in sorted(folder.rglob("*.safetensors")):
+        tell()
         try:
             bad = next(_not_finite(path), None)
         except (ValueError, KeyError, TypeError) as error:
@@ -170,17 +172,18 @@ def _not_finite(path: Path) -> Iterator[str]:
                     break
 
 
-def _digest(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+def _digest(folder: Path, manifest: dict[str, Any] | None, tell: Callable[[], None]) -> str | None:
     if manifest is None:
         return f"there is no {MANIFEST} to compare with; a folder from elsewhere can be checked up to `finite`"
     for name, entry in manifest["files"].items():
+        tell()
         with (folder / name).open("rb") as handle:
             if hashlib.file_digest(handle, "sha256").hexdigest() != entry["sha256"]:
                 return f"{name} isn't what was published: its sha256 differs"
     return None
 
 
-def _generates(folder: Path, manifest: dict[str, Any] | None) -> str | None:
+def _generates(folder: Path, manifest: dict[str, Any] | None, tell: Callable[[], None]) -> str | None:
     if not (folder / "config.json").is_file():
         return "it holds no model at its top level (config.json)"
     from vibethinker import models
@@ -196,7 +199,7 @@ def _generates(folder: Path, manifest: dict[str, Any] | None) -> str | None:
     return None if completion.tokens else "it loads but produces no token"
 
 
-_CHECKS: dict[str, Callable[[Path, dict[str, Any] | None], str | None]] = {
+_CHECKS: dict[str, Callable[[Path, dict[str, Any] | None, Callable[[], None]], str | None]] = {
     "exists": _exists,
     "size": _size,
     "finite": _finite,

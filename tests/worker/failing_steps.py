@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from vibethinker.errors import (
     ConfigurationError,
@@ -59,6 +60,23 @@ def wait(context: StepContext) -> Metrics:
     context.emit.metrics(0, {"child": os.getpid(), "grandchild": grandchild.pid})
     time.sleep(600)
     return {}
+
+
+def stopped_while_published(context: StepContext) -> Metrics:
+    """Have the first file that is hashed ask this process to stop."""
+    import hashlib
+
+    digest = hashlib.file_digest
+
+    def asked(*words: Any) -> Any:
+        hashlib.file_digest = digest
+        os.kill(os.getpid(), signal.SIGTERM)
+        return digest(*words)
+
+    hashlib.file_digest = asked
+    for name in "abc":
+        (context.output / name).write_text(name)
+    return {"files": 3}
 
 
 def die(context: StepContext) -> Metrics:

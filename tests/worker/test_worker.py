@@ -106,6 +106,51 @@ def test_a_step_stopped_before_it_began_leaves_at_once(fork: bool, tmp_path: Pat
         host.run(request(tmp_path, failing_steps.wait), lambda e: None, lambda: True)
 
 
+def test_a_step_for_which_no_process_comes_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "never_imported.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("VIBETHINKER_PRELOAD", "never_imported")
+    env = {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    refused = pytest.raises(InfrastructureError, match="no process could be started")
+    with Host(tmp_path / "worker.log", env=env, fork=True) as host, refused:
+        host.run(request(tmp_path, failing_steps.wait, stall_seconds=2.0), lambda e: None)
+
+
+def test_what_is_done_is_published_though_it_is_asked_to_stop(host: Host, tmp_path: Path) -> None:
+    """The request arrives between the step's end and its publishing; one is asked while files are written."""
+    result = host.run(request(tmp_path, failing_steps.stopped_while_published), lambda e: None)
+    assert Store(tmp_path).find("step", "f" * 64)[0]
+    assert result["metrics"] == {"files": 3}
+
+
+def test_a_step_that_waited_reads_what_its_inputs_are_then(host: Host, tmp_path: Path) -> None:
+    store, fingerprint = Store(tmp_path), "a" * 64
+
+    def publish(text: str) -> str:
+        with store.lock("data", fingerprint):
+            if store.folder("data", fingerprint).exists():
+                store.retire("data", fingerprint)
+            staging = store.staging("data", fingerprint)
+            (staging / "value.txt").write_text(text)
+            return store.publish(staging, "data", fingerprint, inputs={}, record={"metrics": {}}).digest
+
+    publish("before")
+    waits, ended = threading.Event(), threading.Event()
+    asked = request(tmp_path, failing_steps.succeed, inputs={"data": ["data", fingerprint]})
+
+    def run() -> None:
+        host.run(asked, lambda event: waits.set() if "waiting" in event.get("text", "") else None)
+        ended.set()
+
+    thread = threading.Thread(target=run)
+    with store.lock("step", "f" * 64):
+        thread.start()
+        assert waits.wait(30)
+        digest = publish("after")
+    thread.join(30)
+    assert ended.is_set()
+    assert store.find("step", "f" * 64, {"data": digest})[0]
+
+
 def test_steps_run_side_by_side(host: Host, tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=30)
 

@@ -200,7 +200,7 @@ class Resumable:
 
     def _flaw(self, folder: Path) -> str | None:
         """Why a checkpoint can't be used, if so; what is in its folder but not of it is moved away."""
-        if reason := check(folder, "digest"):
+        if reason := check(folder, "digest", lambda: self._emit.progress(0, 1, "reading the saved update")):
             return reason
         manifest, reason = read_manifest(folder)
         if manifest is None:

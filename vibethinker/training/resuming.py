@@ -130,7 +130,6 @@ def train_resumably(trainer: Resuming, resumable: Resumable, *, save_last: bool 
     processes.barrier()  # the first process seals, and ends with any other that leaves
     if boundary.stopping:
         raise PreemptedError(preemption.ASKED)
-    preemption.check()
 
 
 def remembering(trainer: Trainer) -> dict[str, Remembers]:

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,16 +39,25 @@ QUIET = {
 }
 
 
+QUIET_SECONDS = 10.0  # of a step that reads or writes large files
+
+
 class PipeEmitter:
     """Writes events to the server; safe to use from a trainer's threads."""
 
     def __init__(self, descriptor: int, request_id: int) -> None:
         self._descriptor, self._id = descriptor, request_id
         self._sequence, self._lock = 0, threading.Lock()
+        self._sent_at = time.monotonic()
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         """See `steps.Emitter`."""
         self.send("progress", done=done, total=total, text=text)
+
+    def alive(self, doing: str) -> None:
+        """A sign of life where the last one is QUIET_SECONDS ago, of a step that hasn't begun, or is over."""
+        if time.monotonic() - self._sent_at > QUIET_SECONDS:
+            self.progress(0, 1, doing)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """See `steps.Emitter`."""
@@ -70,6 +80,7 @@ class PipeEmitter:
     def send(self, event: str, **fields: Any) -> None:
         """Write one event whole; a pipe that nobody reads any more ends the process, since its flow is gone."""
         with self._lock:
+            self._sent_at = time.monotonic()
             self._sequence += 1
             line = {"id": self._id, "sequence": self._sequence, "time": time.time(), "event": event, **fields}
             data = (json.dumps(line) + "\n").encode()
@@ -118,15 +129,18 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
     """
     store = Store(Path(request["workspace"]))
     step, fingerprint = request["step"], request["fingerprint"]
-    inputs = {role: store.read_whole(*named) for role, named in request["inputs"].items()}
-    digests = {role: a.digest for role, a in inputs.items()}
     with store.lock(step, fingerprint, lambda: emitter.progress(0, 1, "waiting for another run that makes this step")):
+        # Within the lock, since what was read before a wait of hours may have been made anew meanwhile.
+        digests = {role: store.input(*named).digest for role, named in request["inputs"].items()}
         found, reason = store.find(step, fingerprint, digests)
         if found:
             return _result(found, reused=True)
         if reason:
             emitter.warning(f"The published output of {step} moved to {store.retire(step, fingerprint)}: {reason}.")
         faults.point("child.locked", step)
+        reading = partial(emitter.alive, "reading its inputs")
+        inputs = {role: store.read_whole(*named, reading) for role, named in request["inputs"].items()}
+        digests = {role: artifact.digest for role, artifact in inputs.items()}
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
@@ -141,22 +155,24 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )
         metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
-        faults.point("child.computed", step)
-        record = {
-            "kind": request["kind"],
-            "settings": request["settings"],
-            "metrics": metrics,
-            "seconds": round(time.monotonic() - started, 3),
-            "finished": time.time(),
-            "seed": request["settings"].get("seed"),
-            "deterministic": request["settings"].get("deterministic"),
-            "versions": environment.versions(),
-            "environment": environment.facts(),
-            "revision": request.get("revision"),
-            "run_id": request.get("run_id"),
-        }
-        artifact = store.publish(staging, step, fingerprint, inputs=digests, record=record)
-        faults.point("child.published", step)
+        with preemption.held():  # the work is done; leaving now would lose it
+            faults.point("child.computed", step)
+            record = {
+                "kind": request["kind"],
+                "settings": request["settings"],
+                "metrics": metrics,
+                "seconds": round(time.monotonic() - started, 3),
+                "finished": time.time(),
+                "seed": request["settings"].get("seed"),
+                "deterministic": request["settings"].get("deterministic"),
+                "versions": environment.versions(),
+                "environment": environment.facts(),
+                "revision": request.get("revision"),
+                "run_id": request.get("run_id"),
+            }
+            writing = partial(emitter.alive, "writing its output")
+            artifact = store.publish(staging, step, fingerprint, inputs=digests, record=record, tell=writing)
+            faults.point("child.published", step)
         return _result(artifact, reused=False)
 
 

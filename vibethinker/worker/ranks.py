@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Protocol
 
 from vibethinker import steps
+from vibethinker.artifacts import SCRATCH
 from vibethinker.errors import CHILD_EXITS, ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.worker import exhaustion
 from vibethinker.worker.endings import classify, die_with_parent, killed_by
@@ -87,7 +88,7 @@ def run(kind: str, context: steps.StepContext, gpus: str | None, parent: Parent)
     for name in ("threads", "verifier_workers"):
         execution[name] = max(1, execution[name] // processes)
     names = _gpus(gpus, processes) if execution["device"] == "cuda" else None
-    scratch = context.output.with_name(f"{context.output.name}-ranks")
+    scratch = context.output.with_name(context.output.name + SCRATCH)
     shutil.rmtree(scratch, ignore_errors=True)
     os.environ.update(_environment(processes, execution["threads"]))
     context = replace(context, execution=execution)

@@ -134,6 +134,8 @@ class _Server:
             os.close(send)
 
     def _events(self, one: _Child) -> None:
+        if not one.pipe_open:  # given up by what was heard just before
+            return
         data = os.read(one.events, 1 << 16)
         if not data:
             self.selector.unregister(one.events)
@@ -179,11 +181,14 @@ class _Server:
             if not one.pipe_open:
                 self._finish(one)
             return
-        if one.kill_at is not None and now > one.kill_at:
+        if one.pid is None:
+            if now > (one.kill_at or one.heard + one.stall_seconds):
+                self._give_up(one)
+        elif one.kill_at is not None and now > one.kill_at:
             _kill_group(one.pid, signal.SIGKILL)
         elif one.asked_to_stop:  # again and again, since it may not have begun to listen; it hears the first alone
             _kill_group(one.pid, signal.SIGTERM)
-        elif one.kill_at is None and one.pid and now - one.heard > one.stall_seconds:
+        elif one.kill_at is None and now - one.heard > one.stall_seconds:
             one.killed_because = (
                 f"it reported nothing for {one.stall_seconds:g} s; its stack is in its log, and "
                 "execution.stall_seconds sets the limit"
@@ -193,6 +198,17 @@ class _Server:
                     os.kill(pid, signal.SIGUSR1)
                 time.sleep(DUMP_SECONDS)
             one.kill_at = time.monotonic() + 1.0
+
+    def _give_up(self, one: _Child) -> None:
+        """End a step for which there is no process yet, as while the trainers' imports hang; one that is forked after
+        all finds its pipe closed."""
+        error = PreemptedError if one.asked_to_stop else InfrastructureError
+        one.killed_because = "no process could be started for it in time, since the trainers are still being loaded"
+        one.status = error.child_exit
+        self.selector.unregister(one.events)
+        os.close(one.events)
+        one.pipe_open = False
+        self._finish(one)
 
     def _finish(self, one: _Child) -> None:
         del self.children[one.id]
