@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from prefect.runtime import flow_run
 from flows.display import Lines
 from tasks import artifacts, session
 from tasks.recipe import StepTask
-from tasks.session import Session
+from tasks.session import LEAVE_SECONDS, Session
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
@@ -38,6 +39,13 @@ class Running:
                 self._futures[step.id] = step_task.task.with_options(retries=retries).submit(
                     self.session.run.id, step.id, wait_for=needs
                 )
+
+    def leave(self) -> None:
+        """Ask the steps to save what they have, and listen to them until they have."""
+        self.session.stopping.set()
+        limit = time.monotonic() + LEAVE_SECONDS
+        for future in self._futures.values():
+            future.wait(max(0.0, limit - time.monotonic()))
 
     def wait(self) -> BaseException | None:
         """Wait for all started steps; returns the first failure in the plan's order."""
@@ -84,7 +92,7 @@ def running(
             yield run
             failure = run.wait()
         except BaseException:
-            current.stopping.set()
+            run.leave()
             run.summary = _finish(current, "interrupted")
             raise
         run.summary = _finish(current, "failed" if failure else "completed")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vibethinker import collecting, hardware
-from vibethinker.artifacts import Artifact
+from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import PreemptedError, VibeThinkerError
 from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
@@ -39,7 +39,7 @@ from .slots import Slots
 # others take in bursts stops every one of its threads, since each kernel waits for the slowest.
 GIVE_WAY = 10
 DUE_SECONDS = 10.0
-LEAVE_SECONDS = 35.0  # the server kills a child after 30
+LEAVE_SECONDS = 35.0  # for a step that saves what it has; the server kills a child after 30
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 
 
@@ -97,14 +97,6 @@ class Session:
             self.run.folder,
             self.run.warn,
         )
-
-    def retire(self, refresh: frozenset[str]) -> None:
-        """Move the outputs of steps that are to be made again out of the way."""
-        for step_id in refresh:
-            step = self.plan[step_id]
-            with self.run.store.lock(step.id, step.fingerprint):
-                if self.run.store.folder(step.id, step.fingerprint).exists():
-                    self.run.store.retire(step.id, step.fingerprint)
 
     def published(self, step: Step) -> Artifact | None:
         """The step's valid output made from the inputs published now; the child moves an invalid one to the attic."""
@@ -306,7 +298,12 @@ def current() -> Session | None:
 def opened(
     plan: Plan, display: Display, refresh: frozenset[str] = frozenset(), tier: str | None = None
 ) -> Iterator[Session]:
-    """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run."""
+    """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run.
+
+    What is to be refreshed goes out of the way before there is a run, so that none that is killed can forget it.
+    """
+    for step_id in sorted(refresh):
+        _start_over(plan, step_id, display)
     with starting(plan.workspace):
         run = Run.begin(plan, fresh=bool(refresh))
         found = states(plan, run.store, refresh)
@@ -316,7 +313,6 @@ def opened(
     token = _current.set(session)
     try:
         session.begin()
-        session.retire(refresh)
         yield session
     finally:
         try:
@@ -327,6 +323,18 @@ def opened(
             session.close()
             run.close()
             del _sessions[run.id]
+
+
+def _start_over(plan: Plan, step_id: str, display: Display) -> None:
+    step, told = plan[step_id], False
+
+    def waiting() -> None:
+        nonlocal told
+        if not told:
+            display.event(step, {"event": "warning", "text": "Another run makes it; it's refreshed after that."})
+        told = True
+
+    Store(plan.workspace).start_over(step.id, step.fingerprint, waiting)
 
 
 def revision() -> str | None:
