@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="micro")
     parser.add_argument("--random", type=int, default=40, help="kills at random moments, beside those at every point")
+    parser.add_argument("--no-points", action="store_true", help="only kills at random moments")
     parser.add_argument("--seconds", type=float, help="begin no case later than this")
     parser.add_argument("--jobs", type=int, default=1, help="cases at once")
     parser.add_argument("--alone", action="store_true", help="undo a case's own step only, not those that follow")
@@ -40,7 +41,7 @@ def main() -> int:
         environ = {**environment(folder / "prefect"), "PREFECT_API_URL": server.url}
     reference = Reference(folder, options.profile, folder / "reference", environ, options.alone)
     file = folder / "results.jsonl"
-    all_cases, began = cases(reference, options.random), time.monotonic()
+    all_cases, began = cases(reference, options.random, points=not options.no_points), time.monotonic()
     results = {r["case"]: Result(**r) for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
 
     def one(case: Case) -> None:
