@@ -22,6 +22,7 @@ from vibethinker.agreement import disagreements
 from vibethinker.data.settings import DataSettings
 from vibethinker.errors import ConfigurationError
 from vibethinker.messages import did_you_mean, explain
+from vibethinker.operations import Approvals, Notifications
 from vibethinker.settings import (
     CODE_DOMAIN,
     MATH_DOMAINS,
@@ -79,6 +80,8 @@ class Config(Settings):
     worker: Worker = setting(Worker, "the interpreter of the steps")
     execution: Execution = setting(Execution, "how, never what")
     tracking: Tracking = setting(Tracking, "MLflow")
+    notifications: Notifications = setting(Notifications, "who hears of a run")
+    approvals: Approvals = setting(Approvals, "where a run waits for somebody")
 
     @model_validator(mode="after")
     def _agree(self) -> Config:
