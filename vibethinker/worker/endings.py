@@ -16,6 +16,7 @@ DISK = {
     "Disk quota exceeded": errno.EDQUOT,
     "Input/output error": errno.EIO,
     "PytorchStreamWriter failed writing": errno.ENOSPC,
+    ". unexpected pos ": errno.ENOSPC,
 }
 
 
