@@ -108,6 +108,11 @@ class Reference:
             code = f"from mlflow import MlflowClient; MlflowClient('sqlite:///{self.store}').search_experiments()"
             subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=self.environ, cwd=folder)
 
+    def files(self, step: str) -> int:
+        """How many files a step published."""
+        output = self.workspace / "artifacts" / step / self.plan[step]["fingerprint"]
+        return len(json.loads((output / "manifest.json").read_text())["files"])
+
     def command(self, workspace: Path) -> list[str]:
         """The same for every start."""
         words = ["run", "--profile", self.profile, "--set", "execution.checkpoints.seconds=0"]
@@ -308,8 +313,9 @@ def _look_at_mlflow(reference: Reference, workspace: Path, todo: set[str], resul
 
 
 def cases(reference: Reference, random_kills: int, seed: int = 0, points: bool = True) -> list[Case]:
-    """Every point (if `points`), in steps of all kinds in turn, and random moments within six phases; shuffled, so that
-    a part of the campaign says something about all of it."""
+    """Every point (if `points`), and random moments within six phases; shuffled, so that a part of the campaign says
+    something about all of it. Steps' boundaries are broken in steps of every kind, other points in kinds by turns; of
+    the files that a step publishes the first, one in the middle and the last."""
     drawn = random.Random(seed)
     kinds = [
         "signal-1",
@@ -333,6 +339,12 @@ def cases(reference: Reference, random_kills: int, seed: int = 0, points: bool =
         for j, action in enumerate(actions):
             numbers = [1, 4, 9] if name.startswith("json.") else [20] if name == "update.file" else [1]
             step = turns[(i + j) % len(turns)]
+            if name.startswith("step."):
+                found += [Case(kind, f"{name}:1", action) for kind in kinds]
+                continue
+            if name == "publish.file" and action in ("run", "process"):
+                files = reference.files(step)
+                numbers = sorted({1, (files + 1) // 2, files})
             if name.startswith("update.") and (name != "update.file" or step == "signal-1"):
                 numbers = [1] if step == "signal-1" else [2]  # micro's stage saves once before its end
             found += [Case(step, f"{name}:{n}", action) for n in numbers]
