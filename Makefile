@@ -19,9 +19,11 @@ test: $(VENV)/installed-dev lint check-constraints
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long
 
-# Break a run everywhere and at random moments (hours; stopped, it goes on where it was), and write the table.
+# Break a run everywhere and at random moments (hours; stopped, it goes on where it was), and write the tables.
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults --profile micro --random 40 --output docs/results/faults.md
+	$(BIN)/python -m tests.faults --profile tiny --random 40 --no-points --alone --folder workspace-faults-tiny \
+	  --output docs/results/faults-tiny.md
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

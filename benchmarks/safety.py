@@ -4,9 +4,10 @@
 
 WORKSPACE holds a finished run of its own, as `vibethinker run --profile tiny --workspace NEW` leaves one.
 
-- `run`: what its trainings waited for checkpoints (`seconds_checkpointing` in their manifests), and what sealing each
-  of its outputs once more takes (digests, the manifest, syncing), beside the seconds of all its steps. `ratio` is their
-  sum's share; the aim is 0.03. The digests of checkpoints, which a thread makes meanwhile, are no wait and not counted.
+- `run`: what its trainings waited for checkpoints (`seconds_checkpointing` in their manifests), what sealing each of
+  its outputs once more takes (digests, the manifest, syncing), and what reading each to its end takes, as often as
+  other steps did before they used it, beside the seconds of all its steps. `ratio` is their sum's share; the aim is
+  0.03. The digests of checkpoints, which a thread makes meanwhile, are no wait and not counted.
 - `model`: a folder with one bfloat16 safetensors file of random weights: seconds to seal it just after it was written,
   and to validate it at each level but `generates`, read from the page cache; `written` is what writing it took.
 """
@@ -14,9 +15,11 @@ WORKSPACE holds a finished run of its own, as `vibethinker run --profile tiny --
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,10 +39,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     found = finished(arguments.workspace)
+    cost = found["checkpointing"] + found["sealing"] + found["reading"]
     tell(
         {
-            "ours": round(found["checkpointing"] + found["sealing"], 2),
-            "ratio": round((found["checkpointing"] + found["sealing"]) / found["seconds"], 4),
+            "ours": round(cost, 2),
+            "ratio": round(cost / found["seconds"], 4),
             "unit": "s",
             "aim": 0.03,
             "run": {name: round(value, 2) for name, value in found.items()},
@@ -52,9 +56,11 @@ def main() -> None:
 
 
 def finished(workspace: Path) -> dict[str, float]:
-    """Seconds of the latest run's steps, of their waits for checkpoints, and of sealing their outputs."""
+    """Seconds of the latest run's steps, of their waits for checkpoints, and of sealing and reading their outputs."""
     store = Store(workspace)
-    found = {"seconds": 0.0, "checkpointing": 0.0, "sealing": 0.0, "steps": 0}
+    found = {"seconds": 0.0, "checkpointing": 0.0, "sealing": 0.0, "reading": 0.0, "steps": 0}
+    planned = json.loads((runs.latest(workspace) / "plan.json").read_text())["steps"]
+    readers = Counter(read for step in planned for read in step["depends_on"])
     for step in runs.read_summary(runs.latest(workspace))["steps"]:
         artifact = store.read(step["id"], step["fingerprint"])
         if artifact is None:
@@ -65,7 +71,10 @@ def finished(workspace: Path) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=workspace) as name:
             copy = Path(name) / "copy"
             shutil.copytree(artifact.folder, copy, ignore=shutil.ignore_patterns(MANIFEST))
-            found["sealing"] += seconds(lambda folder=copy: seal(folder, {}, at="publish"))
+            found["sealing"] += seconds(
+                lambda folder=copy: seal(folder, {"tensors": validation.tensor_digests(folder)}, at="publish")
+            )
+            found["reading"] += readers[step["id"]] * seconds(lambda folder=copy: check(folder, "digest"))
     return found
 
 

@@ -52,6 +52,8 @@ def run(dry_run: bool, **options: Any) -> None:
     check_workspace(asked.plan.workspace)
     # A run that died after its last step still has to be told of as finished, in Prefect and MLflow.
     finished = published and not runs.unfinished(asked.plan.workspace, asked.plan.fingerprints)
+    if finished:
+        _deliver_left_over(asked)
     summary = _reuse(asked, found) if finished else _execute(asked, tier)
     from vibethinker.reporting import text
 
@@ -74,6 +76,21 @@ def _stop_at_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+
+
+def _deliver_left_over(asked: Planned) -> None:
+    """Send MLflow what it was not told of this workspace's runs, as it was away then."""
+    from vibethinker.tracking import deliver_left_over, store_uri
+
+    def warn(text: str) -> None:
+        click.echo(f"Warning: {text}", err=True)
+
+    workspace = asked.plan.workspace
+    try:
+        deliver_left_over(workspace / "runs", store_uri(asked.config.tracking.uri, workspace), workspace, warn)
+    except Exception as error:  # of MLflow's client, anything
+        reason = " ".join(str(error).split())[:200]
+        warn(f"measurements still wait for MLflow, which can't be written ({type(error).__name__}: {reason}).")
 
 
 def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:

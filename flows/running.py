@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from flows.display import Lines
 from tasks import artifacts, session
 from tasks.recipe import StepTask
-from tasks.session import LEAVE_SECONDS, Session
+from tasks.session import Session
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
@@ -43,7 +43,7 @@ class Running:
     def leave(self) -> None:
         """Ask the steps to save what they have, and listen to them until they have."""
         self.session.stopping.set()
-        limit = time.monotonic() + LEAVE_SECONDS
+        limit = time.monotonic() + self.session.leave_seconds
         for future in self._futures.values():
             future.wait(max(0.0, limit - time.monotonic()))
 
@@ -103,7 +103,7 @@ def running(
 def _finish(current: Session, status: str) -> dict[str, Any]:
     """Summary, report, MLflow and the run's markdown artifact."""
     run, plan, tracker = current.run, current.plan, current.tracker
-    summary = run.finish(status)
+    summary = run.end(status)
     page = run.folder / "report.html"
     values = current.config.model_dump(mode="json", by_alias=True)
     page.write_text(html.render(run.report(), summary, values), encoding="utf-8")
@@ -112,13 +112,20 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         if status == "completed" and plan.ids("report"):
             final = plan[plan.final_model]
             name = current.config.tracking.registered_model or f"vibethinker-{current.config.profile}"
-            tracker.log_model(run.store.folder(final.id, final.fingerprint), name)
+            model, damage = run.store.find(final.id, final.fingerprint, level="digest")
+            if model:
+                tracker.log_model(model.folder, name)
+            else:
+                run.warn(f"The final model isn't registered, since its output is damaged: {damage}.")
         if plan.ids("data") and (data := run.store.read("data", plan["data"].fingerprint)):
             tracker.dataset("data", data.digest, str(data.folder), "training")
         metrics = next((s["metrics"] for s in summary["steps"] if s["id"] == "report"), {})
         tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
+    run.save()  # only now, so that a run that was killed before it had noted all for MLflow goes on
     if status != "interrupted":
         artifacts.summary(current.config.profile, text.markdown(summary))
         if not artifacts.drain():
             get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
-    return summary
+    if tracker and not tracker.close():
+        run.warn("Some of this run's measurements haven't reached MLflow yet: the same command sends them later.")
+    return run.save()

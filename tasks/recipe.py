@@ -77,8 +77,11 @@ def _run(session: Session, step: Step) -> Any:
         session.finished(step)
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
-        if session.tracker and artifact.manifest.get("run_id") == session.run.id:
-            _tell_made(session.tracker, step, artifact)
+        if (tracker := session.tracker) is not None:
+            # Where another run made it while this one waited, this one may have been killed before it told the end.
+            mine = artifact.manifest.get("run_id") == session.run.id
+            if mine or tracker.begun(step.id, step.fingerprint):
+                _tell_made(tracker, step, artifact)
         return _cached(step, artifact)
     get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
     tracked = None

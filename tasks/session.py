@@ -26,7 +26,7 @@ from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
 from vibethinker.needs import ALONE, memory_need, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, reuse_warnings, role_of, states
-from vibethinker.runs import Run, starting
+from vibethinker.runs import Run, starting, unfinished
 from vibethinker.tracking import RunTracker
 from vibethinker.worker import ranks
 from vibethinker.worker.host import Event, Host
@@ -39,7 +39,7 @@ from .slots import Slots
 # others take in bursts stops every one of its threads, since each kernel waits for the slowest.
 GIVE_WAY = 10
 DUE_SECONDS = 10.0
-LEAVE_SECONDS = 35.0  # for a step that saves what it has; the server kills a child after 30
+LEAVE_SECONDS = 5.0  # beyond execution.stop_seconds, after which the worker's server kills a step
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
 
 
@@ -76,6 +76,11 @@ class Session:
         self._revision = revision()
         self._starting = threading.Lock()
         self._host: Host | None = None
+
+    @property
+    def leave_seconds(self) -> float:
+        """How long steps that are asked to stop are waited for."""
+        return self.config.execution.stop_seconds + LEAVE_SECONDS
 
     def begin(self) -> None:
         """Remove what dead processes have left, start the worker host, and lower this process's priority for good."""
@@ -211,13 +216,13 @@ class Session:
         )
 
     def close(self) -> None:
-        """End the worker host and every child; those that run get LEAVE_SECONDS to save what they have. Interrupted
+        """End the worker host and every child; those that run get `leave_seconds` to save what they have. Interrupted
         once more meanwhile, it ends them at once."""
         self.stopping.set()
         with self._starting:
             if self._host is not None:
                 try:
-                    self._host.leave(LEAVE_SECONDS)
+                    self._host.leave(self.leave_seconds)
                 finally:
                     self._host.close()
 
@@ -259,6 +264,7 @@ class Session:
             "gpu": gpu,
             "log": str(self.run.log(step.id)),
             "stall_seconds": self.config.execution.stall_seconds,
+            "stop_seconds": self.config.execution.stop_seconds,
         }
 
     def _execution(self, step: Step, gpu: str | None, cores: int) -> dict[str, Any]:
@@ -300,13 +306,15 @@ def opened(
 ) -> Iterator[Session]:
     """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run.
 
-    What is to be refreshed goes out of the way before there is a run, so that none that is killed can forget it.
+    What is to be refreshed goes out of the way before there is a run, so that none that is killed can forget it. An
+    unfinished run that began so goes on: what it has made since is fresh.
     """
-    for step_id in sorted(refresh):
+    again = frozenset() if unfinished(plan.workspace, plan.fingerprints, refresh) else refresh
+    for step_id in sorted(again):
         _start_over(plan, step_id, display)
     with starting(plan.workspace):
-        run = Run.begin(plan, fresh=bool(refresh))
-        found = states(plan, run.store, refresh)
+        run = Run.begin(plan, fresh=bool(again), refreshed=refresh)
+        found = states(plan, run.store, again)
         session = Session(run, found, display, tier)
         run.create(found, reuse_warnings(found) + warnings(plan, found))
     _sessions[run.id] = session

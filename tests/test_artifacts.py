@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import pytest
 
 from vibethinker import validation
 from vibethinker.artifacts import Artifact, Store, check_workspace
+from vibethinker.cli import main
+from vibethinker.commands.measuring import check_before
 from vibethinker.errors import ConfigurationError
+from vibethinker.models import check_model_folder
+from vibethinker.models.sources import run_import
 
 FINGERPRINT = "a" * 64
 
@@ -111,6 +116,31 @@ def test_a_model_folder_from_elsewhere_must_be_complete(tmp_path: Path, missing:
     assert validation.check(tmp_path, "finite") is None
     (tmp_path / missing).unlink()
     assert validation.check(tmp_path, "exists")
+
+
+def test_a_model_that_was_damaged_since_it_was_published_is_refused_by_whoever_is_given_it(
+    tmp_path: Path, tiny_model_folder: Path, new_step, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    staging = store.staging("specialist-algebra", FINGERPRINT)
+    shutil.copytree(tiny_model_folder, staging / "checkpoints" / "step-1")
+    store.publish(staging, "specialist-algebra", FINGERPRINT, inputs={}, record={"metrics": {}})
+    model = store.folder("specialist-algebra", FINGERPRINT) / "checkpoints" / "step-1"
+    validation.refuse_damaged(model)
+    validation.refuse_damaged(tiny_model_folder)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-9] ^= 4
+    (model / "model.safetensors").write_bytes(weights)
+    check_model_folder(model)
+    with pytest.raises(ConfigurationError, match="was damaged since it was published"):
+        validation.refuse_damaged(model)
+    with pytest.raises(ConfigurationError, match="was damaged since it was published"):
+        run_import(new_step({"role": "fusion"}, source=str(model)))
+    with pytest.raises(ConfigurationError, match="was damaged since it was published"):
+        check_before([model], None, None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["fuse", str(model), str(model), "--output", str(tmp_path / "fused")])
+    assert "was damaged since it was published" in capsys.readouterr().err
 
 
 def test_an_unknown_level_is_refused(tmp_path: Path) -> None:

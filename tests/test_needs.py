@@ -12,7 +12,7 @@ import pytest
 from vibethinker.config import load
 from vibethinker.estimates import estimate
 from vibethinker.memory import Memory, setting_of
-from vibethinker.needs import Place, forecast, memory_need, memory_settings, place_of, together
+from vibethinker.needs import Place, forecast, memory_need, memory_settings, place_of, slow_to_save, together
 from vibethinker.plan import Plan, build
 
 QWEN = "qwen3-0.6b"
@@ -53,6 +53,17 @@ def test_a_model_that_is_too_large_is_told_what_else_to_change(tmp_path: Path) -
     said = warning(plan, "specialist-algebra", 24)
     assert "spectrum.sft.method to lora" in said
     assert said.endswith("or use a GPU with more memory.")
+
+
+def test_a_state_that_takes_long_to_save_is_told_with_the_setting_that_grants_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, profile="vibethinker-1.5b")
+    said = slow_to_save(plan.config, plan["signal-1"])
+    assert said.startswith("signal-1 has 19 GB to save")
+    patient = plan_of(tmp_path, "execution.stop_seconds=90", profile="vibethinker-1.5b")
+    assert slow_to_save(patient.config, patient["signal-1"]) is None
+    assert slow_to_save(plan.config, plan["fusion"]) is None
+    adapters = plan_of(tmp_path)
+    assert slow_to_save(adapters.config, adapters["specialist-algebra"]) is None
 
 
 def test_vllm_that_can_not_hold_the_model_is_warned_of(tmp_path: Path) -> None:

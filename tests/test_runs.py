@@ -16,10 +16,10 @@ def plan(workspace: Path, fingerprint: str = "f") -> Plan:
     return Plan(config.load("micro", environ={}), steps, workspace)
 
 
-def begun(workspace: Path, *, fingerprint: str = "f", fresh: bool = False) -> Run:
+def begun(workspace: Path, *, fingerprint: str = "f", fresh: bool = False, refreshed: tuple[str, ...] = ()) -> Run:
     of = plan(workspace, fingerprint)
     with runs.starting(workspace):
-        run = Run.begin(of, fresh=fresh)
+        run = Run.begin(of, fresh=fresh, refreshed=refreshed)
         run.create(states(of, run.store), ["a warning"])
     return run
 
@@ -52,6 +52,32 @@ def test_a_completed_a_living_and_a_different_run_are_left_alone(tmp_path: Path)
     beside.close()
     assert begun(tmp_path, fingerprint="e").id not in (completed.id, living.id, beside.id)
     assert not begun(tmp_path, fresh=True).goes_on
+
+
+def test_a_run_that_began_with_making_steps_again_goes_on_when_it_is_asked_for_the_same(tmp_path: Path) -> None:
+    first = begun(tmp_path, fresh=True, refreshed=("data",))
+    first.close()
+    assert begun_again(tmp_path, ("fusion", "data")) is None
+    again = begun(tmp_path, refreshed=("data",))
+    assert again.id == first.id
+    again.close()
+    plainly = begun(tmp_path)
+    assert plainly.id == first.id
+    plainly.close()
+    assert begun_again(tmp_path, ("data",)) == first.folder, "a start without the option doesn't make it forget"
+
+
+def begun_again(workspace: Path, refreshed: tuple[str, ...]) -> Path | None:
+    return runs.unfinished(workspace, plan(workspace).fingerprints, refreshed)
+
+
+def test_a_run_has_ended_only_once_that_is_written(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    assert run.end("completed")["status"] == "completed"
+    run.close()
+    assert runs.unfinished(tmp_path, run.plan.fingerprints) == run.folder
+    run.save()
+    assert runs.unfinished(tmp_path, run.plan.fingerprints) is None
 
 
 def test_what_goes_on_is_the_latest_run(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.tracking import RunTracker, deliver, store_uri
+from vibethinker.tracking import RunTracker, store_uri
+from vibethinker.tracking.delivery import Delivery
 from vibethinker.tracking.journal import Journal, read_all
 
 pytest.importorskip("mlflow")
@@ -63,6 +64,16 @@ def open_tracker(store: Path, folder: Path, run_id: str, uri: str | None = None,
     )
 
 
+def ended(tracker: RunTracker, status: str, metrics: dict | None = None) -> bool:
+    tracker.finish(status, metrics)
+    return tracker.close()
+
+
+def deliver(folder: Path, uri: str, workspace: Path) -> int:
+    """As a later process does; the number of operations sent."""
+    return Delivery(folder, uri, workspace, logging.getLogger("later").warning).advance()
+
+
 def runs(client, kind: str, **tags: str) -> list:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     tags["kind"] = kind
@@ -89,7 +100,7 @@ def test_a_run_has_a_parent_and_a_child_per_step(store, client, tmp_path, elsewh
     step.metrics(2, {"loss": 1.5, "p_histogram": [2, 2]}, 2000, 2)
     step.finish("FINISHED", {"selected": "step-000050", "pass_at": {"8": {"value": 0.5}}})
     tracker.dataset("train", "d" * 64, "gsm8k_train.jsonl", "training")
-    assert tracker.finish("FINISHED", {"math avg@8": 0.25})
+    assert ended(tracker, "FINISHED", {"math avg@8": 0.25})
 
     (parent,) = runs(client, "run", run_id="run-a")
     assert tracker.run_id == parent.info.run_id
@@ -119,7 +130,7 @@ def test_a_retried_step_continues_its_run_and_repeats_no_metric(store, client, t
         for sequence, at in enumerate(range(first, first + 4)):
             step.metrics(at, {"reward": at / 10}, 1000 * first + at, sequence)
         step.finish(status)
-        assert tracker.finish(status, {"avg": 0.5})
+        assert ended(tracker, status, {"avg": 0.5})
 
     (parent,) = runs(client, "run", run_id="run-b")
     (child,) = runs(client, "step", parent=parent.info.run_id)
@@ -135,7 +146,7 @@ def test_delivering_the_whole_journal_again_doubles_nothing(store, client, tmp_p
     for at in range(2500):
         step.metrics(at, {"reward": 0.5, "entropy": 1.0}, at, at)
     step.finish("FINISHED")
-    tracker.finish("FINISHED")
+    ended(tracker, "FINISHED")
     (folder / "tracking.json").unlink()  # as if killed after every sending and before every recording
 
     assert deliver(folder, store_uri(None, store), store) == 2504
@@ -152,7 +163,7 @@ def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(s
     for at in range(50):
         step.metrics(at, {"reward": at}, at, at)
     step.finish("FINISHED")
-    assert tracker.finish("FINISHED") is False
+    assert ended(tracker, "FINISHED") is False
     assert tracker.run_id is None and tracker.url == dead_uri
     assert len(warnings) == 1 and "tracking.jsonl" in warnings[0]
     lines = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
@@ -170,12 +181,12 @@ def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(s
 def test_the_next_run_delivers_what_a_killed_one_left(store, client, tmp_path):
     killed = open_tracker(store, tmp_path / "runs" / "one", "run-l")
     killed.step("base", "0").metrics(1, {"loss": 1.0}, 1, 1)
-    killed.finish("FINISHED")
+    ended(killed, "FINISHED")
     with open(tmp_path / "runs" / "one" / "tracking.jsonl", "a") as file:
         file.write(json.dumps({"op": "metrics", "step": "base", "fingerprint": "0", "at": 2, "values": {"loss": 0.5},
                                "time_ms": 2, "sequence": 2}) + "\n")  # fmt: skip
     other = open_tracker(store, tmp_path / "runs" / "two", "run-m")
-    assert other.finish("FINISHED")
+    assert ended(other, "FINISHED")
     (parent,) = runs(client, "run", run_id="run-l")
     (child,) = runs(client, "step", parent=parent.info.run_id)
     assert history(client, child.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]
@@ -227,7 +238,7 @@ def test_what_killed_runs_left_arrives_once_and_in_order_though_a_delivery_is_ki
     third.wait()
     found = arrived()
     assert 0 < sum(map(len, found)) < sum(counts)
-    assert open_tracker(store, tmp_path / "runs" / "four", f"{tmp_path.name}-4").finish("FINISHED")
+    assert ended(open_tracker(store, tmp_path / "runs" / "four", f"{tmp_path.name}-4"), "FINISHED")
     assert arrived() == [list(range(count)) for count in counts]
     for folder in folders:
         assert len(runs(client, "run", run_id=folder.name)) == 1
@@ -236,8 +247,8 @@ def test_what_killed_runs_left_arrives_once_and_in_order_though_a_delivery_is_ki
 
 def test_what_was_meant_for_another_store_stays_for_that_store(store, client, tmp_path, dead_uri):
     away = open_tracker(store, tmp_path / "runs" / "one", "run-n", dead_uri)
-    assert not away.finish("FINISHED")
-    assert open_tracker(store, tmp_path / "runs" / "two", "run-o").finish("FINISHED")
+    assert not ended(away, "FINISHED")
+    assert ended(open_tracker(store, tmp_path / "runs" / "two", "run-o"), "FINISHED")
     assert runs(client, "run", run_id="run-n") == []
 
 
@@ -260,7 +271,7 @@ def test_a_store_that_comes_back_gets_what_it_missed_from_the_same_process(store
     assert warned.wait(60)
     database.rmdir()
     away.rename(database)
-    assert tracker.finish("FINISHED")
+    assert ended(tracker, "FINISHED")
     (parent,) = runs(client, "run", run_id="run-e")
     assert len(runs(client, "step", parent=parent.info.run_id)) == 1
     assert len(warnings) == 1
@@ -280,7 +291,7 @@ def test_parallel_steps_may_report_at_once(store, client, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert tracker.finish("FINISHED")
+    assert ended(tracker, "FINISHED")
     (parent,) = runs(client, "run", run_id="run-f")
     for index in range(4):
         (child,) = runs(client, "step", parent=parent.info.run_id, step=f"specialist-{index}")
@@ -296,7 +307,7 @@ def test_the_final_model_is_an_artefact_and_registered_once(store, client, tmp_p
         tracker.log_model(model, "vibethinker-tiny")
         (tmp_path / "report.html").write_text("<p>report</p>")
         tracker.artifact(tmp_path / "report.html")
-        assert tracker.finish("FINISHED")
+        assert ended(tracker, "FINISHED")
 
     (version,) = client.search_model_versions("name = 'vibethinker-tiny'")
     (parent,) = runs(client, "run", run_id="run-g")
@@ -314,17 +325,28 @@ def test_what_mlflow_refuses_is_reported_and_the_rest_still_arrives(store, clien
     with open(tmp_path / "run" / "tracking.jsonl", "a") as file:
         file.write("half a li\n")
     tracker.step("base", "0").metrics(1, {"loss": float("nan")}, 1, 1)
-    assert tracker.finish("FINISHED")
+    assert ended(tracker, "FINISHED")
     assert len(warnings) == 2 and "gone.html" in warnings[0] and "tracking.jsonl" in warnings[1]
 
     again = RunTracker.open(
         None, store, EXPERIMENT, "run-i", "r", {"seed": 2}, {}, tmp_path / "run", warn=warnings.append
     )
-    assert again.finish("FAILED")
+    assert ended(again, "FAILED")
     assert "seed changed" in warnings[2]
     (parent,) = runs(client, "run", run_id="run-i")
     assert parent.info.status == "FAILED" and parent.data.params["seed"] == "1"
     assert len(runs(client, "step", parent=parent.info.run_id)) == 1
+
+
+def test_a_killed_run_knows_which_steps_it_had_told_the_beginning_and_the_end_of(tmp_path, dead_uri):
+    killed = open_tracker(tmp_path, tmp_path / "run", "run-k", dead_uri, warn=lambda text: None)
+    killed.step("base", "0").finish("FINISHED")
+    killed.step("fusion", "1")
+    killed._journal.close()
+    again = open_tracker(tmp_path, tmp_path / "run", "run-k", dead_uri, warn=lambda text: None)
+    steps = (("base", "0"), ("fusion", "1"), ("report", "2"))
+    assert [(again.begun(*step), again.ended(*step)) for step in steps] == [(True, True), (True, False), (False, False)]
+    again.close()
 
 
 def test_a_line_torn_by_a_crash_hides_no_later_operation(store, client, tmp_path, caplog):
@@ -333,7 +355,7 @@ def test_a_line_torn_by_a_crash_hides_no_later_operation(store, client, tmp_path
     (folder / "tracking.jsonl").write_text('{"op": "me')
     with caplog.at_level(logging.WARNING):
         tracker = open_tracker(store, folder, "run-j")
-        assert tracker.finish("FINISHED")
+        assert ended(tracker, "FINISHED")
     assert len(runs(client, "run", run_id="run-j")) == 1
     assert "no operation" in caplog.text
 
@@ -348,10 +370,12 @@ def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):
         journal.append({"op": 2})
         journal.append({"op": 3})
         assert [operation["op"] for operation in read_all(tmp_path)] == [1]
+        assert not journal.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     journal.append({"op": 4})
-    assert journal.close()
+    assert journal.flush()
+    journal.close()
     journal.append({"op": 5})  # by a step that didn't leave in time
     assert [operation["op"] for operation in read_all(tmp_path)] == [1, 2, 3, 4]
 
@@ -378,5 +402,5 @@ def test_a_store_whose_making_was_killed_is_made_anew_and_by_one_process_alone(t
     workspace.mkdir()
     (workspace / "mlflow.db.new").write_bytes(b"half")  # under the name that counts only when it is whole
     trackers = [open_tracker(workspace, tmp_path / name, f"run-{name}") for name in ("x", "y")]
-    assert [tracker.finish("FINISHED") for tracker in trackers] == [True, True]
+    assert [ended(tracker, "FINISHED") for tracker in trackers] == [True, True]
     assert not list(workspace.glob("mlflow.db.new*"))

@@ -20,6 +20,7 @@ from vibethinker.worker import ranks
 
 # What can't share a GPU with another step: it takes all of it, or trains for hours on what memory there is.
 ALONE = ("base", "signal")
+SAVED_A_SECOND = (1 << 30) / 4.5  # bytes written and sealed, as benchmarks/results/safety.json has it of a shared disk
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,32 @@ def forecast(plan: Plan, step: Step, place: Place) -> Forecast:
 
 
 def warnings(plan: Plan, states: Mapping[str, StepState]) -> list[str]:
-    """One sentence for each step that is to run and won't fit into this machine's GPU."""
-    if not hardware.gpus() or plan.config.execution.device == "cpu":
-        return []
-    gpu = hardware.gpu(0)
+    """One sentence for each step that is to run and won't fit into this machine's GPU, or saves its state slowly."""
     waiting = [step for step in plan.steps if states[step.id].state != "cached"]
-    found = {step.id: forecast(plan, step, place_of(gpu, shared_by(plan.config, step))).warning for step in waiting}
-    return together(found)
+    found = together({step.id: slow_to_save(plan.config, step) for step in waiting})
+    if not hardware.gpus() or plan.config.execution.device == "cpu":
+        return found
+    gpu = hardware.gpu(0)
+    return found + together(
+        {step.id: forecast(plan, step, place_of(gpu, shared_by(plan.config, step))).warning for step in waiting}
+    )
+
+
+def slow_to_save(config: Config, step: Step) -> str | None:
+    """A sentence where the state that a training saves when it is asked to stop may take longer than it is given."""
+    words = config.architecture()
+    if words is None or role_of(step) not in ("specialist", "signal"):
+        return None
+    trained = step.settings.get("objective") or step.settings.get("sft") or {}
+    if trained.get("method") != "full":
+        return None
+    size = Shape.of(words).parameters * (4 + footprint.MOMENT_BYTES[trained["optimizer"]])
+    if (seconds := size / SAVED_A_SECOND) <= config.execution.stop_seconds:
+        return None
+    return (
+        f"{step.id} has {size / 1e9:.0f} GB to save when it is asked to stop, {seconds:.0f} s at 4.5 s a GiB "
+        f"(execution.stop_seconds is {config.execution.stop_seconds:g}): raise that, and let what stops the run wait."
+    )
 
 
 def together(warnings: Mapping[str, str | None]) -> list[str]:

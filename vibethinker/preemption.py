@@ -1,7 +1,8 @@
 """Being asked to stop (SIGTERM): at once, or where no work is lost.
 
 A step that keeps no state leaves wherever it is. A training holds the request back while it moves weights or writes,
-lets it through while it samples and differentiates, saves what it has, and leaves then. Only the first request counts.
+lets it through while it samples and differentiates, saves what it has, and leaves then. Only the first request counts,
+and none once the work is done: what is left is to publish it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from vibethinker.errors import PreemptedError
 ASKED = "The step was asked to stop."
 _asked = False
 _held = False
+_done = False
 
 
 def install() -> None:
     """Listen for requests from now on, in this process's main thread."""
+    global _asked, _done
+    _asked = _done = False
     signal.signal(signal.SIGTERM, _hear)
 
 
@@ -35,6 +39,12 @@ def check() -> None:
     """
     if _asked:
         raise PreemptedError(ASKED)
+
+
+def finish() -> None:
+    """Heed no request any more: leaving now would lose more time than what is left takes."""
+    global _done
+    _done = True
 
 
 @contextmanager
@@ -64,5 +74,5 @@ def _hear(number: int, frame: object) -> None:
     global _asked
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _asked = True
-    if not _held:
+    if not _held and not _done:
         check()

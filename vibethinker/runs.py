@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -56,6 +56,7 @@ class Run:
         }
         self._warnings: list[str] = []
         self._alive: TextIOWrapper | None = None
+        self._refreshed: list[str] = []
         self.goes_on = False
         self.status = "running"
 
@@ -74,13 +75,18 @@ class Run:
         return shlex.join([*words, "--workspace", str(self.plan.workspace)])
 
     @classmethod
-    def begin(cls, plan: Plan, *, fresh: bool = False) -> Run:
-        """The unfinished run of this plan, or a new one (always, if `fresh`); alive from now on. Under `starting`."""
-        folder = None if fresh else unfinished(plan.workspace, plan.fingerprints)
+    def begin(cls, plan: Plan, *, fresh: bool = False, refreshed: Collection[str] = ()) -> Run:
+        """The unfinished run of this plan, or a new one (always, if `fresh`); alive from now on. Under `starting`.
+
+        Args:
+            refreshed: steps that this run, or the unfinished one, began with making again.
+        """
+        folder = None if fresh else unfinished(plan.workspace, plan.fingerprints, refreshed)
         run = cls(plan, folder.name if folder else None)
         run._alive = locks.attempt(run.folder / ALIVE)
         if folder and run._alive is None:  # another process was faster
-            return cls.begin(plan, fresh=True)
+            return cls.begin(plan, fresh=True, refreshed=refreshed)
+        run._refreshed = sorted(refreshed) or (refreshed_by(folder) if folder else [])
         while run._alive is None:  # somebody looks whether it is held
             time.sleep(0.01)
             run._alive = locks.attempt(run.folder / ALIVE)
@@ -100,9 +106,8 @@ class Run:
         self._warnings += [text for text in warnings if text not in self._warnings]
         self.save()
         # The last one: by it a folder counts as a run.
-        write_json(
-            self.folder / "state.json", {"resume": self.resume_command, "started": time.time(), "number": number}
-        )
+        state = {"resume": self.resume_command, "started": time.time(), "number": number, "refreshed": self._refreshed}
+        write_json(self.folder / "state.json", state)
 
     def log(self, step_id: str) -> Path:
         """Where the step's process writes whatever its libraries print."""
@@ -125,12 +130,19 @@ class Run:
             if text not in self._warnings:
                 self._warnings.append(text)
 
-    def finish(self, status: str) -> dict[str, Any]:
-        """Note how the run ended; steps that were never reached are `skipped`. Returns the summary."""
+    def end(self, status: str) -> dict[str, Any]:
+        """How the run ended; steps that were never reached are `skipped`. Returns the summary, which isn't written yet:
+        until it is (`save`), the run goes on when it is started again."""
         self.status = status
         for entry in self._steps.values():
             if entry["state"] in ("waiting", "running"):
                 entry["state"] = "skipped"
+        with self._lock:
+            return self._summary()
+
+    def finish(self, status: str) -> dict[str, Any]:
+        """Note how the run ended; returns the summary."""
+        self.end(status)
         return self.save()
 
     def close(self) -> None:
@@ -242,14 +254,25 @@ def _order(folder: Path) -> tuple[int, float, str]:
         return 0, 0.0, folder.name
 
 
-def unfinished(workspace: Path, fingerprints: Mapping[str, str]) -> Path | None:
-    """The newest run of exactly these steps (step id → fingerprint), if it did not complete and its process is gone."""
+def unfinished(workspace: Path, fingerprints: Mapping[str, str], refreshed: Collection[str] = ()) -> Path | None:
+    """The newest run of exactly these steps (step id → fingerprint), if it did not complete and its process is gone;
+    where steps are to be made again, only one that began with making these again."""
     try:
         folder = latest(workspace, fingerprints)
     except ConfigurationError:
         return None
     ended = (folder / ALIVE).exists() and not locks.is_held(folder / ALIVE)
-    return folder if ended and read_summary(folder)["status"] != "completed" else None
+    if not ended or read_summary(folder)["status"] == "completed":
+        return None
+    return folder if not refreshed or refreshed_by(folder) == sorted(refreshed) else None
+
+
+def refreshed_by(folder: Path) -> list[str]:
+    """The steps that a run began with making again."""
+    try:
+        return list(json.loads((folder / "state.json").read_text()).get("refreshed", []))
+    except (OSError, ValueError):
+        return []
 
 
 def latest(workspace: Path, fingerprints: Mapping[str, str] | None = None) -> Path:

@@ -366,6 +366,11 @@ class Execution(Settings):
         None, "most that one start of a step may take; it then saves what it has and the run fails", unit="s", gt=0,
         execution=True,
     )  # fmt: skip
+    stop_seconds: float = setting(
+        30, "most that a step that is asked to stop may take to save what it has; then it is killed. A large model "
+        "needs more, and what stops the run must wait as long: Prefect's process worker kills a cancelled flow after "
+        "30 s", unit="s", gt=0, execution=True,
+    )  # fmt: skip
     retries: int = setting(3, "attempts after an infrastructure failure", ge=0, execution=True)
     retry_seconds: float = setting(
         15, "wait before the first of them, doubled each time, give or take a half at random", unit="s", ge=0,

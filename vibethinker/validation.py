@@ -38,9 +38,26 @@ def check(folder: Path, level: str = "size", tell: Callable[[], None] = lambda: 
     for name in LEVELS[: LEVELS.index(level) + 1]:
         if name == "digest" and manifest is None and level != "digest":
             continue  # a folder from elsewhere has nothing to compare with, but it can still be loaded
-        if reason := _CHECKS[name](folder, manifest, tell):
+        try:
+            reason = _CHECKS[name](folder, manifest, tell)
+        except OSError as error:  # of the disk, or of another process that has just moved the folder away
+            reason = f"a file can't be read: {error}"
+        if reason:
             return reason
     return None
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Whether a folder that somebody names is, as far as it is a step's output or a checkpoint in one, what was
+    published; all of that is read. A folder from elsewhere has nothing to compare with.
+
+    Raises:
+        ConfigurationError: it isn't.
+    """
+    absolute = folder.absolute()
+    output = next((f for f in (absolute, *absolute.parents[:2]) if (f / MANIFEST).is_file()), None)
+    if output is not None and (reason := check(output, "digest")):
+        raise ConfigurationError(f"{folder} was damaged since it was published ({reason}): let its run make it anew.")
 
 
 def tensor_digests(folder: Path) -> dict[str, str]:

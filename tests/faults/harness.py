@@ -30,7 +30,7 @@ from typing import Any
 
 import psutil
 
-from vibethinker import faults, validation
+from vibethinker import faults, runs, validation
 
 ROOT = Path(__file__).parents[2]
 LIMIT_SECONDS = 400.0  # for a start of micro; of another profile three times what the reference took
@@ -98,7 +98,7 @@ class Reference:
         if not any(self.workspace.glob("runs/*/summary.json")):
             status, output = _ended(self.command(self.workspace), self.environ, REFERENCE_SECONDS)
             assert status == 0, output
-        [run] = (self.workspace / "runs").iterdir()
+        run = runs.folders(self.workspace)[-1]  # the first one; other tests may have run since
         self.plan: dict[str, dict[str, Any]] = {
             s["id"]: s for s in json.loads((run / "plan.json").read_text())["steps"]
         }
@@ -107,6 +107,11 @@ class Reference:
         if not self.store.exists():
             code = f"from mlflow import MlflowClient; MlflowClient('sqlite:///{self.store}').search_experiments()"
             subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=self.environ, cwd=folder)
+
+    def files(self, step: str) -> int:
+        """How many files a step published."""
+        output = self.workspace / "artifacts" / step / self.plan[step]["fingerprint"]
+        return len(json.loads((output / "manifest.json").read_text())["files"])
 
     def command(self, workspace: Path) -> list[str]:
         """The same for every start."""
@@ -130,7 +135,8 @@ class Reference:
     def copy(self, target: Path, step: str | None = None) -> None:
         """A workspace in which this step is the first to do, or nothing is left to do."""
         for id in self.plan.keys() - (self.undone(step) if step else set()):
-            shutil.copytree(self.workspace / "artifacts" / id, target / "artifacts" / id)
+            output = Path("artifacts") / id / self.plan[id]["fingerprint"]
+            shutil.copytree(self.workspace / output, target / output)
         if (self.workspace / "prefect").is_dir():
             shutil.copytree(self.workspace / "prefect", target / "prefect")
         shutil.copyfile(self.store, target / "mlflow.db")
@@ -282,7 +288,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _look_at_mlflow(reference: Reference, workspace: Path, todo: set[str], result: Result) -> None:
     """However often it was started, it is one run and one child a step, all finished, with each update once."""
     with closing(sqlite3.connect(workspace / "mlflow.db")) as store:
-        runs = store.execute(
+        found = store.execute(
             "select k.value, s.value, r.status from runs r "
             "join tags k on k.run_uuid = r.run_uuid and k.key = 'vibethinker.kind' "
             "left join tags s on s.run_uuid = r.run_uuid and s.key = 'vibethinker.step'"
@@ -291,10 +297,10 @@ def _look_at_mlflow(reference: Reference, workspace: Path, todo: set[str], resul
             "select t.value, m.key, m.step, count(*) from metrics m join tags t on t.run_uuid = m.run_uuid "
             "where t.key = 'vibethinker.step' and m.key not like 'system/%' group by 1, 2, 3"
         ).fetchall()
-    kinds = Counter((kind, step) for kind, step, _ in runs)
+    kinds = Counter((kind, step) for kind, step, _ in found)
     if kinds != Counter({("run", None): 1} | {("step", step): 1 for step in todo}):
         result.problems.append(f"MLflow has the runs {sorted(map(str, kinds.elements()))}")
-    if open_ := [step or "the run" for _, step, status in runs if status != "FINISHED"]:
+    if open_ := [step or "the run" for _, step, status in found if status != "FINISHED"]:
         result.problems.append(f"MLflow has not heard the end of {', '.join(open_)}")
     if doubled := [row for row in rows if row[3] > 1]:
         result.problems.append(f"MLflow has {len(doubled)} metric steps twice, as {doubled[0][:3]}")
@@ -307,8 +313,9 @@ def _look_at_mlflow(reference: Reference, workspace: Path, todo: set[str], resul
 
 
 def cases(reference: Reference, random_kills: int, seed: int = 0, points: bool = True) -> list[Case]:
-    """Every point (if `points`), in steps of all kinds in turn, and random moments within six phases; shuffled, so that
-    a part of the campaign says something about all of it."""
+    """Every point (if `points`), and random moments within six phases; shuffled, so that a part of the campaign says
+    something about all of it. Steps' boundaries are broken in steps of every kind, other points in kinds by turns; of
+    the files that a step publishes the first, one in the middle and the last."""
     drawn = random.Random(seed)
     kinds = [
         "signal-1",
@@ -332,6 +339,12 @@ def cases(reference: Reference, random_kills: int, seed: int = 0, points: bool =
         for j, action in enumerate(actions):
             numbers = [1, 4, 9] if name.startswith("json.") else [20] if name == "update.file" else [1]
             step = turns[(i + j) % len(turns)]
+            if name.startswith("step."):
+                found += [Case(kind, f"{name}:1", action) for kind in kinds]
+                continue
+            if name == "publish.file" and action in ("run", "process"):
+                files = reference.files(step)
+                numbers = sorted({1, (files + 1) // 2, files})
             if name.startswith("update.") and (name != "update.file" or step == "signal-1"):
                 numbers = [1] if step == "signal-1" else [2]  # micro's stage saves once before its end
             found += [Case(step, f"{name}:{n}", action) for n in numbers]

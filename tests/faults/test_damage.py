@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -129,6 +130,16 @@ def test_a_large_input_is_read_to_its_end_before_a_step_uses_it(
     assert len(list((published.workspace / "attic").iterdir())) == 1
     with pytest.raises(InfrastructureError, match="is gone"):
         published.read_whole("step", FINGERPRINT)
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_damage(published: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*words: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(validation.hashlib, "file_digest", unreadable)
+    found, reason = published.find("step", FINGERPRINT)
+    assert found is None
+    assert reason is not None and "can't be read" in reason
 
 
 def cut(path: Path) -> None:

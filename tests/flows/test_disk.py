@@ -78,7 +78,8 @@ def test_a_full_disk_publishes_nothing_and_is_used_again_when_there_is_room(moun
 
 
 SAVE = """
-import os, sys
+import os
+from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from vibethinker.worker.endings import classify
@@ -88,7 +89,7 @@ for save in (lambda: save_file(weights, path), lambda: torch.save(weights, path)
         save()
     except Exception as error:
         print(type(error).__name__, type(classify(error)).__name__, classify(error))
-    os.remove(path)
+    Path(path).unlink(missing_ok=True)
 """
 
 

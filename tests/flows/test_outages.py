@@ -160,15 +160,20 @@ def deployed(api: Api, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield worker
 
 
-def started(api: Api, workspace: Path) -> str:
-    """The id of a flow run of the deployment `micro`, once its stage has saved an update."""
+def training(workspace: Path) -> bool:
+    """Whether the first stage has finished an update."""
+    return any(path.stat().st_size for path in (workspace / "staging").glob("signal-1-*/metrics.jsonl"))
+
+
+def started(api: Api, workspace: Path, config: dict[str, Any] = CONFIG, met: Callable[[], bool] | None = None) -> str:
+    """The id of a flow run of the deployment `micro`, once its stage has saved an update, or is `met` otherwise."""
     [deployment] = api.filter("deployments", deployments={"name": {"any_": ["micro"]}})
     words = ["deployment", "run", "--id", deployment["id"], "--param", f"workspace={json.dumps(str(workspace))}",
-             "--param", f"config={json.dumps(CONFIG)}"]  # fmt: skip
+             "--param", f"config={json.dumps(config)}"]  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "prefect", *words], env=dict(api.environ), cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    until(lambda: saved(workspace))
+    until(met or (lambda: saved(workspace)))
     [flow_run] = api.filter(
         "flow_runs", deployments={"id": {"any_": [deployment["id"]]}}, sort="START_TIME_DESC", limit=1
     )
@@ -195,7 +200,8 @@ def test_a_prefect_worker_that_is_told_to_stop_leaves_no_process(
     api: Api, deployed: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"
-    started(api, workspace)
+    config = {**CONFIG, "execution": {"checkpoints": {"seconds": 3600, "every": 1000}}}  # none but the one at the end
+    started(api, workspace, config, lambda: training(workspace))
     deployed.send_signal(signal.SIGTERM)
     deployed.wait(timeout=120)
     until(lambda: not of_workspace(workspace), 60)

@@ -21,6 +21,7 @@ from vibethinker import validation
 from vibethinker.config import load
 from vibethinker.data.folding import fold
 from vibethinker.data.schema import Problem, Trace, read_records
+from vibethinker.tracking.journal import undelivered
 
 pytestmark = pytest.mark.service
 
@@ -124,10 +125,14 @@ def test_libraries_write_to_the_step_s_log_not_to_the_screen(micro: Finished) ->
 
 def test_the_same_run_again_executes_nothing_and_starts_no_server(micro: Finished) -> None:
     before = sorted(p.name for p in (micro.workspace / "runs").iterdir())
+    state = micro.folder / "tracking.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "delivered": 0}))  # as if MLflow had been away
+    assert undelivered(micro.folder)
     closed = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     again = vibethinker("run", "--profile", "micro", "--workspace", str(micro.workspace), environ=closed)
     assert again.returncode == 0, again.stderr
     assert sorted(p.name for p in (micro.workspace / "runs").iterdir()) == before
+    assert not undelivered(micro.folder), "what MLflow lacked is sent all the same"
 
 
 @pytest.mark.parametrize("command", ["status", "report", "logs"])

@@ -64,7 +64,6 @@ def ask() -> None:
 
 def again() -> None:
     """As in a new process."""
-    preemption._asked = False
     preemption.install()
 
 
@@ -79,7 +78,12 @@ def prepared(
     } | own  # fmt: skip
     inputs = {"base" if module is sft else "model": taught, "data": data}
     run = models.run_base if module is models else module.run
-    return run, lambda **checkpoints: new_step(settings, inputs, checkpoints={"seconds": 0} | checkpoints)
+
+    def new(**checkpoints: Any) -> StepContext:
+        again()
+        return new_step(settings, inputs, checkpoints={"seconds": 0} | checkpoints)
+
+    return run, new
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -103,6 +103,7 @@ def new(host: Host, tmp_path: Path) -> Callable[..., Step]:
             "execution": defaults | execution,
             "log": str(workspace / "step.log"),
             "stall_seconds": 60.0,
+            "stop_seconds": 30.0,
         }
         return Step(host, request)
 

@@ -21,7 +21,8 @@ from vibethinker.training import resumable, sft, signal, trainer
 def listening(monkeypatch):
     """Requests to stop are heard as in a step's own process, and forgotten afterwards."""
     before = signals.getsignal(signals.SIGTERM)
-    monkeypatch.setattr(preemption, "_asked", False)
+    for name in ("_asked", "_done"):
+        monkeypatch.setattr(preemption, name, False)
     preemption.install()
     yield
     signals.signal(signals.SIGTERM, before)

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from vibethinker import preemption
 from vibethinker.errors import (
     ConfigurationError,
     DataError,
@@ -59,6 +60,38 @@ def wait(context: StepContext) -> Metrics:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     context.emit.metrics(0, {"child": os.getpid(), "grandchild": grandchild.pid})
     time.sleep(600)
+    return {}
+
+
+def save_when_asked(context: StepContext) -> Metrics:
+    """Wait to be asked to stop, and take a second and a half to save then."""
+    with preemption.held():
+        context.emit.metrics(0, {})
+        while not preemption.asked():
+            time.sleep(0.02)
+        time.sleep(1.5)
+        (context.checkpoints / "saved").touch()
+    preemption.check()
+    return {}
+
+
+def reword(context: StepContext) -> Metrics:
+    """Be asked to stop within a library that tells any failure in its own words."""
+    try:
+        context.emit.metrics(0, {})
+        time.sleep(600)
+    except Exception as error:
+        raise ConfigurationError("the file can't be read") from error
+    return {}
+
+
+def read_slowly(context: StepContext) -> Metrics:
+    """Read an input some time after its beginning."""
+    context.emit.metrics(0, {})
+    limit = time.monotonic() + 30
+    while time.monotonic() < limit:
+        (context.inputs["data"] / "value.txt").read_text()
+        time.sleep(0.02)
     return {}
 
 

@@ -31,7 +31,7 @@ def run(tmp_path: Path):
             request = {
                 "workspace": str(tmp_path), "step": "step", "kind": kind, "fingerprint": "f" * 64,
                 "settings": {"value": "abc"}, "inputs": {}, "execution": {"backend": backend},
-                "log": str(tmp_path / "step.log"), "stall_seconds": 60.0,
+                "log": str(tmp_path / "step.log"), "stall_seconds": 60.0, "stop_seconds": 30.0,
             }  # fmt: skip
             return host.run(request, lambda event: None)
 

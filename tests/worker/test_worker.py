@@ -45,6 +45,7 @@ def request(workspace: Path, function: Callable[..., Any], **changes: Any) -> di
         "execution": {},
         "log": str(workspace / "step.log"),
         "stall_seconds": 60.0,
+        "stop_seconds": 30.0,
         **changes,
     }
 
@@ -95,6 +96,53 @@ def test_a_stopped_step_ends_as_preempted(host: Host, tmp_path: Path) -> None:
     started = threading.Event()
     with pytest.raises(PreemptedError):
         host.run(request(tmp_path, failing_steps.wait), lambda e: started.set(), started.is_set)
+
+
+def test_what_ends_a_service_at_once_leaves_each_step_the_time_to_save(host: Host, tmp_path: Path) -> None:
+    """systemd, Slurm and containers send SIGTERM to every process, the worker's server included."""
+
+    def end(event: Event) -> None:
+        if event["event"] == "metrics":
+            server = psutil.Process(host._process.pid)
+            for process in (server, *server.children(recursive=True)):
+                process.terminate()
+
+    with pytest.raises(PreemptedError):
+        host.run(request(tmp_path, failing_steps.save_when_asked), end)
+    assert (tmp_path / "checkpoints/step" / ("f" * 64) / "saved").exists()
+    assert host.alive
+
+
+def test_a_step_that_takes_too_long_to_save_is_killed_after_its_time(host: Host, tmp_path: Path) -> None:
+    started = threading.Event()
+    with pytest.raises(PreemptedError):
+        host.run(
+            request(tmp_path, failing_steps.save_when_asked, stop_seconds=0.5),
+            lambda e: started.set(),
+            started.is_set,
+        )
+    assert not (tmp_path / "checkpoints/step" / ("f" * 64) / "saved").exists()
+
+
+def test_a_request_that_a_library_has_reworded_is_still_one(host: Host, tmp_path: Path) -> None:
+    started = threading.Event()
+    with pytest.raises(PreemptedError):
+        host.run(request(tmp_path, failing_steps.reword), lambda e: started.set(), started.is_set)
+
+
+def test_an_input_that_is_made_anew_under_a_step_is_no_fault_of_the_data(host: Host, tmp_path: Path) -> None:
+    store, fingerprint = Store(tmp_path), "a" * 64
+    staging = store.staging("data", fingerprint)
+    (staging / "value.txt").write_text("before")
+    store.publish(staging, "data", fingerprint, inputs={}, record={"metrics": {}})
+
+    def refresh(event: Event) -> None:
+        if event["event"] == "metrics":
+            store.start_over("data", fingerprint, lambda: None)
+
+    asked = request(tmp_path, failing_steps.read_slowly, inputs={"data": ["data", fingerprint]})
+    with pytest.raises(InfrastructureError, match="made anew while this step read it"):
+        host.run(asked, refresh)
 
 
 @pytest.mark.parametrize("fork", [False, True])

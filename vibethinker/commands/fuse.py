@@ -22,8 +22,10 @@ def fuse(models: tuple[Path, ...], output: Path, method: str, weights: str | Non
     before_imports()
     shares = _numbers(weights) if weights is not None else [1.0] * len(models)
 
-    from vibethinker import fusion
+    from vibethinker import fusion, validation
 
+    for folder in (*models, *([base] if base else [])):
+        validation.refuse_damaged(folder)
     with shown_progress() as progress:
         fusion.fuse(models, output, shares, base, lambda done, total: progress(done, total, "tensors"))
     normalised = fusion.normalised(shares)

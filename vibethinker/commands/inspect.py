@@ -16,7 +16,7 @@ from vibethinker import runs, validation
 from vibethinker.artifacts import Store
 from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
-from vibethinker.needs import together
+from vibethinker.needs import slow_to_save, together
 from vibethinker.plan import reuse_warnings, states
 
 
@@ -68,7 +68,8 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
             notes.append(f"{step['id']} starts with {start}, since more has run out of memory before.")
     for note in notes:
         click.echo(f"Note: {note}")
-    for warning in together({step["id"]: step["estimate"]["memory"]["warning"] for step in waiting}):
+    slow = {step["id"]: slow_to_save(asked.config, asked.plan[step["id"]]) for step in waiting}
+    for warning in together({step["id"]: step["estimate"]["memory"]["warning"] for step in waiting}) + together(slow):
         click.echo(f"Warning: {warning}")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from vibethinker import config as configuration
+from vibethinker import validation
 from vibethinker.commands.options import allowed_sandbox, configuration_options
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
@@ -56,7 +57,7 @@ def load_config(
 
 
 def check_before(models: Sequence[Path], base: Path | None, output: Path | None) -> None:
-    """Refuse incomplete model folders and an output that can't be written.
+    """Refuse incomplete or damaged model folders and an output that can't be written.
 
     Raises:
         ConfigurationError: one of them.
@@ -65,6 +66,7 @@ def check_before(models: Sequence[Path], base: Path | None, output: Path | None)
 
     for folder in (*models, *([base] if base else [])):
         check_model_folder(folder)
+        validation.refuse_damaged(folder)
         if is_adapter(folder) and base is None:
             raise ConfigurationError(f"{folder} holds an adapter: name the model it was trained on with --base.")
     if output is not None:

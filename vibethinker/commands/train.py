@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vibethinker import config as configuration
-from vibethinker import hardware, preflight
+from vibethinker import hardware, preflight, validation
 from vibethinker.artifacts import EVIDENCE
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
@@ -190,6 +190,7 @@ def _run_alone(
             "fingerprint": FINGERPRINT,
             "log": str(workspace / "step.log"),
             "stall_seconds": config.execution.stall_seconds,
+            "stop_seconds": config.execution.stop_seconds,
             "gpu": gpu,
         }
         requests = [
@@ -305,6 +306,7 @@ def _check(model: Path, output: Path) -> None:
     from vibethinker.models.files import check_model_folder
 
     check_model_folder(model)
+    validation.refuse_damaged(model)
     if output.exists():
         raise ConfigurationError(f"--output {output} exists already: name a new folder.")
     parent = next(p for p in output.absolute().parents if p.exists())

@@ -8,7 +8,6 @@ gained more so than from a base of like strength whose rate had decayed (docs/re
 
 from __future__ import annotations
 
-from vibethinker import preemption
 from vibethinker.data.schema import Trace, read_records
 from vibethinker.embedded.model import new_model
 from vibethinker.embedded.optimizer import MuonWithAdamW
@@ -47,10 +46,9 @@ def train(context: StepContext, base_model: BaseModelSettings) -> Metrics:
     prompts = Prompts.model_validate(context.settings["prompts"])
     examples, left_out = to_examples(tokenizer, traces, prompts, settings.positions)
     optimizer = MuonWithAdamW(model, settings.matrix_rate, settings.learning_rate)
-    with preemption.held():  # the last update is saved by the output alone
-        with memory_errors():
-            last = fine_tune(model, tokenizer, examples, _as_sft(base_model), run, optimizer=optimizer)
-        save_model(model, tokenizer, context.output, run.dtype)
+    with memory_errors():
+        last = fine_tune(model, tokenizer, examples, _as_sft(base_model), run, optimizer=optimizer)
+    save_model(model, tokenizer, context.output, run.dtype)
     check_model_folder(context.output)
     parameters = sum(p.numel() for p in model.parameters())
     return {

@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vibethinker import validation
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.models.files import (
     CONFIG,
@@ -55,6 +56,7 @@ def run_base(context: StepContext) -> Metrics:
     if source.is_file() and source.suffix == ".gguf":
         tokenizer = _from_gguf(source, context.output, context.emit)
     elif source.is_dir():
+        validation.refuse_damaged(source)
         tokenizer = _from_folder(source, context.output, context.emit)
     elif HUB_ID.fullmatch(settings.source):
         tokenizer = _from_folder(_download(settings.source, settings.revision), context.output, context.emit)
@@ -74,6 +76,7 @@ def run_import(context: StepContext) -> Metrics:
     """The step `import`: the user's folder in the place of a step's output, a model as that step would have
     left it."""
     source, role = Path(context.execution["source"]), context.settings["role"]
+    validation.refuse_damaged(source)
     if role not in MODEL_ROLES:
         shutil.copytree(source, context.output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         return {}

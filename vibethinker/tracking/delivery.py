@@ -291,14 +291,3 @@ def deliver_left_over(runs: Path, uri: str, workspace: Path, warn: Callable[[str
     for state in sorted(runs.glob(f"*/{STATE}")):
         if Progress(state.parent, uri).pending():
             Delivery(state.parent, uri, workspace, warn).advance()
-
-
-def deliver(folder: Path, uri: str, workspace: Path) -> int:
-    """Send what an earlier process left in the journal of the run in `folder`; returns the number of
-    operations sent.
-
-    Raises the store's own exception when it can't be reached: nothing is lost, and a later call goes on from
-    there.
-    """
-    logger = logging.getLogger(__name__)
-    return Delivery(folder, uri, workspace, logger.warning).advance()

@@ -47,13 +47,16 @@ class Journal:
                 self._left += line
                 self._write()
 
-    def close(self) -> bool:
-        """Close the file; what is appended afterwards is dropped, by a step that had to be left alone. False where the
-        disk doesn't take all that was appended before."""
+    def flush(self) -> bool:
+        """Write what is left; False where the disk still doesn't take it."""
         with self._lock:
             self._write()
+            return not self._left
+
+    def close(self) -> None:
+        """Close the file; what is appended afterwards is dropped, by a step that had to be left alone."""
+        with self._lock:
             self._file.close()
-        return not self._left
 
     def _write(self) -> None:
         with suppress(OSError):

@@ -40,7 +40,7 @@ class RunTracker:
 
     def __init__(self, folder: Path, uri: str, workspace: Path, warn: Callable[[str], None]) -> None:
         self._uri, self._warn, self._folder, self._workspace = uri, warn, folder, workspace
-        self._marks, self._ended = _known(folder)
+        self._marks, self._begun, self._ended = _known(folder)
         self._lock = threading.Lock()
         self._journal = Journal(folder)
         self._delivery = Delivery(folder, uri, workspace, warn)
@@ -106,6 +106,10 @@ class RunTracker:
         self._append({"op": "step", "step": step_id, "fingerprint": fingerprint, "tags": values.texts(tags or {})})
         return StepTracker(self, step_id, fingerprint)
 
+    def begun(self, step_id: str, fingerprint: str) -> bool:
+        """Whether an earlier process of this run has told that the step began."""
+        return (step_id, fingerprint) in self._begun
+
     def ended(self, step_id: str, fingerprint: str) -> bool:
         """Whether an earlier process of this run has told that the step ended well."""
         return (step_id, fingerprint) in self._ended
@@ -123,14 +127,19 @@ class RunTracker:
         `name`."""
         self._append({"op": "model", "folder": str(folder), "name": name})
 
-    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> bool:
-        """End the parent run and wait for the delivery; False where the rest stays in the journal for
-        later."""
+    def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
+        """End the parent run."""
         self._append(_finish(status, metrics or {}))
+
+    def close(self) -> bool:
+        """Wait for the delivery; False where the store, or the disk under the journal, doesn't take all of it: the
+        rest is delivered when the run's command is run again."""
+        written = self._journal.flush()
         self._closing.set()
         self._wake.set()
         self._thread.join(CLOSE)
-        return self._journal.close() and self._delivered
+        self._journal.close()
+        return written and self._delivered
 
     def _append(self, operation: dict[str, Any]) -> None:
         self._journal.append({"time_ms": round(time.time() * 1000), **operation})
@@ -225,17 +234,19 @@ def _finish(status: Status, metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _known(folder: Path) -> tuple[dict[Child, dict[str, int]], set[Child]]:
+def _known(folder: Path) -> tuple[dict[Child, dict[str, int]], set[Child], set[Child]]:
     """What the journal of an earlier process says: for each step and key the last optimizer step, from which a resumed
-    one goes on, and the steps that have ended well."""
+    one goes on, the steps that have begun, and those that have ended well."""
     marks: dict[Child, dict[str, int]] = {}
+    begun: set[Child] = set()
     ended: set[Child] = set()
     for operation in read_all(folder):
         if "step" not in operation:
             continue
         child = operation["step"], operation["fingerprint"]
+        begun.add(child)
         if operation["op"] == "metrics":
             marks.setdefault(child, {}).update(dict.fromkeys(operation["values"], operation["at"]))
         elif operation["op"] == "finish":
             (ended.add if operation["status"] == "FINISHED" else ended.discard)(child)
-    return marks, ended
+    return marks, begun, ended

@@ -105,7 +105,7 @@ def train_resumably(trainer: Resuming, resumable: Resumable, *, save_last: bool 
     """Train, from the newest checkpoint if there is one.
 
     Args:
-        save_last: save after the last update too, since the step goes on for long.
+        save_last: save after the last update too, since the step goes on for long; else it is finished once trained.
 
     Raises:
         PreemptedError: the process was asked to stop; the end of the last update is saved.
@@ -122,6 +122,8 @@ def train_resumably(trainer: Resuming, resumable: Resumable, *, save_last: bool 
             if not boundary.stopping and any(processes.gathered([preemption.asked()])):  # after the last update's end
                 boundary.stopping = True
                 trainer.keep_state(remembered(trainer))
+            if not boundary.stopping and not save_last:
+                preemption.finish()
         except PreemptedError:
             boundary.save_last()
             raise

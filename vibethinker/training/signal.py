@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig
 
-from vibethinker import preemption, verifiers
+from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_records
@@ -94,17 +94,14 @@ def run(context: StepContext) -> Metrics:
             grader.try_sandbox()  # before hours of rollouts rather than at the first program
         problems = training.problems()
         with training.opened(start) as model:
-            chosen = training.of_middling_difficulty(problems)
-            with preemption.held():  # the last update is saved by the output alone
-                trained = training.train(model, chosen)
-                if training.objective.method == "lora":
-                    adapter = run.state / "adapter"
-                    processes.save(trained, training.tokenizer, adapter)
-                    place = "cpu" if training.own_weights else run.device
-                    trained = load_model(adapter, base=start, device=place, dtype=torch.float32)
-                processes.save(trained, training.tokenizer, context.output, run.dtype)
+            trained = training.train(model, training.of_middling_difficulty(problems))
+            if training.objective.method == "lora":
+                adapter = run.state / "adapter"
+                processes.save(trained, training.tokenizer, adapter)
+                place = "cpu" if training.own_weights else run.device
+                trained = load_model(adapter, base=start, device=place, dtype=torch.float32)
+            processes.save(trained, training.tokenizer, context.output, run.dtype)
             if training.stage.validation_data is not None:
-                preemption.check()
                 validation = training.validate(trained)
     counts = training.counts
     write_json(

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from vibethinker import environment, faults, preemption, steps
 from vibethinker.artifacts import Artifact, Store
-from vibethinker.errors import VibeThinkerError
+from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.worker import ranks
 from vibethinker.worker.endings import classify
 
@@ -111,6 +111,7 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     emitter = PipeEmitter(events, request["id"])
     try:
         result = execute(request, emitter)
+        preemption.finish()
         emitter.send("end", kind="done", result=result)
     except BaseException as error:
         traceback.print_exc()
@@ -154,26 +155,46 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         context = steps.StepContext(
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )
-        metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
-        with preemption.held():  # the work is done; leaving now would lose it
-            faults.point("child.computed", step)
-            record = {
-                "kind": request["kind"],
-                "settings": request["settings"],
-                "metrics": metrics,
-                "seconds": round(time.monotonic() - started, 3),
-                "finished": time.time(),
-                "seed": request["settings"].get("seed"),
-                "deterministic": request["settings"].get("deterministic"),
-                "versions": environment.versions(),
-                "environment": environment.facts(),
-                "revision": request.get("revision"),
-                "run_id": request.get("run_id"),
-            }
-            writing = partial(emitter.alive, "writing its output")
-            artifact = store.publish(staging, step, fingerprint, inputs=digests, record=record, tell=writing)
-            faults.point("child.published", step)
+        try:
+            metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
+        except PreemptedError:
+            raise
+        except Exception as error:
+            _blame_inputs(store, request["inputs"], digests, error)
+            raise
+        preemption.finish()
+        faults.point("child.computed", step)
+        record = {
+            "kind": request["kind"],
+            "settings": request["settings"],
+            "metrics": metrics,
+            "seconds": round(time.monotonic() - started, 3),
+            "finished": time.time(),
+            "seed": request["settings"].get("seed"),
+            "deterministic": request["settings"].get("deterministic"),
+            "versions": environment.versions(),
+            "environment": environment.facts(),
+            "revision": request.get("revision"),
+            "run_id": request.get("run_id"),
+        }
+        writing = partial(emitter.alive, "writing its output")
+        artifact = store.publish(staging, step, fingerprint, inputs=digests, record=record, tell=writing)
+        faults.point("child.published", step)
         return _result(artifact, reused=False)
+
+
+def _blame_inputs(
+    store: Store, named: Mapping[str, Sequence[str]], digests: Mapping[str, str], error: Exception
+) -> None:
+    """Of a step that failed while an input was taken away under it, as by another run that refreshes it, say so.
+
+    Raises:
+        InfrastructureError: it was; the step reads what is there now when it is tried again.
+    """
+    for role, (step, fingerprint) in named.items():
+        now = store.read(step, fingerprint)
+        if now is None or now.digest != digests[role]:
+            raise InfrastructureError(f"The output of {step} was made anew while this step read it.") from error
 
 
 def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:

@@ -7,7 +7,14 @@ import errno
 import os
 import signal
 
-from vibethinker.errors import DataError, DivergedError, InfrastructureError, OutOfMemoryError, VibeThinkerError
+from vibethinker.errors import (
+    DataError,
+    DivergedError,
+    InfrastructureError,
+    OutOfMemoryError,
+    PreemptedError,
+    VibeThinkerError,
+)
 from vibethinker.worker import exhaustion
 
 # Of what safetensors and torch raise where the operating system's error was lost.
@@ -16,11 +23,18 @@ DISK = {
     "Disk quota exceeded": errno.EDQUOT,
     "Input/output error": errno.EIO,
     "PytorchStreamWriter failed writing": errno.ENOSPC,
+    ". unexpected pos ": errno.ENOSPC,
 }
 
 
 def classify(error: BaseException) -> VibeThinkerError:
-    """The error of this project that says what kind of failure any exception is."""
+    """The error of this project that says what kind of failure any exception is.
+
+    A request to stop is raised wherever the process happens to be, so whoever catches all exceptions may have reworded
+    it.
+    """
+    if (asked := _asked_to_stop(error)) is not None:
+        return asked
     if isinstance(error, VibeThinkerError):
         return error
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
@@ -36,6 +50,12 @@ def classify(error: BaseException) -> VibeThinkerError:
     if isinstance(error, (OSError, EOFError)) or number == errno.EIO:
         return InfrastructureError(text)
     return VibeThinkerError(text)
+
+
+def _asked_to_stop(error: BaseException | None) -> PreemptedError | None:
+    while error is not None and not isinstance(error, PreemptedError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def killed_by(number: int, victims: int | None = None) -> tuple[type[VibeThinkerError], str]:

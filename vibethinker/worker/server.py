@@ -2,7 +2,8 @@
 
 One thread, one selector: stdin (requests; its end means the flow process is gone), the children's event pipes, and
 in fork mode the socket to the zygote. A child that says nothing for `stall_seconds` gets its stack dumped into its log
-and is killed. Descriptors cross to the zygote by SCM_RIGHTS.
+and is killed. Descriptors cross to the zygote by SCM_RIGHTS. SIGTERM and SIGINT are left to the flow process, which
+asks the steps to stop: what ends a service sends them to all of its processes at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from vibethinker.worker.endings import die_with_parent, killed_by
 # variable VIBETHINKER_PRELOAD names other modules.
 PRELOAD = ("torch", "transformers", "peft", "datasets", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer")
 TICK_SECONDS = 0.5
-STOP_GRACE_SECONDS = 30.0
 DUMP_SECONDS = 0.1  # for one process's stack, so that two don't write into one another
 NEWS = struct.Struct("<q?q")  # what the zygote tells: request id, whether a pid or else a status, its value
 
@@ -45,6 +45,7 @@ class _Child:
     ranks: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     stall_seconds: float = 600.0
+    stop_seconds: float = 30.0
     heard: float = 0.0
     end: bytes | None = None
     status: int | None = None
@@ -58,7 +59,8 @@ class _Child:
 
 def serve(*, fork: bool) -> NoReturn:
     """Serve requests until stdin ends; then kill everything and leave."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     zygote = _start_zygote() if fork else None
     server = _Server(zygote)
     try:
@@ -103,13 +105,14 @@ class _Server:
             elif message["op"] == "stop" and message["id"] in self.children:
                 one = self.children[message["id"]]
                 if not one.asked_to_stop:
-                    one.asked_to_stop, one.kill_at = True, time.monotonic() + STOP_GRACE_SECONDS
+                    one.asked_to_stop, one.kill_at = True, time.monotonic() + one.stop_seconds
                 self._watch(one)
         return None
 
     def _start(self, id: int, request: Mapping[str, Any]) -> None:
         receive, send = os.pipe()
-        one = _Child(id, request["step"], receive, stall_seconds=request["stall_seconds"], heard=time.monotonic())
+        one = _Child(id, request["step"], receive, heard=time.monotonic())
+        one.stall_seconds, one.stop_seconds = request["stall_seconds"], request["stop_seconds"]
         one.victims = exhaustion.killed()
         self.children[id] = one
         self.selector.register(receive, selectors.EVENT_READ, lambda: self._events(one))
@@ -151,7 +154,7 @@ class _Server:
             # An end is told when the process is gone, so that whoever hears it finds nothing alive.
             event = json.loads(line)
             if event["event"] == "end":
-                one.end = line
+                one.end = one.end or line
             elif event["event"] == "ranks":  # not for the parent: whose stacks a stall is to dump
                 one.ranks = tuple(event["pids"])
             else:
