@@ -1,0 +1,351 @@
+"""`vibethinker up` and `down`: Prefect's server, MLflow's and a worker on this machine, which outlive the command.
+
+`<workspace>/service/state.json` says what `up` has started. Run again, `up` starts what has died and nothing else;
+`down` stops exactly what is written there, and flow runs of that worker's. A server that PREFECT_API_URL names, and an
+MLflow that MLFLOW_TRACKING_URI names, are used instead of ones started here. Everything listens on loopback only.
+
+MLflow serves the workspace's own store, so that runs made without `up` are there too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+
+from flows import processes
+from flows.cli import RETRIES, configured_api
+from flows.processes import MARK, Process
+from vibethinker import config as configuration
+from vibethinker import locks
+from vibethinker.artifacts import check_workspace, write_json
+from vibethinker.commands.options import workspace_option
+from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.runs import program
+
+SCHEMA = 1
+PREFECT_PORT, MLFLOW_PORT = 4200, 5000
+START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
+STOP_SECONDS = 15.0  # for a server
+SAVE_SECONDS = 50.0  # for a worker whose runs save what they have; steps get 30 of them
+LOOK_SECONDS = 0.2
+
+# Nothing calls home, and no page advertises.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_CLI_COLORS": "false",
+}
+
+
+@dataclass
+class Part:
+    """One of the three: its address (none for a worker), and its process unless somebody else runs it."""
+
+    url: str = ""
+    process: Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive
+
+
+@dataclass
+class State:
+    """What `up` has started in a workspace."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    prefect: Part = field(default_factory=Part)
+    mlflow: Part = field(default_factory=Part)
+    worker: Part = field(default_factory=Part)
+    deployed: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """The state in this folder, or a new one."""
+        try:
+            values = json.loads((folder / "state.json").read_text())
+        except FileNotFoundError:
+            return cls(folder)
+        if values.pop("schema") != SCHEMA:
+            raise ConfigurationError(f"{folder / 'state.json'} is of another version: run that version's `down` first.")
+        parts = {}
+        for name in ("prefect", "mlflow", "worker"):
+            process = values[name]["process"]
+            parts[name] = Part(values[name]["url"], Process(**process) if process else None)
+        return cls(folder, **{**values, **parts})
+
+    def write(self) -> None:
+        """Keep it; before anything is waited for, so that `down` knows of it."""
+        values = asdict(self)
+        del values["folder"]
+        write_json(self.folder / "state.json", {"schema": SCHEMA, **values})
+
+
+@click.command()
+@click.option(
+    "--prefect-port", type=click.IntRange(1, 65535), help=f"Port of Prefect's server and UI [{PREFECT_PORT}]."
+)
+@click.option("--mlflow-port", type=click.IntRange(1, 65535), help=f"Port of MLflow [{MLFLOW_PORT}].")
+@workspace_option
+def up(prefect_port: int | None, mlflow_port: int | None, workspace: str | None) -> None:
+    """Start Prefect's server, MLflow and a worker, and deploy everything; run again, it starts what has died.
+
+    Example: vibethinker up --workspace workspace
+    """
+    folder = configuration.workspace(workspace)
+    check_workspace(folder)
+    with _alone(folder) as home:
+        state = State.read(home)
+        starting = [_prefect(state, prefect_port), _mlflow(state, folder, mlflow_port)]
+        changed = [told for told in (ready() for ready in starting) if told]
+        changed += _register(state)
+        changed += _worker(state, folder)
+    where = f" --workspace {workspace}" if workspace else ""
+    click.echo("" if changed else "Everything runs already; nothing was changed.")
+    click.echo(f"Prefect  {state.prefect.url.removesuffix('/api')}\nMLflow   {state.mlflow.url}")
+    click.echo(f"\nStart a run:\n  export PREFECT_API_URL={state.prefect.url}")
+    click.echo(f"  {program('prefect')} deployment run vibethinker/tiny")
+    click.echo(f"Stop all of it:\n  {program('vibethinker')} down{where}")
+
+
+@click.command()
+@workspace_option
+def down(workspace: str | None) -> None:
+    """Stop what `vibethinker up` started, and nothing else; runs that are under way save what they have.
+
+    Example: vibethinker down --workspace workspace
+    """
+    folder = configuration.workspace(workspace)
+    if not (folder / "service" / "state.json").exists():
+        click.echo(f"Nothing runs that `up` started in {folder}.")
+        return
+    with _alone(folder) as home:
+        state = State.read(home)
+        for name, seconds in (("worker", SAVE_SECONDS), ("mlflow", STOP_SECONDS), ("prefect", STOP_SECONDS)):
+            part: Part = getattr(state, name)
+            if part.alive:
+                assert part.process
+                click.echo(f"Stopping {NAMES[name]} (process {part.process.pid}) ...")
+                if not processes.stop(part.process, seconds):
+                    click.echo(f"{NAMES[name]} didn't end by itself in {seconds:.0f} s and was killed.")
+            elif part.process:
+                click.echo(f"{NAMES[name]} had ended already.")
+            elif part.url:
+                click.echo(f"{NAMES[name]} at {part.url} goes on: `up` hadn't started it.")
+            if name == "worker":
+                _stop_runs(state)
+        (home / "state.json").unlink()
+    click.echo("All is stopped.")
+
+
+NAMES = {"prefect": "Prefect's server", "mlflow": "MLflow", "worker": "The worker"}
+
+
+@contextmanager
+def _alone(workspace: Path) -> Iterator[Path]:
+    """The service's folder, while no other command changes it."""
+    home, told = workspace / "service", False
+
+    def waiting() -> None:
+        nonlocal told
+        if not told:
+            click.echo(f"Another `up` or `down` is at work in {home}; waiting for its end.", err=True)
+        told = True
+
+    with locks.held(home / "lock", waiting):
+        yield home
+
+
+def _stop_runs(state: State) -> None:
+    """End flow runs that the worker left, as where it was killed."""
+    servers = {part.process.pid for part in (state.prefect, state.mlflow) if part.process}
+    left = [one for one in processes.marked(state.mark) if processes.session(one) not in servers]
+    if not left:
+        return
+    click.echo(f"Stopping {len(left)} processes of flow runs that have lost their worker ...")
+    processes.stop_all(left, SAVE_SECONDS)
+
+
+# ---- Prefect's server ----
+
+
+def _prefect(state: State, port: int | None) -> Callable[[], str]:
+    """Start the server if it is needed; what is returned waits until it answers, and tells of what was done."""
+    part, named = state.prefect, configured_api()
+    home = state.folder / "prefect"
+    if named and not (part.process and named == part.url):
+        _refuse_change(part, named, "PREFECT_API_URL")
+        state.prefect = Part(named)
+        return lambda: _existing("Prefect's server", f"{named.rstrip('/')}/health", "PREFECT_API_URL")
+    port = _port(part, port, PREFECT_PORT, "--prefect-port")
+    part.url = f"http://127.0.0.1:{port}/api"
+    _use_own_server(part.url, home)
+    begun = not part.alive
+    if begun:
+        environ = _environ(state) | {"PREFECT_UI_API_URL": part.url, "PREFECT_SERVER_API_HOST": "127.0.0.1"}
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        _start(state, part, command, environ, "prefect.log")
+    return lambda: _until_answers(part, "prefect", state, f"{part.url}/health", begun, part.url.removesuffix("api"))
+
+
+def _use_own_server(url: str, home: Path) -> None:
+    """Make this process's client, and what it starts, use the server that `up` starts and none of the user's."""
+    for name in ("PREFECT_PROFILES_PATH", "PREFECT_PROFILE", "PREFECT_API_KEY"):
+        os.environ.pop(name, None)
+    os.environ.update({"PREFECT_API_URL": url, "PREFECT_HOME": str(home)})
+
+
+# ---- MLflow ----
+
+
+def _mlflow(state: State, workspace: Path, port: int | None) -> Callable[[], str]:
+    """As `_prefect`."""
+    from vibethinker.tracking import store_uri
+    from vibethinker.tracking.creation import create_store, sqlite_file
+
+    part, named = state.mlflow, os.environ.get("MLFLOW_TRACKING_URI", "")
+    if named.startswith(("http:", "https:")) and not (part.process and named == part.url):
+        _refuse_change(part, named, "MLFLOW_TRACKING_URI")
+        state.mlflow = Part(named)
+        return lambda: _existing("MLflow", f"{named.rstrip('/')}/health", "MLFLOW_TRACKING_URI")
+    if named == part.url:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    port = _port(part, port, MLFLOW_PORT, "--mlflow-port")
+    part.url = f"http://127.0.0.1:{port}"
+    begun = not part.alive
+    if begun:
+        uri, files = store_uri(None, workspace), workspace / "mlartifacts"
+        if path := sqlite_file(uri):
+            create_store(path, files)
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--backend-store-uri", uri, "--artifacts-destination", files.resolve().as_uri(),
+        ]  # fmt: skip
+        environ = _environ(state) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environ.pop("MLFLOW_TRACKING_URI", None)
+        _start(state, part, command, environ, "mlflow.log")
+    return lambda: _until_answers(part, "mlflow", state, f"{part.url}/health", begun, part.url)
+
+
+# ---- what the server has to know, and the worker ----
+
+
+def _register(state: State) -> list[str]:
+    from flows import registration
+
+    state.deployed, made = registration.register(_environ(state), state.deployed)
+    state.write()
+    if made:
+        click.echo(f"Registered: {', '.join(made)}.")
+    return made
+
+
+def _worker(state: State, workspace: Path) -> list[str]:
+    """Start the worker if it isn't there, and wait until the server has heard of it."""
+    from flows import registration
+
+    begun, name = not state.worker.alive, f"{socket.gethostname()}-{state.mark[:6]}"
+    before = registration.heard(name) if begun else None
+    if begun:
+        environ = {
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+            "PREFECT_CLIENT_MAX_RETRIES": str(RETRIES),
+            **_environ(state),
+            "MLFLOW_TRACKING_URI": state.mlflow.url,
+            configuration.WORKSPACE_VARIABLES[0]: str(workspace),
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]
+        _start(state, state.worker, command, environ, "worker.log")
+    _until(lambda: registration.heard(name) not in (None, before), state.worker, "worker", state)
+    if begun:
+        assert state.worker.process
+        click.echo(f"The worker runs (process {state.worker.process.pid}).")
+    return ["worker"] if begun else []
+
+
+# ---- common to them ----
+
+
+def _environ(state: State) -> dict[str, str]:
+    """Of everything that is started; what the user has set, stays."""
+    return {**QUIET, **os.environ, MARK: state.mark}
+
+
+def _port(part: Part, asked: int | None, default: int, option: str) -> int:
+    """Where a server of ours listens, or is to."""
+    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.process else None
+    if known and asked and asked != known:
+        raise ConfigurationError(f"This workspace's service uses port {known}: run `down` before you change {option}.")
+    port = asked or known or default
+    if not part.alive:
+        processes.free_port(port, option)
+    return port
+
+
+def _refuse_change(part: Part, named: str, variable: str) -> None:
+    if part.alive:
+        raise ConfigurationError(
+            f"This workspace's service uses its own server at {part.url}, and {variable} names {named}: run `down` "
+            "first, or unset it."
+        )
+
+
+def _start(state: State, part: Part, command: list[str], environ: dict[str, str], log: str) -> None:
+    part.process = processes.start(command, environ, state.folder / log, state.folder)
+    state.write()
+
+
+def _existing(what: str, address: str, variable: str) -> str:
+    if reason := _refusal(address):
+        raise InfrastructureError(
+            f"{what}, which {variable} names, doesn't answer ({reason}): start it, or unset {variable} so that `up` "
+            "starts one."
+        )
+    return ""
+
+
+def _until_answers(part: Part, name: str, state: State, health: str, begun: bool, page: str) -> str:
+    _until(lambda: _refusal(health) is None and _refusal(page) is None, part, name, state)
+    if not begun:
+        return ""
+    assert part.process
+    click.echo(f"{NAMES[name]} answers (process {part.process.pid}).")
+    return name
+
+
+def _until(true: Callable[[], bool], part: Part, name: str, state: State) -> None:
+    limit, log = time.monotonic() + START_SECONDS, state.folder / f"{name}.log"
+    while not true():
+        if not part.alive:
+            raise InfrastructureError(f"{NAMES[name]} ended at its start: {log} has its last words.")
+        if time.monotonic() > limit:
+            raise InfrastructureError(
+                f"{NAMES[name]} runs and isn't ready after {START_SECONDS:.0f} s: see {log}, and run `down` first."
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def _refusal(address: str) -> str | None:
+    """Why an address doesn't answer, or None."""
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return None
+    except urllib.error.HTTPError as error:
+        return None if error.code < 500 else f"status {error.code}"
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error))
