@@ -15,6 +15,9 @@ from pydantic import WithJsonSchema
 from vibethinker import config as configuration
 from vibethinker.config import Config
 
+# Defaults: a form sends what it shows, and null would be of no parameter's type.
+NOTHING: dict[str, Any] = {}
+
 STEPS = "^[a-z0-9]+(-[a-z0-9]+)*$"
 KEPT = {
     *("type", "enum", "const", "pattern", "minLength", "maxLength", "minItems", "maxItems", "additionalProperties"),
@@ -46,9 +49,20 @@ def _words(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _overrides() -> dict[str, Any]:
+    """One field a section. What a section may hold stands in `then`, which the server heeds and the UI's form doesn't:
+    it would be a page of hundreds of fields, and send `false` for every switch that nobody has touched."""
     whole = Config.model_json_schema(by_alias=True)
+    del whole["properties"]["profile"]  # a parameter of its own
+    schema = _partial(whole, whole["$defs"])
+    for name, section in schema["properties"].items():
+        if section.get("type") == "object":
+            text = f"{section.pop('description')}: {', '.join(section['properties'])}"
+            schema["properties"][name] = {"type": "object", "description": text, "if": True, "then": section}
+        elif section.get("type") == "boolean":
+            text = f"{section.pop('description')}; true or false"
+            schema["properties"][name] = {"description": text, "if": True, "then": section}
     text = 'Settings laid over the profile, as in {"signal": {"objective": {"group_size": 8}}}; empty for the profile.'
-    return {**_partial(whole, whole["$defs"]), "description": text}
+    return {**schema, "description": text}
 
 
 Profile = Annotated[

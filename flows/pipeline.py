@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.parameters import Overrides, Profile, Refresh, Replaced, Workspace
+from flows.parameters import NOTHING, Overrides, Profile, Refresh, Replaced, Workspace
 from flows.running import Running, running
 from tasks import session
 from tasks.recipe import (
@@ -69,10 +69,10 @@ def whole_recipe(run: Running) -> None:
 @flow(name="vibethinker", flow_run_name=run_name, version=__version__, task_runner=THREADS)
 def pipeline(
     profile: Profile = "tiny",
-    config: Overrides = None,
-    workspace: Workspace = None,
-    refresh: Refresh = None,
-    replaced: Replaced = None,
+    config: Overrides = NOTHING,
+    workspace: Workspace = "",
+    refresh: Refresh = (),
+    replaced: Replaced = NOTHING,
 ) -> dict[str, Any]:
     """Train a small reasoning model by the whole recipe and report what it achieved."""
     with running("report", profile, config, workspace, refresh, replaced) as run:
@@ -81,7 +81,7 @@ def pipeline(
 
 
 @flow(name="vibethinker-data", flow_run_name=run_name, version=__version__, task_runner=THREADS)
-def data_phase(profile: Profile = "tiny", config: Overrides = None, workspace: Workspace = None) -> dict[str, Any]:
+def data_phase(profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = "") -> dict[str, Any]:
     """Phase 0 alone: problems and verified traces."""
     with running("data", profile, config, workspace) as run:
         run.start(prepare_data)
@@ -89,7 +89,7 @@ def data_phase(profile: Profile = "tiny", config: Overrides = None, workspace: W
 
 
 @flow(name="vibethinker-spectrum", flow_run_name=run_name, version=__version__, task_runner=THREADS)
-def spectrum_phase(profile: Profile = "tiny", config: Overrides = None, workspace: Workspace = None) -> dict[str, Any]:
+def spectrum_phase(profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = "") -> dict[str, Any]:
     """Phase 1: specialists, diversity probing and fusion, with the data they need."""
     with running("fusion", profile, config, workspace) as run:
         spectrum(run)
@@ -99,9 +99,9 @@ def spectrum_phase(profile: Profile = "tiny", config: Overrides = None, workspac
 @flow(name="vibethinker-signal", flow_run_name=run_name, version=__version__, task_runner=THREADS)
 def signal_phase(
     profile: Profile = "tiny",
-    config: Overrides = None,
-    workspace: Workspace = None,
-    replaced: Replaced = None,
+    config: Overrides = NOTHING,
+    workspace: Workspace = "",
+    replaced: Replaced = NOTHING,
 ) -> dict[str, Any]:
     """Phase 2: the signal stages, from the fused model or from `replaced: {fusion: PATH}`."""
     with running("signal", profile, config, workspace, replaced=replaced) as run:
@@ -112,7 +112,7 @@ def signal_phase(
 
 @flow(name="vibethinker-evaluation", flow_run_name=run_name, version=__version__, task_runner=THREADS)
 def evaluation_phase(
-    profile: Profile = "tiny", config: Overrides = None, workspace: Workspace = None
+    profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = ""
 ) -> dict[str, Any]:
     """The evaluations of every model of the recipe, with whatever they still need."""
     with running("evaluation", profile, config, workspace) as run:
