@@ -108,6 +108,7 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
     workspace = asked.plan.workspace
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", str(RETRIES))
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells the same
     logging.raiseExceptions = False  # else each line of log that a server doesn't take is told on the terminal
     with ExitStack() as stack:
         server, address, home = None, configured_api(), workspace / "prefect"

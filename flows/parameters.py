@@ -61,6 +61,7 @@ def _overrides() -> dict[str, Any]:
         elif section.get("type") == "boolean":
             text = f"{section.pop('description')}; true or false"
             schema["properties"][name] = {"description": text, "if": True, "then": section}
+        schema["properties"][name]["title"] = name
     text = 'Settings laid over the profile, as in {"signal": {"objective": {"group_size": 8}}}; empty for the profile.'
     return {**schema, "description": text}
 
