@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary
 from vibethinker.errors import VibeThinkerError
 
 SECONDS = 10.0  # between two tellings of one step
-LINES, ALL_LINES, WIDTH = 20, 400, 400  # told at once, told of one step before its end, characters of one
+SHARE = 100  # the longer a step has run, the rarer: tellings are this share of that apart, some 700 in a week
+LINES, WIDTH = 20, 400  # told at once, and characters of one
 TAIL = 1 << 16  # bytes of the file that are looked at
 
 _RUNS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
@@ -27,7 +28,7 @@ class Teller:
     def __init__(self, path: Path, logger: Any) -> None:
         self._path, self._logger = path, logger
         self._position = path.stat().st_size if path.exists() else 0
-        self._told, self._at = 0, time.monotonic()
+        self._began = self._at = time.monotonic()
         self._progress, self._in_traceback = "", False
 
     def progress(self, done: int, total: int, text: str) -> None:
@@ -36,17 +37,14 @@ class Teller:
 
     def tell(self, *, last: bool = False) -> None:
         """Tell what is new, if the last telling is long enough ago; at the end, whatever hasn't been told."""
-        if not last and time.monotonic() - self._at < SECONDS:
+        now = time.monotonic()
+        if not last and now - self._at < max(SECONDS, (now - self._began) / SHARE):
             return
-        self._at = time.monotonic()
-        lines = self._lines(last)
-        if last or self._told < ALL_LINES:
-            self._told += len(lines)
-            if self._progress:
-                lines.append(self._progress)
-            if lines:
-                self._logger.info("\n".join(lines))
+        self._at = now
+        lines = [*self._lines(last), *([self._progress] if self._progress else [])]
         self._progress = ""
+        if lines:
+            self._logger.info("\n".join(lines))
 
     def _lines(self, last: bool) -> list[str]:
         """The newest of the lines that were written since."""
