@@ -57,15 +57,22 @@ def stop(process: Process, seconds: float) -> bool:
     return ended
 
 
-def stop_all(processes: Sequence[Process], seconds: float) -> None:
-    """Ask processes to end, and kill those that haven't after so long."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            if process.alive:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
-        if wait(processes, seconds):
-            return
+def stop_all(processes: Sequence[Process], seconds: float) -> bool:
+    """Ask those of them that none of them has started to end, and kill all that haven't after so long; whether they
+    ended by themselves."""
+    numbers = {process.pid for process in processes}
+    for process in processes:
+        if _parent(process.pid) not in numbers and process.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+    if wait(processes, seconds):
+        return True
+    for process in processes:
+        if process.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+    wait(processes, seconds)
+    return False
 
 
 def wait(processes: Iterable[Process], seconds: float) -> bool:
@@ -101,15 +108,25 @@ def session(process: Process) -> int:
 
 def _started(pid: int) -> str | None:
     """When a process started; None if there is none, or only what is left of one."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if words[0] in "ZX" else f"{words[19]} {_boot()}"
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
+    if Path("/proc/self/stat").exists():
+        words = _stat(pid)
+        return f"{words[19]} {_boot()}" if words and words[0] not in "ZX" else None
     told = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     state, _, started = told.stdout.strip().partition(" ")
     return started.strip() if state and not state.startswith("Z") else None
+
+
+def _parent(pid: int) -> int:
+    words = _stat(pid)
+    return int(words[1]) if words else 0
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of a process, after its name; nothing if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _boot() -> str:

@@ -37,8 +37,8 @@ from vibethinker.runs import program
 SCHEMA = 1
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
-STOP_SECONDS = 15.0  # for a server
-SAVE_SECONDS = 50.0  # for a worker whose runs save what they have; steps get 30 of them
+STOP_SECONDS = 15.0
+SAVE_SECONDS = 50.0  # for flow runs that save what they have; their steps get 30 of them
 LOOK_SECONDS = 0.2
 
 # Nothing calls home, and no page advertises.
@@ -136,19 +136,20 @@ def down(workspace: str | None) -> None:
         return
     with _alone(folder) as home:
         state = State.read(home)
-        for name, seconds in (("worker", SAVE_SECONDS), ("mlflow", STOP_SECONDS), ("prefect", STOP_SECONDS)):
+        _stop_runs(state)
+        for name in ("worker", "mlflow", "prefect"):
             part: Part = getattr(state, name)
             if part.alive:
                 assert part.process
-                click.echo(f"Stopping {NAMES[name]} (process {part.process.pid}) ...")
-                if not processes.stop(part.process, seconds):
-                    click.echo(f"{NAMES[name]} didn't end by itself in {seconds:.0f} s and was killed.")
+                ended = processes.stop(part.process, STOP_SECONDS)
+                how = "stopped" if ended else f"killed, since it didn't end in {STOP_SECONDS:.0f} s"
+                click.echo(f"{NAMES[name]} (process {part.process.pid}) was {how}.")
             elif part.process:
                 click.echo(f"{NAMES[name]} had ended already.")
             elif part.url:
-                click.echo(f"{NAMES[name]} at {part.url} goes on: `up` hadn't started it.")
+                click.echo(f"{NAMES[name]} at {part.url} goes on, since `up` hadn't started it.")
             if name == "worker":
-                _stop_runs(state)
+                _stop_runs(state)  # that it began meanwhile
         (home / "state.json").unlink()
     click.echo("All is stopped.")
 
@@ -172,13 +173,13 @@ def _alone(workspace: Path) -> Iterator[Path]:
 
 
 def _stop_runs(state: State) -> None:
-    """End flow runs that the worker left, as where it was killed."""
-    servers = {part.process.pid for part in (state.prefect, state.mlflow) if part.process}
-    left = [one for one in processes.marked(state.mark) if processes.session(one) not in servers]
-    if not left:
-        return
-    click.echo(f"Stopping {len(left)} processes of flow runs that have lost their worker ...")
-    processes.stop_all(left, SAVE_SECONDS)
+    """End the flow runs, also those whose worker is gone; a worker that is stopped would kill them at once."""
+    ours = {part.process.pid for part in (state.prefect, state.mlflow, state.worker) if part.process}
+    runs = [one for one in processes.marked(state.mark) if processes.session(one) not in ours]
+    if runs:
+        click.echo("Flow runs are under way, and save what they have ...")
+        if not processes.stop_all(runs, SAVE_SECONDS):
+            click.echo(f"Some didn't end in {SAVE_SECONDS:.0f} s and were killed.")
 
 
 # ---- Prefect's server ----
