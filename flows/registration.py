@@ -22,26 +22,34 @@ QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the 
 ROOT = Path(__file__).parents[1]
 
 
-def register(environ: Mapping[str, str], known: str | None) -> tuple[str, list[str]]:
-    """Give the server that PREFECT_API_URL names whatever it lacks, and deploy what has changed.
+def prepare() -> list[str]:
+    """Give the server that PREFECT_API_URL names the pool, queues and limits that it lacks; what was made, in words.
+
+    Raises:
+        ConfigurationError: the pool is of another type.
+    """
+    return [*_pool(), *_limits()]
+
+
+def deploy(environ: Mapping[str, str], known: str | None) -> tuple[str, list[str]]:
+    """Deploy everything, if it isn't there or has changed.
 
     Args:
-        environ: of the commands that are run.
-        known: what an earlier call returned; with it, deployments that are there and haven't changed are left alone.
+        environ: of the command that is run.
+        known: the digest that an earlier call returned.
 
     Returns:
         a digest of what is deployed, and what was made, in words.
 
     Raises:
-        ConfigurationError: there is no prefect.yaml, or the pool is of another type.
+        ConfigurationError: there is no prefect.yaml.
         InfrastructureError: the server refused a deployment.
     """
-    made = [*_pool(), *_limits()]
     digest = _digest()
-    if digest != known or not _names() <= _deployed():
-        _deploy(environ)
-        made.append(f"{len(_names())} deployments")
-    return digest, made
+    if digest == known and _names() <= _deployed():
+        return digest, []
+    _deploy(environ)
+    return digest, [f"{len(_names())} deployments"]
 
 
 def heard(name: str) -> float | None:

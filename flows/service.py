@@ -113,8 +113,7 @@ def up(prefect_port: int | None, mlflow_port: int | None, workspace: str | None)
         state = State.read(home)
         starting = [_prefect(state, prefect_port), _mlflow(state, folder, mlflow_port)]
         changed = [told for told in (ready() for ready in starting) if told]
-        changed += _register(state)
-        changed += _worker(state, folder)
+        changed += _registered_and_working(state, folder)
     where = f" --workspace {workspace}" if workspace else ""
     click.echo("" if changed else "Everything runs already; nothing was changed.")
     click.echo(f"Prefect  {state.prefect.url.removesuffix('/api')}\nMLflow   {state.mlflow.url}")
@@ -246,20 +245,11 @@ def _mlflow(state: State, workspace: Path, port: int | None) -> Callable[[], str
 # ---- what the server has to know, and the worker ----
 
 
-def _register(state: State) -> list[str]:
+def _registered_and_working(state: State, workspace: Path) -> list[str]:
+    """Tell the server what it has to know, and start the worker if it isn't there; both take seconds, so together."""
     from flows import registration
 
-    state.deployed, made = registration.register(_environ(state), state.deployed)
-    state.write()
-    if made:
-        click.echo(f"Registered: {', '.join(made)}.")
-    return made
-
-
-def _worker(state: State, workspace: Path) -> list[str]:
-    """Start the worker if it isn't there, and wait until the server has heard of it."""
-    from flows import registration
-
+    made = registration.prepare()
     begun, name = not state.worker.alive, f"{socket.gethostname()}-{state.mark[:6]}"
     before = registration.heard(name) if begun else None
     if begun:
@@ -272,11 +262,15 @@ def _worker(state: State, workspace: Path) -> list[str]:
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]
         _start(state, state.worker, command, environ, "worker.log")
+    state.deployed, deployed = registration.deploy(_environ(state), state.deployed)
+    state.write()
+    if made := [*made, *deployed]:
+        click.echo(f"Registered: {', '.join(made)}.")
     _until(lambda: registration.heard(name) not in (None, before), state.worker, "worker", state)
     if begun:
         assert state.worker.process
         click.echo(f"The worker runs (process {state.worker.process.pid}).")
-    return ["worker"] if begun else []
+    return [*made, *(["worker"] if begun else [])]
 
 
 # ---- common to them ----
