@@ -9,91 +9,27 @@ MLflow serves the workspace's own store, so that runs made without `up` are ther
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import socket
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import click
 
-from flows import processes
+from flows import parts, processes
 from flows.cli import RETRIES, configured_api
-from flows.processes import MARK, Process
+from flows.parts import NAMES, Part, State
 from vibethinker import config as configuration
 from vibethinker import locks
-from vibethinker.artifacts import check_workspace, write_json
+from vibethinker.artifacts import check_workspace
 from vibethinker.commands.options import workspace_option
-from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.runs import program
 
-SCHEMA = 1
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
-START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
 STOP_SECONDS = 15.0
 SAVE_SECONDS = 50.0  # for flow runs that save what they have; their steps get 30 of them
-LOOK_SECONDS = 0.2
-
-# Nothing calls home, and no page advertises.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_CLI_COLORS": "false",
-}
-
-
-@dataclass
-class Part:
-    """One of the three: its address (none for a worker), and its process unless somebody else runs it."""
-
-    url: str = ""
-    process: Process | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self.process is not None and self.process.alive
-
-
-@dataclass
-class State:
-    """What `up` has started in a workspace."""
-
-    folder: Path
-    mark: str = field(default_factory=lambda: secrets.token_hex(8))
-    prefect: Part = field(default_factory=Part)
-    mlflow: Part = field(default_factory=Part)
-    worker: Part = field(default_factory=Part)
-    deployed: str | None = None
-
-    @classmethod
-    def read(cls, folder: Path) -> State:
-        """The state in this folder, or a new one."""
-        try:
-            values = json.loads((folder / "state.json").read_text())
-        except FileNotFoundError:
-            return cls(folder)
-        if values.pop("schema") != SCHEMA:
-            raise ConfigurationError(f"{folder / 'state.json'} is of another version: run that version's `down` first.")
-        parts = {}
-        for name in ("prefect", "mlflow", "worker"):
-            process = values[name]["process"]
-            parts[name] = Part(values[name]["url"], Process(**process) if process else None)
-        return cls(folder, **{**values, **parts})
-
-    def write(self) -> None:
-        """Keep it; before anything is waited for, so that `down` knows of it."""
-        values = asdict(self)
-        del values["folder"]
-        write_json(self.folder / "state.json", {"schema": SCHEMA, **values})
 
 
 @click.command()
@@ -153,9 +89,6 @@ def down(workspace: str | None) -> None:
     click.echo("All is stopped.")
 
 
-NAMES = {"prefect": "Prefect's server", "mlflow": "MLflow", "worker": "The worker"}
-
-
 @contextmanager
 def _alone(workspace: Path) -> Iterator[Path]:
     """The service's folder, while no other command changes it."""
@@ -185,22 +118,24 @@ def _stop_runs(state: State) -> None:
 
 
 def _prefect(state: State, port: int | None) -> Callable[[], str]:
-    """Start the server if it is needed; what is returned waits until it answers, and tells of what was done."""
+    """Start the server if it is needed; what is returned waits until it answers, and names it if it was started."""
     part, named = state.prefect, configured_api()
     home = state.folder / "prefect"
     if named and not (part.process and named == part.url):
-        _refuse_change(part, named, "PREFECT_API_URL")
+        parts.refuse_change(part, named, "PREFECT_API_URL")
+        parts.check_existing("Prefect's server", f"{named.rstrip('/')}/health", "PREFECT_API_URL")
         state.prefect = Part(named)
-        return lambda: _existing("Prefect's server", f"{named.rstrip('/')}/health", "PREFECT_API_URL")
-    port = _port(part, port, PREFECT_PORT, "--prefect-port")
+        return str
+    port = parts.port_of(part, port, PREFECT_PORT, "--prefect-port")
     part.url = f"http://127.0.0.1:{port}/api"
     _use_own_server(part.url, home)
     begun = not part.alive
     if begun:
-        environ = _environ(state) | {"PREFECT_UI_API_URL": part.url, "PREFECT_SERVER_API_HOST": "127.0.0.1"}
+        environ = parts.environ_of(state) | {"PREFECT_UI_API_URL": part.url, "PREFECT_SERVER_API_HOST": "127.0.0.1"}
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        _start(state, part, command, environ, "prefect.log")
-    return lambda: _until_answers(part, "prefect", state, f"{part.url}/health", begun, part.url.removesuffix("api"))
+        parts.start(state, part, command, environ, "prefect.log")
+    pages = f"{part.url}/health", part.url.removesuffix("api")
+    return lambda: parts.until_answers(part, "prefect", state, begun, *pages)
 
 
 def _use_own_server(url: str, home: Path) -> None:
@@ -220,26 +155,28 @@ def _mlflow(state: State, workspace: Path, port: int | None) -> Callable[[], str
 
     part, named = state.mlflow, os.environ.get("MLFLOW_TRACKING_URI", "")
     if named.startswith(("http:", "https:")) and not (part.process and named == part.url):
-        _refuse_change(part, named, "MLFLOW_TRACKING_URI")
+        parts.refuse_change(part, named, "MLFLOW_TRACKING_URI")
+        parts.check_existing("MLflow", f"{named.rstrip('/')}/health", "MLFLOW_TRACKING_URI")
         state.mlflow = Part(named)
-        return lambda: _existing("MLflow", f"{named.rstrip('/')}/health", "MLFLOW_TRACKING_URI")
+        return str
     if named == part.url:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-    port = _port(part, port, MLFLOW_PORT, "--mlflow-port")
+    port = parts.port_of(part, port, MLFLOW_PORT, "--mlflow-port")
     part.url = f"http://127.0.0.1:{port}"
     begun = not part.alive
     if begun:
         uri, files = store_uri(None, workspace), workspace / "mlartifacts"
         if path := sqlite_file(uri):
+            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
             create_store(path, files)
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
             "--backend-store-uri", uri, "--artifacts-destination", files.resolve().as_uri(),
         ]  # fmt: skip
-        environ = _environ(state) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environ = parts.environ_of(state) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         environ.pop("MLFLOW_TRACKING_URI", None)
-        _start(state, part, command, environ, "mlflow.log")
-    return lambda: _until_answers(part, "mlflow", state, f"{part.url}/health", begun, part.url)
+        parts.start(state, part, command, environ, "mlflow.log")
+    return lambda: parts.until_answers(part, "mlflow", state, begun, f"{part.url}/health", part.url)
 
 
 # ---- what the server has to know, and the worker ----
@@ -256,91 +193,18 @@ def _registered_and_working(state: State, workspace: Path) -> list[str]:
         environ = {
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_CLIENT_MAX_RETRIES": str(RETRIES),
-            **_environ(state),
+            **parts.environ_of(state),
             "MLFLOW_TRACKING_URI": state.mlflow.url,
             configuration.WORKSPACE_VARIABLES[0]: str(workspace),
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]
-        _start(state, state.worker, command, environ, "worker.log")
-    state.deployed, deployed = registration.deploy(_environ(state), state.deployed)
+        parts.start(state, state.worker, command, environ, "worker.log")
+    state.deployed, deployed = registration.deploy(parts.environ_of(state), state.deployed)
     state.write()
     if made := [*made, *deployed]:
         click.echo(f"Registered: {', '.join(made)}.")
-    _until(lambda: registration.heard(name) not in (None, before), state.worker, "worker", state)
+    parts.until(lambda: registration.heard(name) not in (None, before), state.worker, "worker", state)
     if begun:
         assert state.worker.process
         click.echo(f"The worker runs (process {state.worker.process.pid}).")
     return [*made, *(["worker"] if begun else [])]
-
-
-# ---- common to them ----
-
-
-def _environ(state: State) -> dict[str, str]:
-    """Of everything that is started; what the user has set, stays."""
-    return {**QUIET, **os.environ, MARK: state.mark}
-
-
-def _port(part: Part, asked: int | None, default: int, option: str) -> int:
-    """Where a server of ours listens, or is to."""
-    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.process else None
-    if known and asked and asked != known:
-        raise ConfigurationError(f"This workspace's service uses port {known}: run `down` before you change {option}.")
-    port = asked or known or default
-    if not part.alive:
-        processes.free_port(port, option)
-    return port
-
-
-def _refuse_change(part: Part, named: str, variable: str) -> None:
-    if part.alive:
-        raise ConfigurationError(
-            f"This workspace's service uses its own server at {part.url}, and {variable} names {named}: run `down` "
-            "first, or unset it."
-        )
-
-
-def _start(state: State, part: Part, command: list[str], environ: dict[str, str], log: str) -> None:
-    part.process = processes.start(command, environ, state.folder / log, state.folder)
-    state.write()
-
-
-def _existing(what: str, address: str, variable: str) -> str:
-    if reason := _refusal(address):
-        raise InfrastructureError(
-            f"{what}, which {variable} names, doesn't answer ({reason}): start it, or unset {variable} so that `up` "
-            "starts one."
-        )
-    return ""
-
-
-def _until_answers(part: Part, name: str, state: State, health: str, begun: bool, page: str) -> str:
-    _until(lambda: _refusal(health) is None and _refusal(page) is None, part, name, state)
-    if not begun:
-        return ""
-    assert part.process
-    click.echo(f"{NAMES[name]} answers (process {part.process.pid}).")
-    return name
-
-
-def _until(true: Callable[[], bool], part: Part, name: str, state: State) -> None:
-    limit, log = time.monotonic() + START_SECONDS, state.folder / f"{name}.log"
-    while not true():
-        if not part.alive:
-            raise InfrastructureError(f"{NAMES[name]} ended at its start: {log} has its last words.")
-        if time.monotonic() > limit:
-            raise InfrastructureError(
-                f"{NAMES[name]} runs and isn't ready after {START_SECONDS:.0f} s: see {log}, and run `down` first."
-            )
-        time.sleep(LOOK_SECONDS)
-
-
-def _refusal(address: str) -> str | None:
-    """Why an address doesn't answer, or None."""
-    try:
-        with urllib.request.urlopen(address, timeout=5):
-            return None
-    except urllib.error.HTTPError as error:
-        return None if error.code < 500 else f"status {error.code}"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
