@@ -125,9 +125,10 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
     workspace = asked.plan.workspace
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", str(RETRIES))
     os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells the same
     logging.raiseExceptions = False  # else each line of log that a server doesn't take is told on the terminal
     with ExitStack() as stack:
-        server, address, home = None, _configured_api(), workspace / "prefect"
+        server, address, home = None, configured_api(), workspace / "prefect"
         if not address:
             server = Server(home, home / "server.log")
             stack.callback(server.close)
@@ -190,7 +191,7 @@ def _of_the_server(error: Exception) -> bool:
     return of_client or str(error).startswith("Failed to reach API")
 
 
-def _configured_api() -> str | None:
+def configured_api() -> str | None:
     """The API address that the environment or Prefect's active profile names, without importing Prefect."""
     if url := os.environ.get("PREFECT_API_URL"):
         return url

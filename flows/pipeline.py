@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.parameters import NOTHING, Overrides, Profile, Refresh, Replaced, Workspace
 from flows.running import Running, running
 from tasks import session
 from tasks.recipe import (
@@ -25,10 +26,11 @@ from tasks.recipe import (
     train_specialist,
     write_report,
 )
+from vibethinker import __version__
 
 
 def run_name() -> str:
-    """The run's id, or profile and date where the run isn't open yet."""
+    """The run's id, or profile and date until the run is open."""
     current = session.current()
     return current.run.id if current else f"{flow_run.get_parameters()['profile']}-{time.strftime('%Y-%m-%d %H:%M')}"
 
@@ -64,54 +66,42 @@ def whole_recipe(run: Running) -> None:
     measurement(run)
 
 
-@flow(name="vibethinker", flow_run_name=run_name, task_runner=THREADS)
+@flow(name="vibethinker", flow_run_name=run_name, version=__version__, task_runner=THREADS)
 def pipeline(
-    profile: str = "tiny",
-    config: dict[str, Any] | None = None,
-    workspace: str | None = None,
-    refresh: list[str] | None = None,
-    replaced: dict[str, str] | None = None,
+    profile: Profile = "tiny",
+    config: Overrides = NOTHING,
+    workspace: Workspace = "",
+    refresh: Refresh = (),
+    replaced: Replaced = NOTHING,
 ) -> dict[str, Any]:
-    """Train a small reasoning model by the whole recipe and report what it achieved.
-
-    Args:
-        profile: the profile to start from, for example tiny, micro or qwen3-0.6b.
-        config: a partial configuration laid over the profile.
-        workspace: folder of artifacts and runs; VIBETHINKER_WORKSPACE, else ./workspace, if empty.
-        refresh: steps to run again although their output is published.
-        replaced: step id → a model folder that takes the place of this step's output.
-    """
+    """Train a small reasoning model by the whole recipe and report what it achieved."""
     with running("report", profile, config, workspace, refresh, replaced) as run:
         whole_recipe(run)
     return run.summary
 
 
-@flow(name="vibethinker-data", flow_run_name=run_name, task_runner=THREADS)
-def data_phase(
-    profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
-) -> dict[str, Any]:
+@flow(name="vibethinker-data", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+def data_phase(profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = "") -> dict[str, Any]:
     """Phase 0 alone: problems and verified traces."""
     with running("data", profile, config, workspace) as run:
         run.start(prepare_data)
     return run.summary
 
 
-@flow(name="vibethinker-spectrum", flow_run_name=run_name, task_runner=THREADS)
-def spectrum_phase(
-    profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
-) -> dict[str, Any]:
+@flow(name="vibethinker-spectrum", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+def spectrum_phase(profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = "") -> dict[str, Any]:
     """Phase 1: specialists, diversity probing and fusion, with the data they need."""
     with running("fusion", profile, config, workspace) as run:
         spectrum(run)
     return run.summary
 
 
-@flow(name="vibethinker-signal", flow_run_name=run_name, task_runner=THREADS)
+@flow(name="vibethinker-signal", flow_run_name=run_name, version=__version__, task_runner=THREADS)
 def signal_phase(
-    profile: str = "tiny",
-    config: dict[str, Any] | None = None,
-    workspace: str | None = None,
-    replaced: dict[str, str] | None = None,
+    profile: Profile = "tiny",
+    config: Overrides = NOTHING,
+    workspace: Workspace = "",
+    replaced: Replaced = NOTHING,
 ) -> dict[str, Any]:
     """Phase 2: the signal stages, from the fused model or from `replaced: {fusion: PATH}`."""
     with running("signal", profile, config, workspace, replaced=replaced) as run:
@@ -120,9 +110,9 @@ def signal_phase(
     return run.summary
 
 
-@flow(name="vibethinker-evaluation", flow_run_name=run_name, task_runner=THREADS)
+@flow(name="vibethinker-evaluation", flow_run_name=run_name, version=__version__, task_runner=THREADS)
 def evaluation_phase(
-    profile: str = "tiny", config: dict[str, Any] | None = None, workspace: str | None = None
+    profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = ""
 ) -> dict[str, Any]:
     """The evaluations of every model of the recipe, with whatever they still need."""
     with running("evaluation", profile, config, workspace) as run:

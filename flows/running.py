@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.display import Lines
-from tasks import artifacts, session
+from flows.registration import POOL
+from tasks import artifacts, logs, session
 from tasks.recipe import StepTask
 from tasks.session import Session
 from vibethinker import config as configuration
@@ -73,6 +79,7 @@ def running(
     Raises:
         VibeThinkerError: the first failure of a step, once every other step has ended.
     """
+    logs.tell_sentences()
     with ExitStack() as stack:
         current = session.current()
         if current is None:
@@ -87,6 +94,7 @@ def running(
         if current.gpus:
             current.gpus.check()
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
+        _label(current)
         run = Running(current)
         try:
             yield run
@@ -98,6 +106,17 @@ def running(
         run.summary = _finish(current, "failed" if failure else "completed")
         if failure is not None:
             raise failure
+
+
+def _label(current: Session) -> None:
+    """Give the flow run the run's id as its name, and the tags by which it is found."""
+    config, base = current.config, current.config.base_model.source
+    tags = {*flow_run.get_tags(), POOL, f"profile:{config.profile}", f"model:{Path(base).name}"}
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.get_id()), name=current.run.id, tags=sorted(tags))
+    except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+        get_run_logger().warning("The run goes on without its name and tags: %s", error)
 
 
 def _finish(current: Session, status: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from tasks import artifacts
+from tasks.logs import Teller
 from tasks.session import Session, find
 from vibethinker import faults
 from vibethinker.artifacts import Artifact
@@ -88,7 +89,7 @@ def _run(session: Session, step: Step) -> Any:
     if session.tracker:
         tags = {"prefect.task_run_id": str(task_run.get_id() or "")}
         tracked = session.tracker.step(step.id, step.fingerprint, tags)
-    progress = artifacts.Progress(step)
+    progress, teller = artifacts.Progress(step), Teller(session.run.log(step.id), get_run_logger())
 
     def hear(event: Event) -> None:
         if event["event"] == "started":
@@ -99,6 +100,7 @@ def _run(session: Session, step: Step) -> Any:
         session.display.event(step, event)
         if event["event"] == "progress":
             progress.update(event["done"], event["total"])
+            teller.progress(event["done"], event["total"], event["text"])
         elif event["event"] == "metrics" and tracked:
             tracked.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
         elif event["event"] == "waiting":
@@ -106,10 +108,14 @@ def _run(session: Session, step: Step) -> Any:
         elif event["event"] == "warning":
             session.run.warn(f"{step.id}: {event['text']}")
             get_run_logger().warning(event["text"])
+        teller.tell()
 
     try:
         faults.point("step.start", step.id)
-        reused = session.execute(step, hear)["reused"]
+        try:
+            reused = session.execute(step, hear)["reused"]
+        finally:
+            teller.tell(last=True)
         faults.point("step.ended", step.id)
     except VibeThinkerError as error:
         if _back_off(session, step, error):

@@ -1,0 +1,162 @@
+"""The parts of a service: Prefect's server, MLflow's and a worker, as they are kept, started and waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import click
+
+from flows import processes
+from flows.processes import MARK, Process
+from vibethinker.artifacts import write_json
+from vibethinker.errors import ConfigurationError, InfrastructureError
+
+SCHEMA = 1
+START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
+LOOK_SECONDS = 0.2
+NAMES = {"prefect": "Prefect's server", "mlflow": "MLflow", "worker": "The worker"}
+
+# Nothing calls home, and no page advertises.
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_CLI_COLORS": "false",
+}
+
+
+@dataclass
+class Part:
+    """One of the three: its address (none for a worker), and its process unless somebody else runs it."""
+
+    url: str = ""
+    process: Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive
+
+
+@dataclass
+class State:
+    """What `up` has started in a workspace."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    prefect: Part = field(default_factory=Part)
+    mlflow: Part = field(default_factory=Part)
+    worker: Part = field(default_factory=Part)
+    deployed: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """The state in this folder, or a new one."""
+        try:
+            values = json.loads((folder / "state.json").read_text())
+        except FileNotFoundError:
+            return cls(folder)
+        if values.pop("schema") != SCHEMA:
+            raise ConfigurationError(f"{folder / 'state.json'} is of another version: run that version's `down` first.")
+        parts = {}
+        for name in ("prefect", "mlflow", "worker"):
+            process = values[name]["process"]
+            parts[name] = Part(values[name]["url"], Process(**process) if process else None)
+        return cls(folder, **{**values, **parts})
+
+    def write(self) -> None:
+        """Keep it; before anything is waited for, so that `down` knows of it."""
+        values = asdict(self)
+        del values["folder"]
+        write_json(self.folder / "state.json", {"schema": SCHEMA, **values})
+
+
+def environ_of(state: State) -> dict[str, str]:
+    """Of everything that is started; what the user has set, stays."""
+    return {**QUIET, **os.environ, MARK: state.mark}
+
+
+def port_of(part: Part, asked: int | None, default: int, option: str) -> int:
+    """Where a server of ours listens, or is to."""
+    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.process else None
+    if known and asked and asked != known:
+        raise ConfigurationError(f"This workspace's service uses port {known}: run `down` before you change {option}.")
+    port = asked or known or default
+    if not part.alive:
+        processes.free_port(port, option)
+    return port
+
+
+def refuse_change(part: Part, named: str, variable: str) -> None:
+    """Refuse a server of somebody else's while ours runs."""
+    if part.alive:
+        raise ConfigurationError(
+            f"This workspace's service uses its own server at {part.url}, and {variable} names {named}: run `down` "
+            "first, or unset it."
+        )
+
+
+def start(state: State, part: Part, command: list[str], environ: dict[str, str], log: str) -> None:
+    """Start a part's process."""
+    part.process = processes.start(command, environ, state.folder / log, state.folder)
+    state.write()
+
+
+def check_existing(what: str, address: str, variable: str) -> None:
+    """See that a server of somebody else's answers.
+
+    Raises:
+        InfrastructureError: it doesn't.
+    """
+    reason, _ = _answer(address)
+    if reason:
+        raise InfrastructureError(
+            f"{what}, which {variable} names, doesn't answer ({reason}): start it, or unset {variable} so that `up` "
+            "starts one."
+        )
+
+
+def until_answers(part: Part, name: str, state: State, begun: bool, *addresses: str) -> str:
+    """Wait until our server shows all these pages; its name, if it was `begun` just now, else nothing."""
+    until(lambda: all(_answer(address) == (None, True) for address in addresses), part, name, state)
+    if not begun:
+        return ""
+    assert part.process
+    click.echo(f"{NAMES[name]} answers (process {part.process.pid}).")
+    return name
+
+
+def until(true: Callable[[], bool], part: Part, name: str, state: State) -> None:
+    """Wait for a part.
+
+    Raises:
+        InfrastructureError: it ended, or took longer than START_SECONDS.
+    """
+    limit, log = time.monotonic() + START_SECONDS, state.folder / f"{name}.log"
+    while not true():
+        if not part.alive:
+            raise InfrastructureError(f"{NAMES[name]} ended at its start: {log} has its last words.")
+        if time.monotonic() > limit:
+            raise InfrastructureError(
+                f"{NAMES[name]} runs and isn't ready after {START_SECONDS:.0f} s: see {log}, and run `down` first."
+            )
+        time.sleep(LOOK_SECONDS)
+
+
+def _answer(address: str) -> tuple[str | None, bool]:
+    """Why a server doesn't answer, or None; and whether it shows the page, which may need a key."""
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return None, True
+    except urllib.error.HTTPError as error:
+        return (None if error.code < 500 else f"status {error.code}"), False
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "reason", error)), False

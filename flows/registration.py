@@ -1,0 +1,159 @@
+"""What a Prefect server must know before a worker can do anything: work pool, queues, limits of GPUs, deployments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vibethinker import hardware
+from vibethinker.config import Config
+from vibethinker.errors import ConfigurationError, InfrastructureError
+
+POOL = "vibethinker"
+QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the lowest number goes first
+ROOT = Path(__file__).parents[1]
+
+
+def prepare() -> list[str]:
+    """Give the server that PREFECT_API_URL names the pool, queues and limits that it lacks; what was made, in words.
+
+    Raises:
+        ConfigurationError: the pool is of another type.
+    """
+    return [*_pool(), *_limits()]
+
+
+def deploy(environ: Mapping[str, str], known: str | None) -> tuple[str, list[str]]:
+    """Deploy everything, if it isn't there or has changed.
+
+    Args:
+        environ: of the command that is run.
+        known: the digest that an earlier call returned.
+
+    Returns:
+        a digest of what is deployed, and what was made, in words.
+
+    Raises:
+        ConfigurationError: there is no prefect.yaml.
+        InfrastructureError: the server refused a deployment.
+    """
+    digest = _digest()
+    if digest == known and _names() <= _deployed():
+        return digest, []
+    _deploy(environ)
+    return digest, [f"{len(_names())} deployments"]
+
+
+def heard(name: str) -> float | None:
+    """When the server last heard of the pool's worker of this name, by its own clock (Unix); None if that is too long
+    ago."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        for worker in client.read_workers_for_work_pool(POOL):
+            if worker.name == name and worker.status == "ONLINE":
+                return worker.last_heartbeat_time.timestamp()
+    return None
+
+
+def _pool() -> list[str]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    made = []
+    with get_client(sync_client=True) as client:
+        try:
+            pool = client.read_work_pool(POOL)
+        except ObjectNotFound:
+            template = ProcessWorker.get_default_base_job_template()
+            pool = client.create_work_pool(
+                WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
+            )
+            made.append(f"work pool {POOL}")
+        if pool.type != ProcessWorker.type:
+            raise ConfigurationError(
+                f"The server's work pool {POOL} is of type {pool.type}, and `up` starts a worker for processes: start "
+                "that pool's own workers instead."
+            )
+        there = {queue.name: queue for queue in client.read_work_queues(work_pool_name=POOL)}
+        for name, priority in QUEUES.items():
+            if name not in there:
+                client.create_work_queue(name=name, work_pool_name=POOL, priority=priority)
+                made.append(f"work queue {name}")
+    return made
+
+
+def _limits() -> list[str]:
+    """One limit a GPU of this host, where the server has none; existing ones are its keeper's."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectNotFound
+
+    from tasks.leases import limit_name
+
+    made = []
+    with get_client(sync_client=True) as client:
+        for name in map(limit_name, hardware.devices()):
+            try:
+                client.read_global_concurrency_limit_by_name(name)
+            except ObjectNotFound:
+                share = Config().execution.steps_per_gpu
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=share))
+                made.append(f"limit {name}")
+    return made
+
+
+def _definition() -> dict[str, Any]:
+    try:
+        return yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"There is no prefect.yaml in {ROOT}: run `up` from a clone of vibethinker, installed by `make` or "
+            "`pip install --editable`."
+        ) from None
+
+
+def _names() -> set[str]:
+    return {deployment["name"] for deployment in _definition()["deployments"]}
+
+
+def _deployed() -> set[str]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
+
+    with get_client(sync_client=True) as client:
+        wanted = DeploymentFilter(tags=DeploymentFilterTags(all_=[POOL]))
+        return {deployment.name for deployment in client.read_deployments(deployment_filter=wanted)}
+
+
+def _digest() -> str:
+    """Of all that deployments are made of."""
+    from prefect.utilities.callables import parameter_schema
+
+    from flows import pipeline
+    from tasks.session import revision
+
+    flows = ("pipeline", "data_phase", "spectrum_phase", "signal_phase", "evaluation_phase")
+    schemas = [parameter_schema(getattr(pipeline, name)).model_dump() for name in flows]
+    parts = [_definition(), schemas, metadata.version("vibethinker"), revision(), str(ROOT)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _deploy(environ: Mapping[str, str]) -> None:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=ROOT, env=dict(environ), capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = next(iter((done.stdout + done.stderr).strip().splitlines()[-1:]), "no message")
+        raise InfrastructureError(
+            f"`prefect --no-prompt deploy --all` failed in {ROOT} ({last.strip()}): mend that, and run `up` again."
+        )
