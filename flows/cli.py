@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from flows.server import check_approvals
 from vibethinker import preflight, runs
 from vibethinker.artifacts import Store, check_workspace
 from vibethinker.commands.inspect import show_plan
@@ -52,6 +53,8 @@ def run(dry_run: bool, **options: Any) -> None:
     check_workspace(asked.plan.workspace)
     # A run that died after its last step still has to be told of as finished, in Prefect and MLflow.
     finished = published and not runs.unfinished(asked.plan.workspace, asked.plan.fingerprints)
+    if not finished:
+        check_approvals(asked.config, _configured_api())
     summary = _reuse(asked, found) if finished else _execute(asked, tier)
     from vibethinker.reporting import text
 
