@@ -94,8 +94,7 @@ def details(gate: Gate, session: Session, summary: Mapping[str, Any], plain: boo
     """What somebody has to know to decide, in Markdown or as plain lines."""
     page = session.run.folder / "report.html"
     if gate == "promotion":
-        shown = text.markdown(summary)
-        return shown if plain else f"{shown}\nReport: `{page}`\n"
+        return text.achieved(summary) if plain else f"{text.markdown(summary)}\nReport: `{page}`\n"
     rows = list(_scores(summary))
     cost = _cost(session)
     if plain:
@@ -128,11 +127,11 @@ def _cost(session: Session) -> str:
     ids = [s.id for s in plan.steps if role_of(s) == "signal" and session.found[s.id].state != "cached"]
     of = [estimates[i] for i in ids]
     tokens = sum(e["trained_tokens"] + e["generated_tokens"] for e in of)
-    known = [e["seconds"] for e in of if e["seconds"] is not None]
-    hours = f"about {sum(known) / 3600:.2g} h" if len(known) == len(of) else "an unknown time"
+    times = [e["seconds"] for e in of if e["seconds"] is not None]
+    time = text.duration(sum(times)) if len(times) == len(of) else "an unknown time"
     prices = [e["usd"] for e in of if e["usd"] is not None]
-    usd = f", {sum(prices):.2f} USD" if prices and len(prices) == len(of) else ""
-    return f"Estimate for {', '.join(ids)}: {tokens / 1e6:.3g} million tokens, {hours}{usd}."
+    usd = f", {sum(prices):,.2f} USD" if prices and len(prices) == len(of) else ""
+    return f"Estimate for {', '.join(ids)}: {tokens:,} tokens, {time}{usd}."
 
 
 def _answers(folder: Path) -> dict[str, list[dict[str, Any]]]:

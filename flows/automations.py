@@ -14,6 +14,7 @@ from typing import Any
 from prefect.automations import Automation, EventTrigger, Posture, ResourceSpecification
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
+from prefect.settings import PREFECT_UI_URL
 
 FLOWS = ["vibethinker", "vibethinker-*"]  # names of this project's flows
 LOST_SECONDS = 90.0  # three heartbeats
@@ -24,7 +25,7 @@ NEVER_STARTED = ["Failed to submit flow run*", "Flow run could not*", "Flow run 
 SUBJECT = "{{ flow_run.name }} crashed"
 BODY = """{{ flow_run.state.message }}
 Flow: {{ flow.name }}
-{{ flow_run|ui_url }}
+PAGE
 Go on by starting it again with the same parameters, in Prefect's UI (Retry) or by \
 `prefect deployment run`: what was published and saved is reused."""
 
@@ -60,13 +61,15 @@ def save_webhook(address: str, name: str) -> None:
 
 
 def _crash(seconds: float) -> Automation:
-    ends = ("Completed", "Failed", "Cancelled", "Crashed", "Suspended", "TimedOut", "Rejected")
+    # Names of the states in which no process is to be expected; an end may have a name of its own.
+    ends = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", "Rejected")
+    others = ("Suspended", "Scheduled", "AwaitingRetry")
     return Automation(
         name=CRASH,
         description="Runs whose machine is gone, by their heartbeats.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ends)},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in (*ends, *others))},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=_of_ours(),
             for_each={"prefect.resource.id"},
@@ -84,6 +87,8 @@ def _crash(seconds: float) -> Automation:
 
 
 def _post(document: Any) -> Automation:
+    # The server needn't know where its UI is reached; whoever registers this does.
+    page = f"{(PREFECT_UI_URL.value() or '').rstrip('/')}/runs/flow-run/{{{{ flow_run.id }}}}"
     return Automation(
         name=POST,
         description="Slack messages about runs that could not tell of their end themselves.",
@@ -97,7 +102,7 @@ def _post(document: Any) -> Automation:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[SendNotification(block_document_id=document, subject=SUBJECT, body=BODY)],
+        actions=[SendNotification(block_document_id=document, subject=SUBJECT, body=BODY.replace("PAGE", page))],
     )
 
 

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from flows.server import deliver
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.operations import Notifications
 
@@ -74,6 +75,7 @@ def test(block: str, apprise_variable: str) -> None:
     if failures:
         raise InfrastructureError(" ".join(failures))
     click.echo(f"Posted to {channels.described()}.")
+    deliver()
 
 
 @contextmanager

@@ -37,7 +37,7 @@ _TOKENS = re.compile(
     re.VERBOSE,
 )
 _WEBHOOK = re.compile(r"(https?://(?:hooks\.slack(?:-gov)?\.com|discord(?:app)?\.com/api/webhooks)/)[^\s'\"<>|]+")
-_BEARER = re.compile(r"\b(Bearer|(?<=: )Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_BEARER = re.compile(r"\b(Bearer|(?<=uthorization: )Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _PRIVATE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 
 
