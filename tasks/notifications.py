@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def tell(
         finally:
             done.set()
 
-    threading.Thread(target=attempt, name="notifications", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(attempt,), name="notifications", daemon=True).start()
     if not done.wait(SEND_SECONDS):
         say(f"The message {message.title!r} was not taken within {SEND_SECONDS:g} s.")
 

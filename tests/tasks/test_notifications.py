@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import notifications
 from tasks.notifications import Channels, Message, claim, tell
@@ -27,10 +29,11 @@ FULL = Message(
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, slack: Slack) -> None:
+def environment(monkeypatch: pytest.MonkeyPatch, slack: Slack) -> Iterator[None]:
     monkeypatch.setenv("SLACK_WEBHOOK_URL", slack.url)
     monkeypatch.delenv("VIBETHINKER_APPRISE_URLS", raising=False)
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # nobody is there: the webhook needs no server
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # nobody is there: the webhook needs nobody
+        yield
 
 
 def test_a_message_has_slack_s_form(slack: Slack) -> None:
@@ -98,9 +101,10 @@ def test_a_name_is_told_once_whoever_tells_it(slack: Slack, tmp_path: Path) -> N
 
 def test_what_comes_too_soon_is_left_out_and_counted(slack: Slack, tmp_path: Path) -> None:
     settings = Notifications(quiet_seconds=2)
+    said: list[str] = []
 
     def told(about: str) -> None:
-        tell(FULL, settings, say=pytest.fail, workspace=tmp_path, about=about)
+        tell(FULL, settings, say=said.append, workspace=tmp_path, about=about)
 
     for about in ("tiny", "tiny", "tiny", "other"):
         told(about)
@@ -109,6 +113,7 @@ def test_what_comes_too_soon_is_left_out_and_counted(slack: Slack, tmp_path: Pat
     told("tiny")
     assert len(slack.posts) == 3
     assert "2 more of this kind" in slack.texts()[2]
+    assert not said
 
 
 @pytest.mark.parametrize(("status", "delay"), [(500, 0.0), (200, 20.0)])
@@ -140,9 +145,10 @@ def test_a_slack_that_answers_by_the_drop_holds_nobody_up(
 
 def test_without_a_channel_nothing_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLACK_WEBHOOK_URL")
-    monkeypatch.delenv("PREFECT_API_URL")
-    tell(FULL, SETTINGS, say=pytest.fail, name="a", folder=tmp_path, workspace=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    said: list[str] = []
+    with temporary_settings({PREFECT_API_URL: None}):
+        tell(FULL, SETTINGS, say=said.append, name="a", folder=tmp_path, workspace=tmp_path)
+    assert (said, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_a_server_that_is_away_when_the_webhook_is_looked_for_is_a_warning(
@@ -151,12 +157,15 @@ def test_a_server_that_is_away_when_the_webhook_is_looked_for_is_a_warning(
     monkeypatch.delenv("SLACK_WEBHOOK_URL")
     monkeypatch.setattr(notifications, "SEND_SECONDS", 3.0)
     said: list[str] = []
+    began = time.monotonic()
     tell(FULL, SETTINGS, say=said.append, name="a", folder=tmp_path)
+    assert time.monotonic() - began < 5
     assert len(said) == 1
 
 
 def test_a_damaged_note_of_the_last_messages_is_none(slack: Slack, tmp_path: Path) -> None:
     (tmp_path / notifications.QUIET).write_text("{")
-    tell(FULL, Notifications(), say=pytest.fail, workspace=tmp_path)
-    assert len(slack.posts) == 1
+    said: list[str] = []
+    tell(FULL, Notifications(), say=said.append, workspace=tmp_path)
+    assert (len(slack.posts), said) == (1, [])
     assert json.loads((tmp_path / notifications.QUIET).read_text())

@@ -1,0 +1,126 @@
+"""The server's part: the webhook's block, and runs whose process can't tell of its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import automations
+from flows.notify import notify
+from tests.flows.conftest import Api
+from tests.slack import Slack
+from vibethinker.errors import ConfigurationError, InfrastructureError
+
+pytestmark = pytest.mark.service
+
+STUB = """
+import time
+from prefect import flow
+
+@flow(name="vibethinker-stub", flow_run_name="stub-of-the-test")
+def stub():
+    print("running", flush=True)
+    time.sleep(300)
+
+stub()
+"""
+
+
+@pytest.fixture
+def server(api: Api) -> Iterator[Api]:
+    """The session's server as this process's own; afterwards without automations, which would meet other tests."""
+    with temporary_settings({PREFECT_API_URL: api.url}):
+        try:
+            yield api
+        finally:
+            for one in registered(api):
+                httpx.delete(f"{api.url}/automations/{one['id']}")
+
+
+def registered(api: Api) -> list[dict[str, object]]:
+    ours = (automations.CRASH, automations.POST)
+    return [one for one in api.filter("automations") if one["name"] in ours]
+
+
+def test_setup_keeps_the_webhook_and_registers_once(server: Api, slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_WEBHOOK", slack.url)
+    monkeypatch.delenv("SLACK_WEBHOOK_URL", raising=False)
+    for _ in range(2):
+        done = CliRunner().invoke(notify, ["setup", "--webhook-variable", "OWN_WEBHOOK", "--block", "of-the-test"])
+        assert done.exit_code == 0, done.output
+        assert "hook-of-the-test" not in done.output
+    assert sorted(str(one["name"]) for one in registered(server)) == [automations.CRASH, automations.POST]
+    blocks = httpx.post(f"{server.url}/block_documents/filter", json={}).text
+    assert "of-the-test" in blocks
+    assert "hook-of-the-test" not in blocks
+    told = CliRunner().invoke(notify, ["test", "--block", "of-the-test"])
+    assert told.exit_code == 0, told.output
+    assert "vibethinker can be heard" in slack.texts()[0]
+    slack.status = 500
+    told = CliRunner().invoke(notify, ["test", "--block", "of-the-test"])
+    assert isinstance(told.exception, InfrastructureError)
+    assert "status 500" in str(told.exception)
+    assert "hook-of-the-test" not in str(told.exception)
+
+
+@pytest.mark.parametrize("value", [None, "no address"])
+def test_setup_without_an_address_is_refused_without_showing_it(
+    server: Api, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("OWN_WEBHOOK", raising=False)
+    if value:
+        monkeypatch.setenv("OWN_WEBHOOK", value)
+    done = CliRunner().invoke(notify, ["setup", "--webhook-variable", "OWN_WEBHOOK"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "OWN_WEBHOOK" in str(done.exception)
+    assert "no address" not in str(done.exception).replace("is no address", "")
+
+
+def test_setup_without_a_server_names_the_mend(slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", slack.url)
+    with temporary_settings({PREFECT_API_URL: None}):
+        done = CliRunner().invoke(notify, ["setup"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "vibethinker up" in str(done.exception)
+
+
+def test_without_a_webhook_runs_are_crashed_and_nobody_is_told(server: Api) -> None:
+    assert automations.register("there-is-none") == [automations.CRASH]
+
+
+def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, slack: Slack) -> None:
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test", lost_seconds=10)
+    # It sends one heartbeat at its start and is killed long before the next.
+    environ = {**server.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    process = subprocess.Popen([sys.executable, "-c", STUB], env=environ, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "running\n"
+    flow_run = server.flow_run("stub-of-the-test")
+    heartbeat = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "related": {"id": []}}
+    until(lambda: flow_run["id"] in json.dumps(server.filter("events", filter=heartbeat)))
+    process.kill()
+    process.wait()
+    until(lambda: server.flow_run("stub-of-the-test")["state_type"] == "CRASHED")
+    [post] = slack.until(1)
+    assert "stub-of-the-test crashed" in post["text"]
+    assert automations.LOST in post["text"]
+    assert f"/runs/flow-run/{flow_run['id']}" in post["text"]
+    assert "starting it again" in post["text"]
+    time.sleep(3)
+    assert len(slack.posts) == 1
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, "it took too long"
+        time.sleep(0.2)
