@@ -14,12 +14,15 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Running
 from pydantic import Field
 
 from flows.hooks import links
@@ -77,6 +80,9 @@ def ask(gate: Gate, session: Session) -> None:
         else:
             answer = pause_flow_run(wait_for_input=form, timeout=seconds, key=name, poll_interval=LOOK_SECONDS)
     except FlowPauseTimeout:
+        # From an expired pause Prefect lets a run go only into a state of its own, with words of its own.
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(id), Running(), force=True)
         raise RejectedError(
             f"Nobody approved {ASKED[gate]} within {asked.hours:g} h (approvals.hours): start the run again to be "
             "asked again."

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from click.testing import CliRunner
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -16,11 +18,27 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import automations
 from flows.notify import notify
 from tests.flows.conftest import Api
+from tests.flows.working import deployment_run, state_of, until, worker
 from tests.slack import Slack
 from vibethinker.errors import ConfigurationError, InfrastructureError
 
 pytestmark = pytest.mark.service
 
+# A stage that is long enough to be met in its middle twice, and too slow a learner to collapse.
+STEPS = 120
+CONFIG = {
+    "domains": ["algebra", "code"],
+    "evaluation": {"samples": 1, "k": [1]},
+    "signal": {
+        "objective": {"learning_rate": 1e-6},
+        "stages": [
+            {"name": "math", "context": 96, "steps": STEPS, "reward": "math"},
+            {"name": "code", "context": 96, "steps": 1, "reward": "code"},
+        ],
+    },
+    "execution": {"checkpoints": {"seconds": 0.5}},
+    "notifications": {"quiet_seconds": 0},
+}
 STUB = """
 import time
 from prefect import flow
@@ -119,8 +137,57 @@ def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, sl
     assert len(slack.posts) == 1
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit, "it took too long"
-        time.sleep(0.2)
+@pytest.mark.long
+def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
+    server: Api, slack: Slack, tmp_path: Path
+) -> None:
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test")
+    workspace = tmp_path / "workspace"
+    heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "SLACK_WEBHOOK_URL": slack.url}
+    parameters = {"workspace": str(workspace), "config": CONFIG}
+
+    def met() -> str:
+        id = deployment_run(server, "micro", **parameters)
+        before = saved(workspace)
+        until(lambda: saved(workspace) > before, 240)
+        return id
+
+    with worker(server, tmp_path / "worker", **heard) as process:
+        # Its process alone is killed: the worker sees it, and calls the flow's own hook.
+        first = met()
+        engine(process).kill()
+        until(lambda: state_of(server, first) == "CRASHED", 60)
+        [post] = slack.until(1)
+        [folder] = (workspace / "runs").iterdir()
+        assert f"{folder.name} crashed in signal-1" in post["blocks"][0]["text"]["text"]
+        assert f"vibethinker run --config {folder / 'config.yaml'}" in post["text"]
+        # The worker is killed with it: only the server is left to see it.
+        second = met()
+        flow_process = engine(process)
+        process.kill()
+        flow_process.kill()
+        until(lambda: state_of(server, second) == "CRASHED", 150)
+        [_, post] = slack.until(2)
+        assert automations.LOST in post["text"]
+        assert f"/runs/flow-run/{second}" in post["text"]
+    with worker(server, tmp_path / "worker", **heard):
+        third = deployment_run(server, "micro", **parameters)
+        until(lambda: state_of(server, third) not in ("SCHEDULED", "PENDING", "RUNNING"), 300)
+        assert state_of(server, third) == "COMPLETED"
+    assert len(slack.posts) == 2
+    assert list((workspace / "runs").iterdir()) == [folder]  # one run, which went on twice
+    rows = [json.loads(line) for line in next((workspace / "artifacts" / "signal-1").glob("*/metrics.jsonl")).open()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def saved(workspace: Path) -> int:
+    """The last update that the first stage has saved."""
+    found = (workspace / "checkpoints" / "signal-1").glob("*/updates/*/manifest.json")
+    return max((int(path.parent.name) for path in found if path.parent.name.isdigit()), default=0)
+
+
+def engine(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """The process in which a worker's flow runs."""
+    [found] = [p for p in psutil.Process(worker.pid).children(recursive=True) if "flow_engine" in " ".join(p.cmdline())]
+    return found
