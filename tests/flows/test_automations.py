@@ -165,8 +165,9 @@ def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
         # The worker is killed with it: only the server is left to see it.
         second = met()
         flow_process = engine(process)
-        process.kill()
-        flow_process.kill()
+        between = [p for p in flow_process.parents() if process.pid in {above.pid for above in p.parents()}]
+        for one in (process, *between, flow_process):
+            one.kill()
         until(lambda: state_of(server, second) == "CRASHED", 150)
         [_, post] = slack.until(2)
         assert automations.LOST in post["text"]
@@ -188,6 +189,8 @@ def saved(workspace: Path) -> int:
 
 
 def engine(worker: subprocess.Popen[bytes]) -> psutil.Process:
-    """The process in which a worker's flow runs."""
-    [found] = [p for p in psutil.Process(worker.pid).children(recursive=True) if "flow_engine" in " ".join(p.cmdline())]
-    return found
+    """The process in which a worker's flow runs: the parent of its steps' host."""
+    family = psutil.Process(worker.pid).children(recursive=True)
+    hosts = {p.pid for p in family if "vibethinker.worker" in p.cmdline()}
+    [found] = {p.ppid() for p in family if p.pid in hosts and p.ppid() not in hosts}
+    return psutil.Process(found)
