@@ -20,7 +20,9 @@ from flows.notify import notify
 from tests.flows.conftest import Api
 from tests.flows.working import deployment_run, state_of, until, worker
 from tests.slack import Slack
+from vibethinker import doctor
 from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.operations import Notifications
 
 pytestmark = pytest.mark.service
 
@@ -79,6 +81,11 @@ def test_setup_keeps_the_webhook_and_registers_once(server: Api, slack: Slack, m
     blocks = httpx.post(f"{server.url}/block_documents/filter", json={}).text
     assert "of-the-test" in blocks
     assert "hook-of-the-test" not in blocks
+    monkeypatch.setenv("PREFECT_API_URL", server.url)
+    monkeypatch.setattr(doctor, "Notifications", lambda: Notifications(slack_block="of-the-test"))
+    assert (doctor.slack().state, doctor.slack().text) == ("ok", "a webhook in Prefect's block of-the-test")
+    monkeypatch.setattr(doctor, "Notifications", lambda: Notifications(slack_block="there-is-none"))
+    assert doctor.slack().state == "warning"
     told = CliRunner().invoke(notify, ["test", "--block", "of-the-test"])
     assert told.exit_code == 0, told.output
     assert "vibethinker can be heard" in slack.texts()[0]
