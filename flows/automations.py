@@ -16,12 +16,15 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.settings import PREFECT_UI_URL
 
+from tasks.notifications import slack_block
+from vibethinker.errors import ConfigurationError
+
 FLOWS = ["vibethinker", "vibethinker-*"]  # names of this project's flows
 LOST_SECONDS = 90.0  # three heartbeats
 CRASH, POST = "vibethinker: crash runs without heartbeats", "vibethinker: tell of runs that are gone"
 LOST = "No heartbeat came from this run"  # by which the second automation knows what the first one did
-# What Prefect's workers say of a flow run whose process never came to be, so that it has no hooks.
-NEVER_STARTED = ["Failed to submit flow run*", "Flow run could not*", "Flow run bundle could not*"]
+# What Prefect's workers say of a flow run whose process never came to be, or whose pod is gone: it has no hooks.
+UNHEARD = ["Failed to submit flow run*", "Flow run could not*", "No active or succeeded pods found*"]
 SUBJECT = "{{ flow_run.name }} crashed"
 BODY = """{{ flow_run.state.message }}
 Flow: {{ flow.name }}
@@ -53,11 +56,14 @@ def register(block: str, lost_seconds: float = LOST_SECONDS) -> list[str]:
 
 
 def save_webhook(address: str, name: str) -> None:
-    """Keep a webhook of Slack's on the server, encrypted there, in the place of what it had."""
-    from prefect_slack import SlackWebhook
+    """Keep a webhook of Slack's on the server, encrypted there, in the place of what it had.
+
+    Raises:
+        ConfigurationError: prefect-slack isn't installed.
+    """
     from pydantic import SecretStr
 
-    SlackWebhook(url=SecretStr(address)).save(name, overwrite=True)
+    slack_block()(url=SecretStr(address)).save(name, overwrite=True)
 
 
 def _crash(seconds: float) -> Automation:
@@ -95,7 +101,7 @@ def _post(document: Any) -> Automation:
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
             match=ResourceSpecification(
-                {"prefect.resource.id": ["prefect.flow-run.*"], "prefect.state-message": [f"{LOST}*", *NEVER_STARTED]}
+                {"prefect.resource.id": ["prefect.flow-run.*"], "prefect.state-message": [f"{LOST}*", *UNHEARD]}
             ),
             match_related=_of_ours(),
             for_each={"prefect.resource.id"},
@@ -119,9 +125,7 @@ def _known(name: str) -> list[Automation]:
 
 def _document(block: str) -> Any:
     """The id of a block of Slack's; None where there is none."""
-    from prefect_slack import SlackWebhook
-
     try:
-        return SlackWebhook.load(block)._block_document_id
-    except ValueError:
+        return slack_block().load(block)._block_document_id
+    except (ValueError, ConfigurationError):
         return None

@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vibethinker import locks
 from vibethinker.artifacts import write_json
+from vibethinker.errors import ConfigurationError
 from vibethinker.operations import Notifications
 from vibethinker.redaction import redact
 
@@ -220,21 +222,30 @@ def _with(message: Message, left_out: int) -> Message:
     return replace(message, fields=(*message.fields, note))
 
 
+def slack_block() -> Any:
+    """The class of the block that keeps a webhook.
+
+    Raises:
+        ConfigurationError: prefect-slack isn't installed.
+    """
+    if find_spec("prefect_slack") is None:
+        raise ConfigurationError("Slack needs prefect-slack: install the extra `slack` (vibethinker[slack]).")
+    from prefect_slack import SlackWebhook
+
+    return SlackWebhook
+
+
 def _webhook(settings: Notifications) -> Any:
     """The environment's webhook, else the block's; None if there is neither."""
-    try:
-        from prefect_slack import SlackWebhook
-    except ModuleNotFoundError:
-        return None
     from prefect.settings import PREFECT_API_URL
     from pydantic import SecretStr
 
     if address := os.environ.get(WEBHOOK_VARIABLE):
-        return SlackWebhook(url=SecretStr(address))
-    if not PREFECT_API_URL.value():  # Prefect would start a server to be asked
+        return slack_block()(url=SecretStr(address))
+    if not PREFECT_API_URL.value() or find_spec("prefect_slack") is None:  # else Prefect starts a server to be asked
         return None
     try:
-        return SlackWebhook.load(settings.slack_block)
+        return slack_block().load(settings.slack_block)
     except ValueError:  # there is no such block
         return None
 
