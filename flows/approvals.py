@@ -61,8 +61,16 @@ def ask(gate: Gate, session: Session) -> None:
         return
     summary = run.save()
     question = f"Approve {ASKED[gate]} of `{run.id}`?\n\n" + details(gate, session, summary)
-    name = f"{gate}-{len(answers)}"  # a question that was answered by no is another one when it is asked again
+    suspended = asked.free_worker and flow_run.deployment_id is not None
+    # By this key Prefect finds the answer of a flow run that is started again. A question is another one after a no,
+    # and where the process that waited for its answer is gone.
+    name = f"{gate}-{len(answers)}" + ("" if suspended else f"-{flow_run.run_count}")
     id, seconds = str(flow_run.get_id()), max(1, round(asked.hours * 3600))
+
+    def note(approve: bool, by: str, why: str) -> None:
+        given = {"approve": approve, "by": by, "note": why, "time": time.time()}
+        write_json(run.folder / ANSWERS, {**_answers(run.folder), gate: [*answers, given]})
+
     told = Message(
         kind="approval",
         title=f"{run.id} waits for approval: {gate}",
@@ -75,11 +83,12 @@ def ask(gate: Gate, session: Session) -> None:
     tell(told, session.config.notifications, say=get_run_logger().warning, name=f"{id}-{name}", folder=run.folder)
     form = Approval.with_initial_data(description=question)
     try:
-        if asked.free_worker and flow_run.deployment_id:
+        if suspended:
             answer = suspend_flow_run(wait_for_input=form, timeout=seconds, key=name)
         else:
             answer = pause_flow_run(wait_for_input=form, timeout=seconds, key=name, poll_interval=LOOK_SECONDS)
     except FlowPauseTimeout:
+        note(False, "", "Nobody answered in time.")
         # From an expired pause Prefect lets a run go only into a state of its own, with words of its own.
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(UUID(id), Running(), force=True)
@@ -87,8 +96,7 @@ def ask(gate: Gate, session: Session) -> None:
             f"Nobody approved {ASKED[gate]} within {asked.hours:g} h (approvals.hours): start the run again to be "
             "asked again."
         ) from None
-    given = {"approve": answer.approve, "by": answer.by, "note": answer.note, "time": time.time()}
-    write_json(run.folder / ANSWERS, {**_answers(run.folder), gate: [*answers, given]})
+    note(answer.approve, answer.by, answer.note)
     by = f" by {answer.by}" if answer.by else ""
     why = f" ({answer.note.strip().rstrip('.')})" if answer.note.strip() else ""
     if not answer.approve:
