@@ -202,7 +202,7 @@ def _due(workspace: Path | None, key: str, quiet: float) -> tuple[bool, int]:
     """Whether enough time has passed since the last one of this key, and how many were left out since then."""
     if workspace is None or not workspace.is_dir() or quiet <= 0:
         return True, 0
-    with locks.alone(workspace / "locks" / "notifications"):
+    with locks.held(workspace / "locks" / "notifications"):
         path = workspace / QUIET
         try:
             known = json.loads(path.read_text())
