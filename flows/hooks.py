@@ -18,6 +18,7 @@ import yaml
 from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
 from prefect.logging.loggers import flow_run_logger
+from prefect.runtime import flow_run as runtime
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
@@ -35,10 +36,11 @@ INTERRUPTED = "aborted by an interrupt signal"  # what Prefect says of Ctrl-C
 REASONS = {"out_of_memory": "out of memory", "failure": "failed", "preempted": "stopped"}
 
 
-def remember(folder: Path, flow_run_id: str, mlflow: str | None) -> None:
-    """Tie a run's folder to its flow run; `mlflow` is where MLflow shows it, if that can be opened elsewhere."""
+def remember(folder: Path, mlflow: str | None) -> None:
+    """Tie a run's folder to the flow run of this process; `mlflow` is where MLflow shows it, told if others see that."""
     shown = mlflow if mlflow and mlflow.startswith(("http://", "https://")) else None
-    write_json(folder / NOTE, {"flow_run_id": flow_run_id, "mlflow": shown})
+    note = {"flow_run_id": str(runtime.id or ""), "run_count": runtime.run_count, "mlflow": shown}
+    write_json(folder / NOTE, note)
 
 
 def ended(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -55,7 +57,8 @@ def ended(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
         message(flow, flow_run, state, workspace, folder),
         settings,
         say=flow_run_logger(flow_run, flow).warning,
-        name=f"{flow_run.id}-{flow_run.run_count}-ended",
+        # Prefect's worker may know the flow run only as it was before its process began.
+        name=f"{flow_run.id}-{_read(folder / NOTE).get('run_count') if folder else flow_run.run_count}-ended",
         folder=folder,
         workspace=workspace,
         about=f"{flow.name}/{profile}",

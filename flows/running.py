@@ -120,9 +120,8 @@ def running(
             current = stack.enter_context(session.opened(plan, Lines(plan), frozenset(refresh or ()), tier))
         if current.gpus:
             current.gpus.check()
-        flow_run_id = str(flow_run.get_id() or "")
-        current.track({"prefect.flow_run_id": flow_run_id})
-        hooks.remember(current.run.folder, flow_run_id, current.tracker and current.tracker.url)
+        current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
+        hooks.remember(current.run.folder, current.tracker and current.tracker.url)
         run = Running(current)
         try:
             yield run
@@ -155,7 +154,7 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
             tracker.dataset("data", data.digest, str(data.folder), "training")
         metrics = next((s["metrics"] for s in summary["steps"] if s["id"] == "report"), {})
         tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
-        hooks.remember(run.folder, str(flow_run.get_id() or ""), tracker.url)  # by now it knows the run's own page
+        hooks.remember(run.folder, tracker.url)  # by now it knows the run's own page
     if status != "interrupted":
         artifacts.summary(current.config.profile, text.markdown(summary))
         if not artifacts.drain():

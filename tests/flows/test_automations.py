@@ -145,6 +145,7 @@ def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, sl
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
     server: Api, slack: Slack, tmp_path: Path
 ) -> None:
