@@ -37,7 +37,7 @@ REASONS = {"out_of_memory": "out of memory", "failure": "failed", "preempted": "
 
 
 def remember(folder: Path, mlflow: str | None) -> None:
-    """Tie a run's folder to the flow run of this process; `mlflow` is where MLflow shows it, told if others see that."""
+    """Tie a run's folder to this process's flow run; `mlflow` is where MLflow shows it, kept if that is a server."""
     shown = mlflow if mlflow and mlflow.startswith(("http://", "https://")) else None
     note = {"flow_run_id": str(runtime.id or ""), "run_count": runtime.run_count, "mlflow": shown}
     write_json(folder / NOTE, note)
@@ -52,13 +52,14 @@ def ended(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     settings = _settings(folder)
     if state.is_completed() and not settings.success:
         return
+    # Prefect's worker may know the flow run only as it was before its process began.
+    count = max(flow_run.run_count, _read(folder / NOTE).get("run_count", 0) if folder else 0)
     profile = str((flow_run.parameters or {}).get("profile", flow.name))
     tell(
         message(flow, flow_run, state, workspace, folder),
         settings,
         say=flow_run_logger(flow_run, flow).warning,
-        # Prefect's worker may know the flow run only as it was before its process began.
-        name=f"{flow_run.id}-{_read(folder / NOTE).get('run_count') if folder else flow_run.run_count}-ended",
+        name=f"{flow_run.id}-{count}-ended",
         folder=folder,
         workspace=workspace,
         about=f"{flow.name}/{profile}",
