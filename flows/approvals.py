@@ -71,16 +71,7 @@ def ask(gate: Gate, session: Session) -> None:
         given = {"approve": approve, "by": by, "note": why, "time": time.time()}
         write_json(run.folder / ANSWERS, {**_answers(run.folder), gate: [*answers, given]})
 
-    told = Message(
-        kind="approval",
-        title=f"{run.id} waits for approval: {gate}",
-        text=f"Somebody has to approve {ASKED[gate]} in Prefect's UI (Resume) within {asked.hours:g} h.",
-        fields=[("Gate", gate), ("Machine", socket.gethostname())],
-        excerpt=details(gate, session, summary, plain=True),
-        links=links(id, session.plan.workspace, run.folder),
-    )
-    # Nobody may miss that a run waits, so no rate limit: there is no workspace to keep one in.
-    tell(told, session.config.notifications, say=get_run_logger().warning, name=f"{id}-{name}", folder=run.folder)
+    _announce(gate, session, summary, f"{id}-{name}")
     form = Approval.with_initial_data(description=question)
     try:
         if suspended:
@@ -102,6 +93,25 @@ def ask(gate: Gate, session: Session) -> None:
     if not answer.approve:
         raise RejectedError(f"{_upper(ASKED[gate])} was rejected{by}{why}: start the run again to be asked again.")
     get_run_logger().info("%s was approved%s%s", _upper(ASKED[gate]), by, why)
+
+
+def _announce(gate: Gate, session: Session, summary: Mapping[str, Any], name: str) -> None:
+    """Say that the run waits: to whoever watches it, and once by this name to whoever is told of runs."""
+    run, asked = session.run, session.config.approvals
+    places = links(str(flow_run.get_id()), session.plan.workspace, run.folder)
+    told = Message(
+        kind="approval",
+        title=f"{run.id} waits for approval: {gate}",
+        text=f"Somebody has to approve {ASKED[gate]} in Prefect's UI (Resume) within {asked.hours:g} h.",
+        fields=[("Gate", gate), ("Machine", socket.gethostname())],
+        excerpt=details(gate, session, summary, plain=True),
+        links=places,
+    )
+    # Nobody may miss that a run waits, so no rate limit: there is no workspace to keep one in.
+    tell(told, session.config.notifications, say=get_run_logger().warning, name=name, folder=run.folder)
+    [*_, step] = (s for s in session.plan.steps if role_of(s) == {"signal": "signal", "promotion": "report"}[gate])
+    where = dict(places).get("Prefect", "Prefect's UI")
+    session.display.event(step, {"event": "waiting", "text": f"waits for approval in {where}"})
 
 
 def details(gate: Gate, session: Session, summary: Mapping[str, Any], plain: bool = False) -> str:

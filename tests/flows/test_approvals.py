@@ -91,6 +91,7 @@ def test_a_run_asks_before_the_signal_phase_and_ends_by_a_no(api: Api, micro: Fi
         answer(api, flow_run, approve=False, by="Bob", note="No better than the base")
         printed = run.communicate(timeout=120)[0]
         assert run.returncode == 1
+    assert f"signal-2: waits for approval in http://127.0.0.1:{httpx.URL(api.url).port}/runs/flow-run/" in printed
     assert "The signal phase was rejected by Bob (No better than the base): start the run again" in printed
     assert "Traceback" not in printed
     state = api.flow_run(folder.name)["state"]
