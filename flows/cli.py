@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from flows.server import check_approvals
 from vibethinker import preflight, runs
 from vibethinker.artifacts import Store, check_workspace
 from vibethinker.commands.inspect import show_plan
@@ -54,6 +55,8 @@ def run(dry_run: bool, **options: Any) -> None:
     finished = published and not runs.unfinished(asked.plan.workspace, asked.plan.fingerprints)
     if finished:
         _deliver_left_over(asked)
+    else:
+        check_approvals(asked.config, configured_api())
     summary = _reuse(asked, found) if finished else _execute(asked, tier)
     from vibethinker.reporting import text
 

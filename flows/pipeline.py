@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.hooks import HOOKS
 from flows.parameters import NOTHING, Overrides, Profile, Refresh, Replaced, Workspace
 from flows.running import Running, running
 from tasks import session
@@ -50,6 +51,7 @@ def spectrum(run: Running) -> None:
 
 def signal(run: Running) -> None:
     """Phase 2: make the correct solutions likely, stage after stage."""
+    run.approval("signal")  # if the configuration wants one
     run.start(run_signal_stage)
 
 
@@ -64,9 +66,10 @@ def whole_recipe(run: Running) -> None:
     spectrum(run)
     signal(run)
     measurement(run)
+    run.approval("promotion")
 
 
-@flow(name="vibethinker", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+@flow(name="vibethinker", flow_run_name=run_name, version=__version__, task_runner=THREADS, **HOOKS)
 def pipeline(
     profile: Profile = "tiny",
     config: Overrides = NOTHING,
@@ -77,26 +80,26 @@ def pipeline(
     """Train a small reasoning model by the whole recipe and report what it achieved."""
     with running("report", profile, config, workspace, refresh, replaced) as run:
         whole_recipe(run)
-    return run.summary
+    return run.outcome
 
 
-@flow(name="vibethinker-data", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+@flow(name="vibethinker-data", flow_run_name=run_name, version=__version__, task_runner=THREADS, **HOOKS)
 def data_phase(profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = "") -> dict[str, Any]:
     """Phase 0 alone: problems and verified traces."""
     with running("data", profile, config, workspace) as run:
         run.start(prepare_data)
-    return run.summary
+    return run.outcome
 
 
-@flow(name="vibethinker-spectrum", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+@flow(name="vibethinker-spectrum", flow_run_name=run_name, version=__version__, task_runner=THREADS, **HOOKS)
 def spectrum_phase(profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = "") -> dict[str, Any]:
     """Phase 1: specialists, diversity probing and fusion, with the data they need."""
     with running("fusion", profile, config, workspace) as run:
         spectrum(run)
-    return run.summary
+    return run.outcome
 
 
-@flow(name="vibethinker-signal", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+@flow(name="vibethinker-signal", flow_run_name=run_name, version=__version__, task_runner=THREADS, **HOOKS)
 def signal_phase(
     profile: Profile = "tiny",
     config: Overrides = NOTHING,
@@ -107,14 +110,14 @@ def signal_phase(
     with running("signal", profile, config, workspace, replaced=replaced) as run:
         spectrum(run)
         signal(run)
-    return run.summary
+    return run.outcome
 
 
-@flow(name="vibethinker-evaluation", flow_run_name=run_name, version=__version__, task_runner=THREADS)
+@flow(name="vibethinker-evaluation", flow_run_name=run_name, version=__version__, task_runner=THREADS, **HOOKS)
 def evaluation_phase(
     profile: Profile = "tiny", config: Overrides = NOTHING, workspace: Workspace = ""
 ) -> dict[str, Any]:
     """The evaluations of every model of the recipe, with whatever they still need."""
     with running("evaluation", profile, config, workspace) as run:
         whole_recipe(run)
-    return run.summary
+    return run.outcome

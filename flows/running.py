@@ -15,36 +15,68 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Failed
 
+from flows import approvals, hooks
 from flows.display import Lines
 from flows.registration import POOL
+from flows.server import check_approvals
 from tasks import artifacts, logs, session
-from tasks.recipe import StepTask
+from tasks.recipe import StepTask, evaluate_model
 from tasks.session import Session
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
-from vibethinker.plan import build, role_of
+from vibethinker.errors import RejectedError
+from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
 
 
 class Running:
-    """A run whose steps are being started; `summary` is there once it has ended."""
+    """A run whose steps are being started; `outcome` is there once it has ended: its summary, or the state that says
+    why somebody ended it."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.summary: dict[str, Any] = {}
+        self.outcome: Any = None
         self._futures: dict[str, PrefectFuture[Any]] = {}
 
     def start(self, step_task: StepTask) -> None:
-        """Submit the plan's steps of this task's kind, each waiting for the steps it reads."""
+        """Submit the plan's steps of this task's kind, each waiting for the steps it reads; those that read what isn't
+        submitted yet are left for another call."""
         retries = self.session.config.execution.retries
         for step in self.session.plan.steps:
-            if role_of(step) == step_task.kind:
+            if role_of(step) == step_task.kind and self._can_start(step):
                 needs = [self._futures[i] for i in step.depends_on]
                 self._futures[step.id] = step_task.task.with_options(retries=retries).submit(
                     self.session.run.id, step.id, wait_for=needs
                 )
+
+    def _can_start(self, step: Step) -> bool:
+        return step.id not in self._futures and self._futures.keys() >= set(step.depends_on)
+
+    def approval(self, gate: approvals.Gate) -> None:
+        """Where the configuration wants it, wait until somebody has looked at what was made and lets the run go on.
+
+        Everything that was started ends first, and what was made is measured. Nobody is asked about a run in which a
+        step has failed, nor about a phase that is published already.
+
+        Raises:
+            RejectedError: nobody let it.
+        """
+        if not getattr(self.session.config.approvals, gate):
+            return
+        plan, found = self.session.plan, self.session.found
+        if gate == "signal":
+            if all(found[step.id].state == "cached" for step in plan.steps if role_of(step) == "signal"):
+                return
+            self.start(evaluate_model)
+        elif not plan.ids("report"):
+            return
+        if self.wait() is None:
+            _write_page(self.session, self.session.run.save())
+            approvals.ask(gate, self.session)
 
     def leave(self) -> None:
         """Ask the steps to save what they have, and listen to them until they have."""
@@ -85,6 +117,7 @@ def running(
         if current is None:
             folder = configuration.workspace(workspace)
             plan = build(configuration.load(profile, partial=config), folder, replaced).until(until)
+            check_approvals(plan.config, PREFECT_API_URL.value())
             for step_id in refresh or ():
                 plan[step_id]
             preflight.check(plan)
@@ -95,15 +128,20 @@ def running(
             current.gpus.check()
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
         _label(current)
+        hooks.remember(current.run.folder, current.tracker and current.tracker.url)
         run = Running(current)
         try:
             yield run
             failure = run.wait()
+        except RejectedError as error:  # no failure of the program's, so no traceback in the log
+            _finish(current, "failed")
+            run.outcome = Failed(name="Rejected", message=str(error), data=error)
+            return
         except BaseException:
             run.leave()
-            run.summary = _finish(current, "interrupted")
+            _finish(current, "interrupted")
             raise
-        run.summary = _finish(current, "failed" if failure else "completed")
+        run.outcome = _finish(current, "failed" if failure else "completed")
         if failure is not None:
             raise failure
 
@@ -123,9 +161,7 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     """Summary, report, MLflow and the run's markdown artifact."""
     run, plan, tracker = current.run, current.plan, current.tracker
     summary = run.end(status)
-    page = run.folder / "report.html"
-    values = current.config.model_dump(mode="json", by_alias=True)
-    page.write_text(html.render(run.report(), summary, values), encoding="utf-8")
+    page = _write_page(current, summary)
     if tracker:
         tracker.artifact(page)
         if status == "completed" and plan.ids("report"):
@@ -145,6 +181,16 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         artifacts.summary(current.config.profile, text.markdown(summary))
         if not artifacts.drain():
             get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
-    if tracker and not tracker.close():
-        run.warn("Some of this run's measurements haven't reached MLflow yet: the same command sends them later.")
+    if tracker:
+        if not tracker.close():
+            run.warn("Some of this run's measurements haven't reached MLflow yet: the same command sends them later.")
+        hooks.remember(run.folder, tracker.url)  # by now it knows the run's own page
     return run.save()
+
+
+def _write_page(current: Session, summary: dict[str, Any]) -> Path:
+    """The run's report.html."""
+    page = current.run.folder / "report.html"
+    values = current.config.model_dump(mode="json", by_alias=True)
+    page.write_text(html.render(current.run.report(), summary, values), encoding="utf-8")
+    return page

@@ -19,7 +19,8 @@ import urllib.request
 from pathlib import Path
 
 from vibethinker import locks
-from vibethinker.errors import InfrastructureError
+from vibethinker.config import Config
+from vibethinker.errors import ConfigurationError, InfrastructureError
 
 START_SECONDS = 120.0
 REPLACE_SECONDS, REPLACEMENTS = 2.0, 5  # wait before a dead one is replaced, and how often that is done
@@ -117,6 +118,25 @@ def environment(home: Path) -> dict[str, str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_CLI_COLORS": "false",
     }
+
+
+def is_temporary(workspace: Path) -> bool:
+    """Whether this process uses a server of its own run in this workspace, at which nobody can look later."""
+    return os.environ.get("PREFECT_HOME") == str(workspace / "prefect")
+
+
+def check_approvals(config: Config, address: str | None) -> None:
+    """Refuse to ask for approvals on a server that ends with its run, since nobody could answer there.
+
+    Raises:
+        ConfigurationError: the configuration wants them, and no server is configured.
+    """
+    wanted = [name for name in ("signal", "promotion") if getattr(config.approvals, name)]
+    if wanted and not address:
+        raise ConfigurationError(
+            f"approvals.{wanted[0]} needs a Prefect server that people can open, and this run would have one of its "
+            "own: start one by `vibethinker up` and name it by PREFECT_API_URL, or leave the setting off."
+        )
 
 
 def _free_port() -> int:

@@ -123,7 +123,7 @@ def _run(session: Session, step: Step) -> Any:
         if tracked:
             tracked.finish("KILLED" if session.stopping.is_set() else "FAILED", {})
         session.failures[step.id] = error
-        session.run.update(step.id, "failed", error=str(error))
+        session.run.update(step.id, "failed", error=error)
         session.display.state(step, "failed", str(error))
         if session.stopping.is_set():  # its process was told to leave: nothing to retry
             raise VibeThinkerError(str(error)) from error

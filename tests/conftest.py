@@ -3,9 +3,12 @@ folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.slack import Slack, listening
 
 TEXTS = (
     "What is 3 + 4?",
@@ -13,6 +16,13 @@ TEXTS = (
     "The answer is \\boxed{7}.",
     "def f(a, b): return a",
 )
+
+
+@pytest.fixture
+def slack() -> Iterator[Slack]:
+    """Slack, so to speak."""
+    with listening() as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

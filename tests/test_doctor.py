@@ -85,6 +85,7 @@ def test_without_a_sandbox_a_run_of_programs_fails(tmp_path):
 )
 def test_a_webhook_must_be_an_address(monkeypatch, address, state):
     monkeypatch.setenv("SLACK_WEBHOOK_URL", address)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     assert doctor.slack().state == state
 
 

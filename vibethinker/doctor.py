@@ -21,12 +21,14 @@ from urllib.parse import urlsplit
 from vibethinker import hardware, preflight
 from vibethinker.config import Config
 from vibethinker.errors import VibeThinkerError
+from vibethinker.operations import Notifications
 from vibethinker.requirements import TRAINERS, missing, steps_interpreter, visible_gpus
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 KNOCK_SECONDS = 3.0
 SCARCE, LITTLE = 2 << 30, 20 << 30  # bytes free: the tiny profile needs less than the first
 SERVICE = ("prefect", "mlflow")
+BLOCK = "block_types/slug/slack-incoming-webhook/block_documents/name"  # of Prefect's API
 FASTER = ("bitsandbytes", "liger-kernel", "unsloth", "vllm")  # no run needs them unless its configuration says so
 # What `pip check` doesn't see: package, first version that breaks, with what.
 BREAKING = {"fastapi": ((0, 151), "prefect"), "trl": ((1, 15), "training on a CPU")}
@@ -186,10 +188,15 @@ def hub() -> Finding:
 
 
 def slack() -> Finding:
-    """Where failures would be told."""
+    """Where failures would be told: the environment's webhook, else the one that Prefect's server keeps."""
     address = os.environ.get("SLACK_WEBHOOK_URL")
+    if not address and (server := os.environ.get("PREFECT_API_URL")):
+        block = Notifications().slack_block
+        if _knock(f"{server.rstrip('/')}/{BLOCK}/{block}", exact=True) is None:
+            return Finding("slack", OK, f"a webhook in Prefect's block {block}")
     if not address:
-        return Finding("slack", WARNING, "no webhook", "set SLACK_WEBHOOK_URL to be told of failures")
+        mend = "set SLACK_WEBHOOK_URL, or run `vibethinker notify setup`, to be told of failures"
+        return Finding("slack", WARNING, "no webhook", mend)
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
         return Finding("slack", FAILURE, "SLACK_WEBHOOK_URL is no address", "copy it from Slack's app settings")
     return Finding("slack", OK, f"a webhook at {urlsplit(address).hostname}")
@@ -202,13 +209,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _knock(address: str) -> str | None:
-    """Why an address doesn't answer, or None."""
+def _knock(address: str, exact: bool = False) -> str | None:
+    """Why an address doesn't answer, or None; `exact` if its server alone isn't enough."""
     try:
         with urllib.request.urlopen(address, timeout=KNOCK_SECONDS):
             return None
     except urllib.error.HTTPError as error:
-        return None if error.code < 500 else f"status {error.code}"
+        return None if error.code < 500 and not exact else f"status {error.code}"
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
 

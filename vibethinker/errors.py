@@ -68,6 +68,12 @@ class InfrastructureError(VibeThinkerError):
     child_exit = 74
 
 
+class RejectedError(VibeThinkerError):
+    """Somebody was asked whether the run may go on, and said no or nothing."""
+
+    kind = "rejected"
+
+
 CHILD_EXITS: dict[int, type[VibeThinkerError]] = {
     c.child_exit: c
     for c in (

@@ -5,8 +5,6 @@ None of them changes what a step computes, so none is in a fingerprint.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from vibethinker.settings import Settings, setting
 
 
@@ -18,14 +16,16 @@ class Notifications(Settings):
     """
 
     slack_block: str = setting(
-        "vibethinker", "Prefect block (prefect_slack.SlackWebhook) that `vibethinker notify setup` makes", execution=True
+        "vibethinker",
+        "Prefect block (prefect_slack.SlackWebhook) that `vibethinker notify setup` makes",
+        execution=True,
     )
     apprise_variable: str = setting(
         "VIBETHINKER_APPRISE_URLS", "environment variable with apprise URLs, separated by white space", execution=True
     )
     success: bool = setting(False, "tell of completed runs too, not only of what needs somebody", execution=True)
     quiet_seconds: float = setting(
-        60, "least time between two messages of one kind about one deployment or profile; what comes sooner is left out",
+        60, "least time between two messages of one kind about one profile; sooner ones are left out, approvals never",
         unit="s", ge=0, execution=True,
     )  # fmt: skip
 

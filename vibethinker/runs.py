@@ -29,7 +29,7 @@ import yaml
 from vibethinker import locks
 from vibethinker.artifacts import Artifact, Store, write_json, write_text
 from vibethinker.config import environment_settings
-from vibethinker.errors import ConfigurationError
+from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.plan import Plan, StepState
 
 SCHEMA = 1
@@ -113,15 +113,18 @@ class Run:
         """Where the step's process writes whatever its libraries print."""
         return self.folder / "logs" / f"{step_id}.log"
 
-    def update(self, step_id: str, state: str, artifact: Artifact | None = None, error: str | None = None) -> None:
-        """Note a step's new state; `artifact` is its output, `error` the sentence that ended it."""
+    def update(
+        self, step_id: str, state: str, artifact: Artifact | None = None, error: VibeThinkerError | None = None
+    ) -> None:
+        """Note a step's new state; `artifact` is its output, `error` what ended it: a sentence and its class."""
         entry = self._steps[step_id]
         entry["state"] = state
         entry.pop("error", None)
+        entry.pop("kind", None)
         if artifact is not None:
             entry |= {"seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
         if error:
-            entry["error"] = error
+            entry |= {"error": str(error), "kind": error.kind}
         self.save()
 
     def warn(self, text: str) -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, Api, Finished, vibethinker
+from tests.slack import Slack
 from vibethinker import validation
 from vibethinker.config import load
 from vibethinker.data.folding import fold
@@ -209,12 +210,14 @@ def test_one_trajectory_can_serve_all_domains(api: Api, tmp_path: Path) -> None:
     assert len(list((tmp_path / "artifacts").glob("probe-*"))) == 3
 
 
-def test_a_failing_step_ends_the_run_with_a_sentence_and_the_way_on(api: Api, tmp_path: Path) -> None:
+def test_a_failing_step_ends_the_run_with_a_sentence_and_the_way_on_and_tells_slack(
+    api: Api, tmp_path: Path, slack: Slack
+) -> None:
     # A learning rate that no float survives: the loss is NaN within a few steps.
     done = vibethinker(
         "run", "--profile", "micro", "--workspace", str(tmp_path),
         "--set", "spectrum.sft.learning_rate=1.0e+30", "--set", "spectrum.sft.final_learning_rate=1.0e+29",
-        environ=api.environ,
+        environ={**api.environ, "SLACK_WEBHOOK_URL": slack.url},
     )  # fmt: skip
     assert done.returncode == 1
     assert "lower the learning rate" in done.stderr
@@ -227,6 +230,17 @@ def test_a_failing_step_ends_the_run_with_a_sentence_and_the_way_on(api: Api, tm
     assert states["base"] == "done"
     assert "failed" in {states[i] for i in states if i.startswith("specialist-")}
     assert states["fusion"] == states["report"] == "skipped"
+    [post] = slack.posts
+    flow_run = api.flow_run(folder.name)
+    assert f"{folder.name} diverged in specialist-" in post["blocks"][0]["text"]["text"]
+    for part in ("*Evidence*", f"/runs/flow-run/{flow_run['id']}|Prefect>", str(folder / "report.html")):
+        assert part in slack.texts()[0]
+    assert f"vibethinker run --config {folder / 'config.yaml'} --workspace {tmp_path}\n```" in slack.texts()[0].replace(
+        "\\n", "\n"
+    )
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"hook-of-the-test" in p.read_bytes()]
+    logs = api.filter("logs", logs={"flow_run_id": {"any_": [flow_run["id"]]}}, limit=200)
+    assert "hook-of-the-test" not in json.dumps(logs)
 
 
 def test_a_server_that_does_not_answer_is_named_with_the_way_on(tmp_path: Path) -> None:

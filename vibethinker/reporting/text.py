@@ -26,7 +26,11 @@ ERRORS = 4
 
 def summarise(summary: Mapping[str, Any], workspace: Path) -> str:
     """At most 40 lines of at most 100 columns, apart from paths: scores, gains, warnings, and where everything is."""
-    folder = workspace / "runs" / summary["run_id"]
+    return "\n".join([achieved(summary), "", *_places(workspace / "runs" / summary["run_id"], workspace)])
+
+
+def achieved(summary: Mapping[str, Any]) -> str:
+    """The same without where things are."""
     lines = [f"{summary['run_id']}: {summary['status']}, {_counts(summary)}"]
     failed = [f"{s['id']}: {s['error']}" for s in summary["steps"] if "error" in s and s["state"] == "failed"]
     for text in failed[:ERRORS]:
@@ -50,7 +54,7 @@ def summarise(summary: Mapping[str, Any], workspace: Path) -> str:
         lines += _wrapped("  warning ", text, most=4)
     if len(warnings) > WARNINGS:
         lines.append(f"  and {len(warnings) - WARNINGS} more warnings in the report")
-    return "\n".join([*lines, "", *_places(folder, workspace)])
+    return "\n".join(lines)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -77,11 +81,12 @@ def _counts(summary: Mapping[str, Any]) -> str:
     names = {"done": "made", "cached": "reused", "failed": "failed", "skipped": "not reached"}
     counts = [f"{states.count(state)} {name}" for state, name in names.items() if state in states]
     seconds = sum(s["seconds"] or 0 for s in summary["steps"] if s["state"] == "done")
-    work = f"; {_duration(seconds)} of work" if seconds else ""
+    work = f"; {duration(seconds)} of work" if seconds else ""
     return f"{len(states)} steps: {', '.join(counts)}{work}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as people say it: its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

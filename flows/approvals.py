@@ -1,0 +1,169 @@
+"""Where a run asks somebody before it goes on: before the signal phase, and before its model is registered.
+
+The flow run is paused, and Prefect's UI shows what there is to decide on above a form. A yes is kept in the run's
+folder, so that a run which goes on after a crash doesn't ask again; after a no, or none at all, the run fails with a
+sentence, and the same command asks anew. A suspended run frees its worker: Prefect starts the flow again with the
+answer, and everything that was published before is reused.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
+from prefect.input import RunInput
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Running
+from pydantic import Field
+
+from flows.hooks import links
+from tasks.notifications import Message, tell
+from tasks.session import Session
+from vibethinker.artifacts import write_json
+from vibethinker.errors import RejectedError
+from vibethinker.estimates import estimate
+from vibethinker.plan import role_of
+from vibethinker.reporting import text
+
+Gate = Literal["signal", "promotion"]
+
+ANSWERS = "approvals.json"  # of a run's folder
+LOOK_SECONDS = 2  # how often a paused run asks whether it was answered
+ASKED = {"signal": "the signal phase", "promotion": "the registration of the final model in MLflow"}
+
+
+class Approval(RunInput):
+    """The form that Prefect's UI shows."""
+
+    approve: bool = Field(description="Go on? Without it the run ends here.")
+    by: str = Field("", description="Who decides.")
+    note: str = Field("", description="Why; kept in the run's folder.")
+
+
+def ask(gate: Gate, session: Session) -> None:
+    """Return once somebody has approved; at once if that happened in an earlier process of this run.
+
+    Raises:
+        RejectedError: somebody said no, or nobody said anything in time.
+    """
+    run, asked = session.run, session.config.approvals
+    answers = _answers(run.folder).get(gate, [])
+    if any(answer["approve"] for answer in answers):
+        return
+    summary = run.save()
+    question = f"Approve {ASKED[gate]} of `{run.id}`?\n\n" + details(gate, session, summary)
+    suspended = asked.free_worker and flow_run.deployment_id is not None
+    # By this key Prefect finds the answer of a flow run that is started again. A question is another one after a no,
+    # and where the process that waited for its answer is gone.
+    name = f"{gate}-{len(answers)}" + ("" if suspended else f"-{flow_run.run_count}")
+    id, seconds = str(flow_run.get_id()), max(1, round(asked.hours * 3600))
+
+    def note(approve: bool, by: str, why: str) -> None:
+        given = {"approve": approve, "by": by, "note": why, "time": time.time()}
+        write_json(run.folder / ANSWERS, {**_answers(run.folder), gate: [*answers, given]})
+
+    _announce(gate, session, summary, f"{id}-{name}")
+    form = Approval.with_initial_data(description=question)
+    try:
+        if suspended:
+            answer = suspend_flow_run(wait_for_input=form, timeout=seconds, key=name)
+        else:
+            answer = pause_flow_run(wait_for_input=form, timeout=seconds, key=name, poll_interval=LOOK_SECONDS)
+    except FlowPauseTimeout:
+        note(False, "", "Nobody answered in time.")
+        # From an expired pause Prefect lets a run go only into a state of its own, with words of its own.
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(id), Running(), force=True)
+        raise RejectedError(
+            f"Nobody approved {ASKED[gate]} within {asked.hours:g} h (approvals.hours): start the run again to be "
+            "asked again."
+        ) from None
+    note(answer.approve, answer.by, answer.note)
+    by = f" by {answer.by}" if answer.by else ""
+    why = f" ({answer.note.strip().rstrip('.')})" if answer.note.strip() else ""
+    if not answer.approve:
+        raise RejectedError(f"{_upper(ASKED[gate])} was rejected{by}{why}: start the run again to be asked again.")
+    get_run_logger().info("%s was approved%s%s", _upper(ASKED[gate]), by, why)
+
+
+def _announce(gate: Gate, session: Session, summary: Mapping[str, Any], name: str) -> None:
+    """Say that the run waits: to whoever watches it, and once by this name to whoever is told of runs."""
+    run, asked = session.run, session.config.approvals
+    places = links(str(flow_run.get_id()), session.plan.workspace, run.folder)
+    told = Message(
+        kind="approval",
+        title=f"{run.id} waits for approval: {gate}",
+        text=f"Somebody has to approve {ASKED[gate]} in Prefect's UI (Resume) within {asked.hours:g} h.",
+        fields=[("Gate", gate), ("Machine", socket.gethostname())],
+        excerpt=details(gate, session, summary, plain=True),
+        links=places,
+    )
+    # Nobody may miss that a run waits, so no rate limit: there is no workspace to keep one in.
+    tell(told, session.config.notifications, say=get_run_logger().warning, name=name, folder=run.folder)
+    [*_, step] = (s for s in session.plan.steps if role_of(s) == {"signal": "signal", "promotion": "report"}[gate])
+    where = dict(places).get("Prefect", "Prefect's UI")
+    session.display.event(step, {"event": "waiting", "text": f"waits for approval in {where}"})
+
+
+def details(gate: Gate, session: Session, summary: Mapping[str, Any], plain: bool = False) -> str:
+    """What somebody has to know to decide, in Markdown or as plain lines."""
+    page = session.run.folder / "report.html"
+    if gate == "promotion":
+        return text.achieved(summary) if plain else f"{text.markdown(summary)}\nReport: `{page}`\n"
+    rows = list(_scores(summary))
+    cost = _cost(session)
+    if plain:
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+        ]
+        return "\n".join([*lines, cost, *(f"warning: {warning}" for warning in summary["warnings"])])
+    table = ["| model | problems | metric | score |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    warnings = [f"- warning: {warning}" for warning in summary["warnings"]]
+    parts = ["\n".join(table) if rows else "", cost, "\n".join(warnings), f"Report: `{page}`"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scores(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Model, problems, metric, score with its interval, as percentages: of each set the average and the best of k."""
+    for model in summary["models"]:
+        for problems, metrics in model["scores"].items():
+            means = [name for name in metrics if name.startswith("avg@")][:1]
+            best = [name for name in metrics if name.startswith("pass@")][-1:]
+            for name in (*means, *best):
+                s = metrics[name]
+                shown = f"{s['value'] * 100:.1f} [{s['low'] * 100:.1f}, {s['high'] * 100:.1f}]"
+                yield model["id"], problems, name, shown
+
+
+def _cost(session: Session) -> str:
+    """The estimate for the signal stages that aren't published yet."""
+    plan, estimates = session.plan, estimate(session.plan)
+    ids = [s.id for s in plan.steps if role_of(s) == "signal" and session.found[s.id].state != "cached"]
+    of = [estimates[i] for i in ids]
+    tokens = sum(e["trained_tokens"] + e["generated_tokens"] for e in of)
+    times = [e["seconds"] for e in of if e["seconds"] is not None]
+    time = text.duration(sum(times)) if len(times) == len(of) else "an unknown time"
+    prices = [e["usd"] for e in of if e["usd"] is not None]
+    usd = f", {sum(prices):,.2f} USD" if prices and len(prices) == len(of) else ""
+    return f"Estimate for {', '.join(ids)}: {tokens:,} tokens, {time}{usd}."
+
+
+def _answers(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    try:
+        return json.loads((folder / ANSWERS).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _upper(words: str) -> str:
+    return words[0].upper() + words[1:]

@@ -1,0 +1,204 @@
+"""The server's part: the webhook's block, and runs whose process can't tell of its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from click.testing import CliRunner
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import automations
+from flows.notify import notify
+from tests.flows.conftest import Api
+from tests.flows.working import deployment_run, state_of, until, worker
+from tests.slack import Slack
+from vibethinker import doctor
+from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.operations import Notifications
+
+pytestmark = pytest.mark.service
+
+# A stage that is long enough to be met in its middle twice, and too slow a learner to collapse.
+STEPS = 120
+CONFIG = {
+    "domains": ["algebra", "code"],
+    "evaluation": {"samples": 1, "k": [1]},
+    "signal": {
+        "objective": {"learning_rate": 1e-6},
+        "stages": [
+            {"name": "math", "context": 96, "steps": STEPS, "reward": "math"},
+            {"name": "code", "context": 96, "steps": 1, "reward": "code"},
+        ],
+    },
+    "execution": {"checkpoints": {"seconds": 0.5}},
+    "notifications": {"quiet_seconds": 0},
+}
+STUB = """
+import time
+from prefect import flow
+
+@flow(name="vibethinker-stub", flow_run_name="stub-of-the-test")
+def stub():
+    print("running", flush=True)
+    time.sleep(300)
+
+stub()
+"""
+
+
+@pytest.fixture
+def server(api: Api) -> Iterator[Api]:
+    """The session's server as this process's own; afterwards without automations, which would meet other tests."""
+    with temporary_settings({PREFECT_API_URL: api.url}):
+        try:
+            yield api
+        finally:
+            for one in registered(api):
+                httpx.delete(f"{api.url}/automations/{one['id']}")
+
+
+def registered(api: Api) -> list[dict[str, object]]:
+    ours = (automations.CRASH, automations.POST)
+    return [one for one in api.filter("automations") if one["name"] in ours]
+
+
+def test_setup_keeps_the_webhook_and_registers_once(server: Api, slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_WEBHOOK", slack.url)
+    monkeypatch.delenv("SLACK_WEBHOOK_URL", raising=False)
+    for _ in range(2):
+        done = CliRunner().invoke(notify, ["setup", "--webhook-variable", "OWN_WEBHOOK", "--block", "of-the-test"])
+        assert done.exit_code == 0, done.output
+        assert "hook-of-the-test" not in done.output
+    assert sorted(str(one["name"]) for one in registered(server)) == [automations.CRASH, automations.POST]
+    blocks = httpx.post(f"{server.url}/block_documents/filter", json={}).text
+    assert "of-the-test" in blocks
+    assert "hook-of-the-test" not in blocks
+    monkeypatch.setenv("PREFECT_API_URL", server.url)
+    monkeypatch.setattr(doctor, "Notifications", lambda: Notifications(slack_block="of-the-test"))
+    assert (doctor.slack().state, doctor.slack().text) == ("ok", "a webhook in Prefect's block of-the-test")
+    monkeypatch.setattr(doctor, "Notifications", lambda: Notifications(slack_block="there-is-none"))
+    assert doctor.slack().state == "warning"
+    told = CliRunner().invoke(notify, ["test", "--block", "of-the-test"])
+    assert told.exit_code == 0, told.output
+    assert "vibethinker can be heard" in slack.texts()[0]
+    slack.status = 500
+    told = CliRunner().invoke(notify, ["test", "--block", "of-the-test"])
+    assert isinstance(told.exception, InfrastructureError)
+    assert "status 500" in str(told.exception)
+    assert "hook-of-the-test" not in str(told.exception)
+
+
+@pytest.mark.parametrize("value", [None, "no address"])
+def test_setup_without_an_address_is_refused_without_showing_it(
+    server: Api, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("OWN_WEBHOOK", raising=False)
+    if value:
+        monkeypatch.setenv("OWN_WEBHOOK", value)
+    done = CliRunner().invoke(notify, ["setup", "--webhook-variable", "OWN_WEBHOOK"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "OWN_WEBHOOK" in str(done.exception)
+    assert "no address" not in str(done.exception).replace("is no address", "")
+
+
+def test_setup_without_a_server_names_the_mend(slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", slack.url)
+    with temporary_settings({PREFECT_API_URL: None}):
+        done = CliRunner().invoke(notify, ["setup"])
+    assert isinstance(done.exception, ConfigurationError)
+    assert "vibethinker up" in str(done.exception)
+
+
+def test_without_a_webhook_runs_are_crashed_and_nobody_is_told(server: Api) -> None:
+    assert automations.register("there-is-none") == [automations.CRASH]
+
+
+def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, slack: Slack) -> None:
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test", lost_seconds=10)
+    # It sends one heartbeat at its start and is killed long before the next.
+    environ = {**server.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    process = subprocess.Popen([sys.executable, "-c", STUB], env=environ, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "running\n"
+    flow_run = server.flow_run("stub-of-the-test")
+    heartbeat = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "related": {"id": []}}
+    until(lambda: flow_run["id"] in json.dumps(server.filter("events", filter=heartbeat)))
+    process.kill()
+    process.wait()
+    until(lambda: server.flow_run("stub-of-the-test")["state_type"] == "CRASHED")
+    [post] = slack.until(1)
+    assert "stub-of-the-test crashed" in post["text"]
+    assert automations.LOST in post["text"]
+    assert f"/runs/flow-run/{flow_run['id']}" in post["text"]
+    assert "starting it again" in post["text"]
+    time.sleep(3)
+    assert len(slack.posts) == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
+    server: Api, slack: Slack, tmp_path: Path
+) -> None:
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test")
+    workspace = tmp_path / "workspace"
+    heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "SLACK_WEBHOOK_URL": slack.url}
+    parameters = {"workspace": str(workspace), "config": CONFIG}
+
+    def met() -> str:
+        id = deployment_run(server, "micro", **parameters)
+        before = saved(workspace)
+        until(lambda: saved(workspace) > before, 240)
+        return id
+
+    with worker(server, tmp_path / "worker", **heard) as process:
+        # Its process alone is killed: the worker sees it, and calls the flow's own hook.
+        first = met()
+        engine(process).kill()
+        until(lambda: state_of(server, first) == "CRASHED", 60)
+        [post] = slack.until(1)
+        [folder] = (workspace / "runs").iterdir()
+        assert f"{folder.name} crashed in signal-1" in post["blocks"][0]["text"]["text"]
+        assert f"vibethinker run --config {folder / 'config.yaml'}" in post["text"]
+        # The worker is killed with it: only the server is left to see it.
+        second = met()
+        flow_process = engine(process)
+        between = [p for p in flow_process.parents() if process.pid in {above.pid for above in p.parents()}]
+        for one in (process, *between, flow_process):
+            one.kill()
+        until(lambda: state_of(server, second) == "CRASHED", 150)
+        [_, post] = slack.until(2)
+        assert automations.LOST in post["text"]
+        assert f"/runs/flow-run/{second}" in post["text"]
+    with worker(server, tmp_path / "worker", **heard):
+        third = deployment_run(server, "micro", **parameters)
+        until(lambda: state_of(server, third) not in ("SCHEDULED", "PENDING", "RUNNING"), 300)
+        assert state_of(server, third) == "COMPLETED"
+    assert len(slack.posts) == 2
+    assert list((workspace / "runs").iterdir()) == [folder]  # one run, which went on twice
+    rows = [json.loads(line) for line in next((workspace / "artifacts" / "signal-1").glob("*/metrics.jsonl")).open()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+
+
+def saved(workspace: Path) -> int:
+    """The last update that the first stage has saved."""
+    found = (workspace / "checkpoints" / "signal-1").glob("*/updates/*/manifest.json")
+    return max((int(path.parent.name) for path in found if path.parent.name.isdigit()), default=0)
+
+
+def engine(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    """The process in which a worker's flow runs: the parent of its steps' host."""
+    family = psutil.Process(worker.pid).children(recursive=True)
+    hosts = {p.pid for p in family if "vibethinker.worker" in p.cmdline()}
+    [found] = {p.ppid() for p in family if p.pid in hosts and p.ppid() not in hosts}
+    return psutil.Process(found)

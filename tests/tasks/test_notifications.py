@@ -1,0 +1,171 @@
+"""Messages in Slack's form, told once, not too often, and without harm when they can't be sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from tasks import notifications
+from tasks.notifications import Channels, Message, claim, tell
+from tests.slack import Slack
+from vibethinker.operations import Notifications
+
+SETTINGS = Notifications(quiet_seconds=0)
+FULL = Message(
+    kind="failure",
+    title="tiny-1 failed in signal-1",
+    text="The loss became NaN <at once> & stayed so.",
+    fields=[("Step", "signal-1"), ("Reason", "diverged")],
+    excerpt="line 1\nline 2 with ``` in it",
+    command="vibethinker run --config /w/runs/tiny-1/config.yaml",
+    links=[("Prefect", "http://127.0.0.1:4200/runs/flow-run/1"), ("Report", "/w/runs/tiny-1/report.html")],
+)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, slack: Slack) -> Iterator[None]:
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", slack.url)
+    monkeypatch.delenv("VIBETHINKER_APPRISE_URLS", raising=False)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):  # nobody is there: the webhook needs nobody
+        yield
+
+
+def test_a_message_has_slack_s_form(slack: Slack) -> None:
+    assert Channels.of(SETTINGS).send(FULL) == []
+    [post] = slack.posts
+    header, text, fields, excerpt, command, context = post["blocks"]
+    assert header["text"] == {"type": "plain_text", "text": "tiny-1 failed in signal-1"}
+    assert text["text"]["text"] == "The loss became NaN &lt;at once&gt; &amp; stayed so."
+    assert [f["text"] for f in fields["fields"]] == ["*Step*\nsignal-1", "*Reason*\ndiverged"]
+    assert excerpt["text"]["text"] == "```\nline 1\nline 2 with ''' in it\n```"
+    assert "```\nvibethinker run --config /w/runs/tiny-1/config.yaml\n```" in command["text"]["text"]
+    assert "<http://127.0.0.1:4200/runs/flow-run/1|Prefect>" in context["elements"][0]["text"]
+    for part in (FULL.title, "vibethinker run --config", "line 1", "diverged", "report.html"):
+        assert part in post["text"]
+
+
+def test_what_is_too_long_for_slack_is_cut_where_it_matters_least(slack: Slack) -> None:
+    lines = "\n".join(f"line {i} & more" for i in range(1000))
+    Channels.of(SETTINGS).send(Message("failure", "t" * 400, "x" * 9000, [("a", "y" * 9000)] * 20, lines, "c" * 9000))
+    blocks = slack.posts[0]["blocks"]
+    texts = [block["text"]["text"] for block in blocks if "text" in block]
+    assert len(texts[0]) <= 150
+    assert all(len(text) <= 3000 for text in texts[1:])
+    assert "line 999" in texts[2]
+    [fields] = [block["fields"] for block in blocks if "fields" in block]
+    assert len(fields) <= 10
+    assert all(len(field["text"]) <= 2000 for field in fields)
+
+
+def test_no_secret_leaves(slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "open&sesame")
+    bad = f"open&sesame {slack.url} hf_abcdefghijklmnop"
+    message = Message("failure", bad, bad, [("a", bad)], bad, bad, [("b", bad)])
+    assert Channels.of(SETTINGS).send(message) == []
+    for secret in ("sesame", "hook-of-the-test", "hf_abc"):
+        assert secret not in slack.texts()[0]
+
+
+def test_apprise_s_addresses_are_posted_to(slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIBETHINKER_APPRISE_URLS", f"json://{slack.address} nonsense")
+    [failure] = Channels.of(SETTINGS).send(FULL)
+    assert "1 of its addresses can't be read" in failure
+    assert "hook-of-the-test" not in failure
+    [by_apprise] = [post for post in slack.posts if "blocks" not in post]
+    assert by_apprise["title"] == FULL.title
+    assert FULL.command in by_apprise["message"]
+
+
+def test_a_name_is_told_once_whoever_tells_it(slack: Slack, tmp_path: Path) -> None:
+    said: list[str] = []
+    threads = [
+        threading.Thread(
+            target=tell, args=(FULL, SETTINGS), kwargs={"say": said.append, "name": "a", "folder": tmp_path}
+        )
+        for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tell(FULL, SETTINGS, say=said.append, name="b", folder=tmp_path)
+    assert (len(slack.posts), said) == (2, [])
+    assert not claim(tmp_path, "a")
+
+
+def test_what_comes_too_soon_is_left_out_and_counted(slack: Slack, tmp_path: Path) -> None:
+    settings = Notifications(quiet_seconds=2)
+    said: list[str] = []
+
+    def told(about: str) -> None:
+        tell(FULL, settings, say=said.append, workspace=tmp_path, about=about)
+
+    for about in ("tiny", "tiny", "tiny", "other"):
+        told(about)
+    assert len(slack.posts) == 2
+    time.sleep(2.1)
+    told("tiny")
+    assert len(slack.posts) == 3
+    assert "2 more of this kind" in slack.texts()[2]
+    assert not said
+
+
+@pytest.mark.parametrize(("status", "delay"), [(500, 0.0), (200, 20.0)])
+def test_a_slack_that_fails_or_hangs_is_a_warning_within_seconds(
+    slack: Slack, tmp_path: Path, status: int, delay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "POST_SECONDS", 1)
+    slack.status, slack.delay = status, delay
+    said: list[str] = []
+    began = time.monotonic()
+    tell(FULL, SETTINGS, say=said.append, name="a", folder=tmp_path)
+    assert time.monotonic() - began < 5
+    [sentence] = said
+    assert sentence.startswith("Slack did not take the message 'tiny-1 failed in signal-1'")
+    assert "hook-of-the-test" not in sentence
+
+
+def test_a_slack_that_answers_by_the_drop_holds_nobody_up(
+    slack: Slack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifications, "SEND_SECONDS", 0.5)
+    slack.delay = 2.0  # within the time for one answer
+    said: list[str] = []
+    began = time.monotonic()
+    tell(FULL, SETTINGS, say=said.append, folder=tmp_path)
+    assert time.monotonic() - began < 2
+    assert "was not taken within" in said[0]
+
+
+def test_without_a_channel_nothing_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLACK_WEBHOOK_URL")
+    said: list[str] = []
+    with temporary_settings({PREFECT_API_URL: None}):
+        tell(FULL, SETTINGS, say=said.append, name="a", folder=tmp_path, workspace=tmp_path)
+    assert (said, list(tmp_path.iterdir())) == ([], [])
+
+
+def test_a_server_that_is_away_when_the_webhook_is_looked_for_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLACK_WEBHOOK_URL")
+    monkeypatch.setattr(notifications, "SEND_SECONDS", 3.0)
+    said: list[str] = []
+    began = time.monotonic()
+    tell(FULL, SETTINGS, say=said.append, name="a", folder=tmp_path)
+    assert time.monotonic() - began < 5
+    assert len(said) == 1
+
+
+def test_a_damaged_note_of_the_last_messages_is_none(slack: Slack, tmp_path: Path) -> None:
+    (tmp_path / notifications.QUIET).write_text("{")
+    said: list[str] = []
+    tell(FULL, Notifications(), say=said.append, workspace=tmp_path)
+    assert (len(slack.posts), said) == (1, [])
+    assert json.loads((tmp_path / notifications.QUIET).read_text())

@@ -1,0 +1,87 @@
+"""Secrets are taken out of texts, and what isn't one stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from vibethinker.redaction import HIDDEN, redact
+
+ENVIRON = {
+    "OPENAI_API_KEY": "a-plain-word",
+    "HF_TOKEN": "token&of<mine>",
+    "MLFLOW_TRACKING_PASSWORD": "hunter2hunter2",
+    "PREFECT_API_AUTH_STRING": "admin:letmein",
+    "SLACK_WEBHOOK_URL": "http://127.0.0.1:5000/hook",
+    "TEAM_APPRISE_URLS": "json://127.0.0.1/first mailto://me:pw@host.example",
+    "DATABASE_URL": "postgresql://prefect:pa55@db:5432/prefect",
+    "SSH_AUTH_SOCK": "/run/agent",
+    "MONKEY": "bananas!",
+    "PIN_KEY": "1234",
+}
+
+
+@pytest.mark.parametrize("name", [n for n in ENVIRON if n not in ("SSH_AUTH_SOCK", "MONKEY", "PIN_KEY")])
+def test_the_value_of_a_variable_that_is_named_like_a_key_is_hidden(name: str) -> None:
+    for value in ENVIRON[name].split():
+        shown = redact(f"before {value} after", environ=ENVIRON)
+        assert shown == f"before {HIDDEN} after"
+
+
+@pytest.mark.parametrize("name", ["SSH_AUTH_SOCK", "MONKEY", "PIN_KEY"])
+def test_paths_short_values_and_other_variables_stay(name: str) -> None:
+    text = f"before {ENVIRON[name]} after"
+    assert redact(text, environ=ENVIRON) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("hf_AbCdEfGhIjKlMnOpQr", "AbCdEf"),
+        ("key sk-proj-abcd_efgh-1234", "abcd_efgh"),
+        ("xoxb-1234-5678-abcdef and xoxp-9876-5432-fedcba", "abcdef"),
+        ("ghp_abcdefghijklmnopqrstuvwxyz0123", "uvwxyz"),
+        ("pnu_abcdefghijklmnopqrstuvwxyz", "uvwxyz"),
+        ("AKIAABCDEFGHIJKLMNOP", "ABCDEFGH"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl", "c2lnbmF0"),
+        ("https://hooks.slack.com/services/T00/B00/XyZ", "XyZ"),
+        ("postgresql+asyncpg://prefect:pa55word@db:5432/x", "pa55word"),
+        ("mailto://user:pa55word@example.org", "pa55word"),
+        ("https://store/x?X-Amz-Signature=abcdef&part=1", "abcdef"),
+        ("GET /v1?token=abcdef&n=1", "abcdef"),
+        ("Authorization: Bearer abcdef.ghijkl", "abcdef"),
+        ("Authorization: Basic YWRtaW46bGV0bWVpbg==", "YWRtaW4"),
+        ("{'api_key': 'qwertz123'}", "qwertz"),
+        ('{"client_secret": "qwertz123"}', "qwertz"),
+        ("password=hunter2", "hunter2"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nMIIEabc\n-----END RSA PRIVATE KEY-----", "MIIE"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIEabc, whose end was cut off", "MIIE"),
+    ],
+)
+def test_what_has_the_form_of_a_secret_is_hidden(text: str, secret: str) -> None:
+    shown = redact(text, environ={})
+    assert secret not in shown
+    assert HIDDEN in shown
+
+
+def test_the_rest_of_an_address_stays() -> None:
+    shown = redact("postgresql://prefect:pa55word@db:5432/x?token=abc&n=1", environ={})
+    assert shown == f"postgresql://{HIDDEN}@db:5432/x?token={HIDDEN}&n=1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_tokens=400000, eos_token: </s>, 12 tokens: 3",
+        "task-force risk-averse-decision sk-learn",
+        "http://127.0.0.1:4200/runs/flow-run/0c1de0a5-63b0-4b9e-a7ae-0f3c3a2a5a3e",
+        "vibethinker run --config runs/tiny-20260101-101010-ab12/config.yaml --workspace /data/w",
+        "me@example.org wrote: Basic understanding",
+        "sha256 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text, environ={}) == text
+
+
+def test_given_secrets_are_hidden_whole_even_if_one_is_a_part_of_another() -> None:
+    assert redact("a secret-and-more", ["secret", "secret-and-more"], {}) == f"a {HIDDEN}"

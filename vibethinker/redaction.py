@@ -1,0 +1,73 @@
+"""Secrets taken out of a text before it leaves for where others read it: a chat, a mail.
+
+What counts as one: the value of an environment variable that is named like a key, a password in an address, an
+argument or setting named like one, and what has the form of a well-known kind of token. The rest of an address stays,
+so that a reader still knows which server is meant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+
+HIDDEN = "[hidden]"
+SHORTEST = 6  # characters of a value: shorter ones are words that occur anywhere
+
+_NAMED = r"api_?key|access_?key|secret_?key|private_?key|secret|token|passw(?:or)?d|credentials?|webhook|auth"
+_VARIABLE = re.compile(rf"(?:^|_)(?:{_NAMED}|key|pass|pwd|pat|dsn|apprise)(?:_|\d|$)", re.IGNORECASE)
+_ADDRESSES = re.compile(r"_(?:URLS?|URI)$", re.IGNORECASE)
+_ASSIGNED = re.compile(
+    r"\b((?:api|access|secret|private|account|auth)[_-]?(?:key|token)|client[_-]?secret|secret|passw(?:or)?d)"
+    r"(['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&]{4,})",
+    re.IGNORECASE,
+)
+_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*://)([^\s/@'\"<>]*)@", re.IGNORECASE)
+_QUERY = re.compile(rf"([?&](?:{_NAMED}|sig(?:nature)?|x-amz-[a-z-]+|key)=)[^&\s'\"<>]+", re.IGNORECASE)
+_TOKENS = re.compile(
+    r"""(?<![A-Za-z0-9])(?:
+        hf_[A-Za-z0-9]{10,}                            # Hugging Face
+      | sk-[A-Za-z0-9_-]{10,}                          # OpenAI, Anthropic and those that took their form
+      | (?:xox[a-z]|xapp)-[A-Za-z0-9-]{10,}            # Slack
+      | gh[a-z]_[A-Za-z0-9]{20,} | github_pat_\w{20,} | glpat-[\w-]{20,}
+      | pn[ub]_[A-Za-z0-9]{20,}                        # Prefect Cloud
+      | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[\w-]{30,} | dapi[0-9a-f]{32}
+      | eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*              # a JSON web token
+    )""",
+    re.VERBOSE,
+)
+_WEBHOOK = re.compile(r"(https?://(?:hooks\.slack(?:-gov)?\.com|discord(?:app)?\.com/api/webhooks)/)[^\s'\"<>|]+")
+_BEARER = re.compile(r"\b(Bearer|(?<=uthorization: )Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+_PRIVATE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+
+
+def redact(text: str, secrets: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> str:
+    """The text with HIDDEN in the place of every secret.
+
+    Args:
+        text: what is to be shown.
+        secrets: further values that mustn't be shown, such as the webhook that is posted to.
+        environ: in which to look for values; the process's own environment if None.
+    """
+    known = {*secrets, *values(os.environ if environ is None else environ)}
+    for value in sorted(known, key=len, reverse=True):  # the longer first: one may be a part of another
+        if len(value) >= SHORTEST:
+            text = text.replace(value, HIDDEN)
+    text = _PRIVATE.sub(HIDDEN, text)
+    text = _WEBHOOK.sub(rf"\1{HIDDEN}", text)
+    text = _ADDRESS.sub(rf"\1{HIDDEN}@", text)
+    text = _QUERY.sub(rf"\1{HIDDEN}", text)
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = _TOKENS.sub(HIDDEN, text)
+    return _ASSIGNED.sub(lambda m: m[0] if HIDDEN in m[3] else f"{m[1]}{m[2]}{HIDDEN}", text)
+
+
+def values(environ: Mapping[str, str]) -> set[str]:
+    """The values of variables that are named like secrets; a list of addresses counts one by one. Paths are none."""
+    found: set[str] = set()
+    for name, value in environ.items():
+        if _VARIABLE.search(name):
+            found |= {value} if not _ADDRESSES.search(name) else set(value.split())
+        elif _ADDRESSES.search(name):
+            found |= {one for one in value.split() if _ADDRESS.match(one)}
+    return {value for value in found if len(value) >= SHORTEST and not value.startswith(("/", "~", "./"))}
