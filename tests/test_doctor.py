@@ -14,7 +14,7 @@ from vibethinker import config as configuration
 from vibethinker import doctor
 from vibethinker.cli import cli
 
-NAMES = ["gpu", "versions", "sandbox", "disk", "prefect", "mlflow", "hub", "slack"]
+NAMES = ["gpu", "versions", "sandbox", "disk", "prefect", "mlflow", "hub", "slack", "leases"]
 
 
 @pytest.fixture
@@ -92,3 +92,13 @@ def test_a_folder_that_is_not_there_yet_is_judged_by_its_parent(tmp_path):
     assert doctor.disk(tmp_path / "a" / "b") == doctor.Finding(
         "disk", doctor.disk(tmp_path).state, doctor.disk(Path(tmp_path) / "a" / "b").text, doctor.disk(tmp_path).mend
     )
+
+
+def test_leases_need_nothing_on_a_cpu_and_a_server_that_is_none_is_told_of(server, monkeypatch):
+    config = configuration.load("tiny", environ={})
+    assert [(finding.state, finding.mend) for finding in doctor.leases(config)] == [("ok", "")]
+    for address in (f"{server}/200", "http://127.0.0.1:1/api", "nonsense"):
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        [finding] = doctor.leases(config)
+        assert finding.state == "warning"
+        assert finding.text.startswith("Prefect's server doesn't tell who holds its GPUs (")

@@ -14,11 +14,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vibethinker import hardware, preflight
+from vibethinker import hardware, holders, preflight
 from vibethinker.config import Config
 from vibethinker.errors import VibeThinkerError
 from vibethinker.requirements import TRAINERS, missing, steps_interpreter, visible_gpus
@@ -60,6 +61,7 @@ def examine(config: Config, workspace: Path) -> Iterator[Finding]:
     )
     for check in checks:
         yield check()
+    yield from leases(config)
 
 
 def gpu(config: Config) -> Finding:
@@ -150,6 +152,41 @@ def prefect() -> Finding:
     if reason is None:
         return Finding("prefect", OK, f"{address} answers")
     return Finding("prefect", FAILURE, f"{address}: {reason}", "start it, or unset PREFECT_API_URL")
+
+
+def leases(config: Config) -> list[Finding]:
+    """For each GPU that the configured server leases: who holds it, and since when."""
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        return [Finding("leases", OK, "no server is shared: each run has its GPUs from its own; CPUs need nothing")]
+    try:
+        limits = holders.gpu_limits(address)
+    except VibeThinkerError as error:
+        return [Finding("leases", WARNING, str(error).rstrip("."), "see what `prefect gcl ls` says")]
+    here = map(holders.limit_name, hardware.devices()) if config.execution.device != "cpu" else ()
+    missing = sorted({*here} - {limit.name for limit in limits})
+    create = f"--limit {config.execution.steps_per_gpu}"
+    found = [Finding("leases", FAILURE, f"{n} has no limit", f"prefect gcl create {n} {create}") for n in missing]
+    return found + [_lease(limit) for limit in limits] or [
+        Finding("leases", OK, "the server leases no GPUs; CPUs need nothing")
+    ]
+
+
+def _lease(limit: holders.GpuLimit) -> Finding:
+    if not (limit.enabled and limit.total):
+        mend = f"prefect gcl update {limit.name} --enable --limit 1"
+        return Finding("leases", WARNING, f"{limit.name} is switched off, and runs on it fail", mend)
+    now, told = datetime.now(UTC), []
+    for one in limit.holders:
+        since, seconds = f"{one.since:%Y-%m-%d %H:%M:%S} UTC", max(0, int((now - one.since).total_seconds()))
+        told.append(f"{one.step} of {one.run} ({one.state}) since {since}, for {timedelta(seconds=seconds)}")
+    if limit.taken > sum(one.slots for one in limit.holders):
+        told.append("a holder whose name hasn't reached the server (yet)")
+    text = f"{limit.name}: {limit.taken} of {limit.total} held, by {'; '.join(told)}" if told else f"{limit.name}: free"
+    if any(one.ended for one in limit.holders):
+        mend = f"free within minutes, else by `prefect gcl update {limit.name} --active-slots 0`"
+        return Finding("leases", WARNING, text, mend)
+    return Finding("leases", OK, text)
 
 
 def mlflow(config: Config, workspace: Path) -> Finding:
