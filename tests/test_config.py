@@ -187,3 +187,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert hardware.first_gpus(2) == "4,5"
     with pytest.raises(ConfigurationError, match=r"processes is 4 but this machine shows 2 NVIDIA GPU"):
         hardware.check_processes(load("tiny", overrides=["execution.processes=4"], environ={}))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "tracking.uri=http://me:hunter2@mlflow",
+        "tracking.uri='postgresql://db/mlflow?user=me&password=hunter2'",
+        "worker.env={HF_TOKEN: hunter2}",
+        "worker.env={SLACK_WEBHOOK_URL: hunter2}",
+    ],
+)
+def test_a_secret_that_would_be_recorded_with_the_run_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match="would be recorded with the run: set") as refused:
+        load("tiny", overrides=[setting], environ={})
+    assert "hunter2" not in str(refused.value)
+    load("tiny", overrides=["tracking.uri=http://me@mlflow", "worker.env={TOKENIZERS_PARALLELISM: 'no'}"], environ={})

@@ -62,9 +62,12 @@ def test_a_server_that_answers_is_ok_and_others_are_not(server, monkeypatch, tmp
         assert doctor.mlflow(config, tmp_path).state == state
 
 
-def test_no_password_is_told(tmp_path):
-    config = configuration.load("tiny", overrides=["tracking.uri=http://me:secret@127.0.0.1:1"])
-    assert "secret" not in doctor.mlflow(config, tmp_path).text
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:1", "postgresql://me:secret@127.0.0.1/mlflow"])
+def test_no_password_is_told(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    text = doctor.mlflow(configuration.load("tiny", environ={}), tmp_path).text
+    assert "127.0.0.1" in text
+    assert "secret" not in text
 
 
 def test_a_damaged_store_and_a_full_or_foreign_folder_are_failures(tmp_path, monkeypatch):

@@ -191,7 +191,7 @@ def _lease(limit: holders.GpuLimit) -> Finding:
 
 def mlflow(config: Config, workspace: Path) -> Finding:
     """The store that runs would be tracked in."""
-    from vibethinker.tracking import store_uri
+    from vibethinker.tracking import store_uri, without_password
 
     if not _version("mlflow"):
         return Finding("mlflow", WARNING, "not installed", "install vibethinker[service] to use `vibethinker run`")
@@ -199,9 +199,9 @@ def mlflow(config: Config, workspace: Path) -> Finding:
     if uri.startswith(("http:", "https:")):
         reason = _knock(f"{uri.rstrip('/')}/health")
         if reason is None:
-            return Finding("mlflow", OK, f"{_without_password(uri)} answers")
+            return Finding("mlflow", OK, f"{without_password(uri)} answers")
         mend = "start it, or unset MLFLOW_TRACKING_URI; runs go on without and deliver later"
-        return Finding("mlflow", WARNING, f"{_without_password(uri)}: {reason}", mend)
+        return Finding("mlflow", WARNING, f"{without_password(uri)}: {reason}", mend)
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and path.exists():
         try:
@@ -209,7 +209,7 @@ def mlflow(config: Config, workspace: Path) -> Finding:
                 connection.execute("pragma schema_version")
         except sqlite3.Error as error:
             return Finding("mlflow", FAILURE, f"{path}: {error}", "move the damaged file away")
-    return Finding("mlflow", OK, uri)
+    return Finding("mlflow", OK, without_password(uri))
 
 
 def hub() -> Finding:
@@ -248,8 +248,3 @@ def _knock(address: str) -> str | None:
         return None if error.code < 500 else f"status {error.code}"
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
