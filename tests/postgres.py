@@ -1,17 +1,30 @@
-"""A PostgreSQL cluster of a test's own: by a user who isn't root, on a Unix socket alone."""
+"""A PostgreSQL cluster of a test's own, by a user who isn't root, that listens on loopback and asks for a password."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from flows.server import free_port
+
 WHERE = ("/usr/lib/postgresql/*/bin/initdb", "/usr/pgsql-*/bin/initdb", "/opt/homebrew/opt/postgresql*/bin/initdb")
+USER = "vibethinker"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to connect to, on 127.0.0.1, as USER."""
+
+    port: int
+    password: str
 
 
 def programs() -> Path | None:
@@ -23,31 +36,33 @@ def programs() -> Path | None:
 
 
 @contextmanager
-def cluster(*databases: str) -> Iterator[Path]:
-    """A running cluster with these databases; its socket's folder is the host to connect to, as user `site`."""
+def cluster(*databases: str) -> Iterator[Cluster]:
+    """A running cluster with these databases."""
     home, found = Path(tempfile.mkdtemp(prefix="pg-")), programs()
     assert found, "PostgreSQL isn't installed"
-    user = {"user": "nobody"} if os.getuid() == 0 else {}
-    if user:
-        shutil.chown(home, "nobody")
+    made = Cluster(free_port(), f"p@ss:w/rd%-{secrets.token_hex(8)}")  # as no address takes it unquoted
+    runs_as = {"user": "nobody"} if os.getuid() == 0 else {}
+    (home / "password").write_text(made.password)
+    for path in (home, home / "password") if runs_as else ():
+        shutil.chown(path, "nobody")
+    environ = {**os.environ, "PGPASSWORD": made.password, "PGHOST": "127.0.0.1", "PGPORT": str(made.port)}
+    how = {"cwd": home, "env": environ, **runs_as}
 
     def command(program: str, *arguments: str) -> list[str]:
         return [str(found / program), *arguments]
 
-    quiet = {"cwd": home, "check": True, "stdout": subprocess.DEVNULL, **user}
-    initdb = command("initdb", "-D", f"{home}/data", "-U", "site", "-A", "trust", "-E", "UTF8", "--no-sync")
-    subprocess.run(initdb, **quiet)
-    serve = command("postgres", "-D", f"{home}/data", "-k", str(home), "-c", "listen_addresses=")
+    initdb = ["-D", f"{home}/data", "-U", USER, "-A", "scram-sha-256", "--pwfile", f"{home}/password", "--no-sync"]
+    subprocess.run(command("initdb", *initdb), check=True, stdout=subprocess.DEVNULL, **how)
+    serve = command("postgres", "-D", f"{home}/data", "-k", str(home), "-c", "listen_addresses=127.0.0.1")
     with (home / "log").open("w") as log:
-        server = subprocess.Popen(serve, cwd=home, stdout=log, stderr=log, **user)
+        server = subprocess.Popen(serve, stdout=log, stderr=log, **how)
     try:
-        ready = command("pg_isready", "-q", "-h", str(home), "-U", "site", "-d", "postgres")
-        while subprocess.run(ready).returncode:
+        while subprocess.run(command("pg_isready", "-q"), **how).returncode:
             assert server.poll() is None, (home / "log").read_text()
             time.sleep(0.1)
         for name in databases:
-            subprocess.run(command("createdb", "-h", str(home), "-U", "site", name), **quiet)
-        yield home
+            subprocess.run(command("createdb", "-U", USER, name), check=True, **how)
+        yield made
     finally:
         server.terminate()
         server.wait()

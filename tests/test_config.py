@@ -29,7 +29,7 @@ def test_command_line_beats_environment_beats_file_beats_profile(tmp_path: Path)
     assert made.spectrum.sft.batch_size == load("tiny", environ={}).spectrum.sft.batch_size  # profile
 
 
-def test_the_seed_s_environment_variables_work() -> None:
+def test_environment_variables_work() -> None:
     environ = {
         "BASE_MODEL": "some/model",
         "DATA_DIR": "/data",
@@ -45,6 +45,7 @@ def test_the_seed_s_environment_variables_work() -> None:
         "DATA_PREP_TEACHER_MODEL": "some/teacher",
         "DECONTAM_ENABLED": "false",
         "DECONTAM_EVAL_DATASETS": "a.jsonl,b.jsonl",
+        "VIBETHINKER_WORKER_PYTHON": "/opt/trainers/bin/python",
     }
     made = load("qwen3-0.6b", environ=environ)
     assert made.base_model.source == "some/model"
@@ -58,6 +59,7 @@ def test_the_seed_s_environment_variables_work() -> None:
     assert made.data.teacher.model == "some/teacher"
     assert made.data.decontamination.enabled is False
     assert made.data.decontamination.against == ("a.jsonl", "b.jsonl")
+    assert made.worker.python == "/opt/trainers/bin/python"
     assert set(environ) == set(config.ENVIRONMENT)
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -31,8 +32,9 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Api]:
         return
     if postgres.programs() is None:
         pytest.skip("PostgreSQL isn't installed: apt-get install postgresql")
-    with postgres.cluster("prefect") as host, pytest.MonkeyPatch.context() as patch:
-        address = f"postgresql+asyncpg://site@/prefect?host={host}"
+    with postgres.cluster("prefect") as made, pytest.MonkeyPatch.context() as patch:
+        who = f"{postgres.USER}:{quote(made.password, safe='')}"
+        address = f"postgresql+asyncpg://{who}@127.0.0.1:{made.port}/prefect"
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", address)
         running = Server(tmp_path, tmp_path / "server.log")
         try:
