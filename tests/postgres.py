@@ -38,8 +38,10 @@ def programs() -> Path | None:
 @contextmanager
 def cluster(*databases: str) -> Iterator[Cluster]:
     """A running cluster with these databases."""
-    home, found = Path(tempfile.mkdtemp(prefix="pg-")), programs()
+    found = programs()
     assert found, "PostgreSQL isn't installed"
+    # Another user must get there, and a socket's path has to be short.
+    home = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     made = Cluster(free_port(), f"p@ss:w/rd%-{secrets.token_hex(8)}")  # as no address takes it unquoted
     runs_as = {"user": "nobody"} if os.getuid() == 0 else {}
     (home / "password").write_text(made.password)
