@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -66,6 +67,6 @@ def cluster(*databases: str) -> Iterator[Cluster]:
             subprocess.run(command("createdb", "-U", USER, name), check=True, **how)
         yield made
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # which waits for no client
         server.wait()
         shutil.rmtree(home)
