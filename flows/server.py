@@ -31,7 +31,7 @@ class Server:
     """The server process; `url` is its API."""
 
     def __init__(self, home: Path, log: Path) -> None:
-        self._port = _free_port()
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}/api"
         self._log = log
         self._environ = {**os.environ, **environment(home), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
@@ -139,7 +139,16 @@ def check_approvals(config: Config, address: str | None) -> None:
         )
 
 
-def _free_port() -> int:
+def lasting(home: Path) -> dict[str, str]:
+    """Prefect's settings for a server that outlives runs. It keeps leases on disk, since one that forgets them when it
+    is started again leaves their slots taken for good. A run's own server forgets them on purpose: `create_limits`
+    frees what they held, and a lease that ended later would free the next run's."""
+    storage = "prefect.server.concurrency.lease_storage.filesystem"
+    return environment(home) | {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": storage}
+
+
+def free_port() -> int:
+    """A port of loopback that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import re
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +30,7 @@ from tasks.slots import Turns
 from vibethinker import hardware
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.holders import limit_name
 
 _log = logging.getLogger(__name__)
 
@@ -208,12 +207,6 @@ def _unreachable(error: BaseException) -> InfrastructureError:
     return InfrastructureError(
         f"Prefect's server gives no lease of a GPU ({type(error).__name__}: {reason}): see that it runs and answers."
     )
-
-
-def limit_name(device: str) -> str:
-    """The limit of a GPU of this host that CUDA_VISIBLE_DEVICES names so."""
-    host = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
-    return f"gpu-{host}-{hardware.gpu_index(device)}"
 
 
 def create_limits(config: Config, home: Path) -> ExitStack:

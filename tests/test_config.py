@@ -29,7 +29,7 @@ def test_command_line_beats_environment_beats_file_beats_profile(tmp_path: Path)
     assert made.spectrum.sft.batch_size == load("tiny", environ={}).spectrum.sft.batch_size  # profile
 
 
-def test_the_seed_s_environment_variables_work() -> None:
+def test_environment_variables_work() -> None:
     environ = {
         "BASE_MODEL": "some/model",
         "DATA_DIR": "/data",
@@ -45,6 +45,7 @@ def test_the_seed_s_environment_variables_work() -> None:
         "DATA_PREP_TEACHER_MODEL": "some/teacher",
         "DECONTAM_ENABLED": "false",
         "DECONTAM_EVAL_DATASETS": "a.jsonl,b.jsonl",
+        "VIBETHINKER_WORKER_PYTHON": "/opt/trainers/bin/python",
     }
     made = load("qwen3-0.6b", environ=environ)
     assert made.base_model.source == "some/model"
@@ -58,6 +59,7 @@ def test_the_seed_s_environment_variables_work() -> None:
     assert made.data.teacher.model == "some/teacher"
     assert made.data.decontamination.enabled is False
     assert made.data.decontamination.against == ("a.jsonl", "b.jsonl")
+    assert made.worker.python == "/opt/trainers/bin/python"
     assert set(environ) == set(config.ENVIRONMENT)
 
 
@@ -187,3 +189,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert hardware.first_gpus(2) == "4,5"
     with pytest.raises(ConfigurationError, match=r"processes is 4 but this machine shows 2 NVIDIA GPU"):
         hardware.check_processes(load("tiny", overrides=["execution.processes=4"], environ={}))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "tracking.uri=http://me:hunter2@mlflow",
+        "tracking.uri='postgresql://db/mlflow?user=me&password=hunter2'",
+        "worker.env={HF_TOKEN: hunter2}",
+        "worker.env={SLACK_WEBHOOK_URL: hunter2}",
+    ],
+)
+def test_a_secret_that_would_be_recorded_with_the_run_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match="would be recorded with the run: set") as refused:
+        load("tiny", overrides=[setting], environ={})
+    assert "hunter2" not in str(refused.value)
+    load("tiny", overrides=["tracking.uri=http://me@mlflow", "worker.env={TOKENIZERS_PARALLELISM: 'no'}"], environ={})

@@ -14,7 +14,7 @@ from vibethinker import config as configuration
 from vibethinker import doctor
 from vibethinker.cli import cli
 
-NAMES = ["gpu", "versions", "sandbox", "disk", "prefect", "mlflow", "hub", "slack"]
+NAMES = ["gpu", "versions", "sandbox", "disk", "prefect", "mlflow", "hub", "slack", "leases"]
 
 
 @pytest.fixture
@@ -62,9 +62,12 @@ def test_a_server_that_answers_is_ok_and_others_are_not(server, monkeypatch, tmp
         assert doctor.mlflow(config, tmp_path).state == state
 
 
-def test_no_password_is_told(tmp_path):
-    config = configuration.load("tiny", overrides=["tracking.uri=http://me:secret@127.0.0.1:1"])
-    assert "secret" not in doctor.mlflow(config, tmp_path).text
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:1", "postgresql://me:secret@127.0.0.1/mlflow"])
+def test_no_password_is_told(tmp_path, monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    text = doctor.mlflow(configuration.load("tiny", environ={}), tmp_path).text
+    assert "127.0.0.1" in text
+    assert "secret" not in text
 
 
 def test_a_damaged_store_and_a_full_or_foreign_folder_are_failures(tmp_path, monkeypatch):
@@ -93,3 +96,13 @@ def test_a_folder_that_is_not_there_yet_is_judged_by_its_parent(tmp_path):
     assert doctor.disk(tmp_path / "a" / "b") == doctor.Finding(
         "disk", doctor.disk(tmp_path).state, doctor.disk(Path(tmp_path) / "a" / "b").text, doctor.disk(tmp_path).mend
     )
+
+
+def test_leases_need_nothing_on_a_cpu_and_a_server_that_is_none_is_told_of(server, monkeypatch):
+    config = configuration.load("tiny", environ={})
+    assert [(finding.state, finding.mend) for finding in doctor.leases(config)] == [("ok", "")]
+    for address in (f"{server}/200", "http://127.0.0.1:1/api", "nonsense"):
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        [finding] = doctor.leases(config)
+        assert finding.state == "warning"
+        assert finding.text.startswith("Prefect's server doesn't tell who holds its GPUs (")

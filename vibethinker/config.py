@@ -42,7 +42,8 @@ from vibethinker.settings import (
     setting,
 )
 
-# The environment variables of the shell pipeline that this project replaces. [seed]
+# The environment variables of the shell pipeline that this project replaces [seed], and the one of images that have the
+# steps' interpreter beside the flow's.
 ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "BASE_MODEL": ("base_model.source",),
     "DATA_DIR": ("data.directory",),
@@ -58,6 +59,7 @@ ENVIRONMENT: dict[str, tuple[str, ...]] = {
     "DATA_PREP_TEACHER_MODEL": ("data.teacher.model",),
     "DECONTAM_ENABLED": ("data.decontamination.enabled",),
     "DECONTAM_EVAL_DATASETS": ("data.decontamination.against",),
+    "VIBETHINKER_WORKER_PYTHON": ("worker.python",),
 }
 WORKSPACE_VARIABLES = ("VIBETHINKER_WORKSPACE", "OUTPUT_ROOT")
 
@@ -286,7 +288,7 @@ def _assign_environment(values: dict[str, Any], variable: str, path: str, text: 
     value: Any = _yaml_value(text, variable)
     if variable == "DECONTAM_EVAL_DATASETS":
         value = text.replace(",", " ").split()
-    elif path in ("base_model.source", "data.directory", "data.teacher.model"):
+    elif path in ("base_model.source", "data.directory", "data.teacher.model", "worker.python"):
         value = text
     _assign(values, path, value, variable)
 

@@ -14,11 +14,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vibethinker import hardware, preflight
+from vibethinker import hardware, holders, preflight
 from vibethinker.config import Config
 from vibethinker.errors import VibeThinkerError
 from vibethinker.operations import Notifications
@@ -62,6 +63,7 @@ def examine(config: Config, workspace: Path) -> Iterator[Finding]:
     )
     for check in checks:
         yield check()
+    yield from leases(config)
 
 
 def gpu(config: Config) -> Finding:
@@ -154,9 +156,44 @@ def prefect() -> Finding:
     return Finding("prefect", FAILURE, f"{address}: {reason}", "start it, or unset PREFECT_API_URL")
 
 
+def leases(config: Config) -> list[Finding]:
+    """For each GPU that the configured server leases: who holds it, and since when."""
+    address = os.environ.get("PREFECT_API_URL")
+    if not address:
+        return [Finding("leases", OK, "no server is shared: each run has its GPUs from its own; CPUs need nothing")]
+    try:
+        limits = holders.gpu_limits(address)
+    except VibeThinkerError as error:
+        return [Finding("leases", WARNING, str(error).rstrip("."), "see what `prefect gcl ls` says")]
+    here = map(holders.limit_name, hardware.devices()) if config.execution.device != "cpu" else ()
+    missing = sorted({*here} - {limit.name for limit in limits})
+    create = f"--limit {config.execution.steps_per_gpu}"
+    found = [Finding("leases", FAILURE, f"{n} has no limit", f"prefect gcl create {n} {create}") for n in missing]
+    return found + [_lease(limit) for limit in limits] or [
+        Finding("leases", OK, "the server leases no GPUs; CPUs need nothing")
+    ]
+
+
+def _lease(limit: holders.GpuLimit) -> Finding:
+    if not (limit.enabled and limit.total):
+        mend = f"prefect gcl update {limit.name} --enable --limit 1"
+        return Finding("leases", WARNING, f"{limit.name} is switched off, and runs on it fail", mend)
+    now, told = datetime.now(UTC), []
+    for one in limit.holders:
+        since, seconds = f"{one.since:%Y-%m-%d %H:%M:%S} UTC", max(0, int((now - one.since).total_seconds()))
+        told.append(f"{one.step} of {one.run} ({one.state}) since {since}, for {timedelta(seconds=seconds)}")
+    if limit.taken > sum(one.slots for one in limit.holders):
+        told.append("a holder whose name hasn't reached the server (yet)")
+    text = f"{limit.name}: {limit.taken} of {limit.total} held, by {'; '.join(told)}" if told else f"{limit.name}: free"
+    if any(one.ended for one in limit.holders):
+        mend = f"free within minutes, else by `prefect gcl update {limit.name} --active-slots 0`"
+        return Finding("leases", WARNING, text, mend)
+    return Finding("leases", OK, text)
+
+
 def mlflow(config: Config, workspace: Path) -> Finding:
     """The store that runs would be tracked in."""
-    from vibethinker.tracking import store_uri
+    from vibethinker.tracking import store_uri, without_password
 
     if not _version("mlflow"):
         return Finding("mlflow", WARNING, "not installed", "install vibethinker[service] to use `vibethinker run`")
@@ -164,9 +201,9 @@ def mlflow(config: Config, workspace: Path) -> Finding:
     if uri.startswith(("http:", "https:")):
         reason = _knock(f"{uri.rstrip('/')}/health")
         if reason is None:
-            return Finding("mlflow", OK, f"{_without_password(uri)} answers")
+            return Finding("mlflow", OK, f"{without_password(uri)} answers")
         mend = "start it, or unset MLFLOW_TRACKING_URI; runs go on without and deliver later"
-        return Finding("mlflow", WARNING, f"{_without_password(uri)}: {reason}", mend)
+        return Finding("mlflow", WARNING, f"{without_password(uri)}: {reason}", mend)
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and path.exists():
         try:
@@ -174,7 +211,7 @@ def mlflow(config: Config, workspace: Path) -> Finding:
                 connection.execute("pragma schema_version")
         except sqlite3.Error as error:
             return Finding("mlflow", FAILURE, f"{path}: {error}", "move the damaged file away")
-    return Finding("mlflow", OK, uri)
+    return Finding("mlflow", OK, without_password(uri))
 
 
 def hub() -> Finding:
@@ -218,8 +255,3 @@ def _knock(address: str, exact: bool = False) -> str | None:
         return None if error.code < 500 and not exact else f"status {error.code}"
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

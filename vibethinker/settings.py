@@ -6,12 +6,15 @@ A field marked `execution` changes how a step runs and never what it computes: i
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
 CODE_DOMAIN = "code"
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|WEBHOOK_URL)$", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -268,6 +271,16 @@ class Worker(Settings):
     python: str | None = setting(None, "interpreter of the training environment; None is this one", execution=True)
     env: dict[str, str] = setting(dict, "environment variables added for it", execution=True)
 
+    @field_validator("env")
+    @classmethod
+    def _holds_no_secret(cls, env: dict[str, str]) -> dict[str, str]:
+        if found := next((name for name in env if _SECRET.search(name)), None):
+            raise ValueError(
+                f"worker.env.{found} would be recorded with the run: set it in the environment of the run, which its "
+                "steps inherit"
+            )
+        return env
+
 
 class Vllm(Settings):
     """How vLLM runs where it samples."""
@@ -388,3 +401,13 @@ class Tracking(Settings):
     )
     experiment: str = setting("vibethinker", "name of the experiment", execution=True)
     registered_model: str | None = setting(None, "registry name of the final model; None: vibethinker-<profile>")
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_secret(cls, uri: str | None) -> str | None:
+        parts = urlsplit(uri or "")
+        if parts.password or "password" in parse_qs(parts.query):
+            raise ValueError(
+                "tracking.uri has a password, which would be recorded with the run: set MLFLOW_TRACKING_URI instead"
+            )
+        return uri

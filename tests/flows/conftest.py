@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from flows.server import Server, environment
+from tests.leaks import PLANTED, Listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,8 @@ class Finished:
     workspace: Path
     folder: Path
     output: str
+    told: str  # on stderr
+    listened: frozenset[str]  # addresses on which its processes and Prefect's server listened
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -79,9 +82,11 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def micro(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The micro profile, run once by the command line."""
+    """The micro profile, run once by the command line, with secrets in its environment."""
     workspace = tmp_path_factory.mktemp("micro workspace")
-    done = vibethinker("run", "--profile", "micro", "--workspace", str(workspace), environ=api.environ)
+    with Listening() as listening:
+        environ = {**api.environ, **PLANTED}
+        done = vibethinker("run", "--profile", "micro", "--workspace", str(workspace), environ=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     [folder] = (workspace / "runs").iterdir()
-    return Finished(workspace, folder, done.stdout)
+    return Finished(workspace, folder, done.stdout, done.stderr, frozenset(listening.addresses))

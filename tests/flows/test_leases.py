@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from flows.server import environment
+from flows.server import free_port, lasting
 from tasks.leases import limit_name
 from tests.flows.conftest import ROOT, Api
+from vibethinker import config, doctor, holders
 
 pytestmark = pytest.mark.service
 
@@ -184,31 +187,81 @@ def test_a_server_of_the_run_s_own_gets_its_limits_and_forgets_killed_runs(api: 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_a_killed_holder_s_gpu_is_free_again(tmp_path: Path) -> None:
+def test_a_killed_holder_s_gpu_is_free_again_though_the_server_was_restarted(tmp_path: Path) -> None:
     """On a server that lasts, as a site has one: those of a run's own end with it."""
-    port = "4312"
+    port = str(free_port())
     environ = {
-        **os.environ, **environment(tmp_path / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        **os.environ, **lasting(tmp_path / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1", "CUDA_VISIBLE_DEVICES": "7",
     }  # fmt: skip
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
-    try:
-        api = Api(environ["PREFECT_API_URL"], environ)
-        wait_for(lambda: httpx.get(f"{api.url}/health", timeout=2).status_code == 200, 90)
+    api = Api(environ["PREFECT_API_URL"], environ)
+    with serving(environ, port, tmp_path):
         create(api, "7", 1)
         holder = start({**environ, "LEASE_SECONDS": "60"}, tmp_path / "one", ("signal", 600.0))
         first_line(holder)
+        assert active(api, "7") == 1
+    with serving(environ, port, tmp_path):
         assert active(api, "7") == 1
         holder.kill()
         holder.wait()
         [said] = finish(start(environ, tmp_path / "two", ("specialist", 0.1))).values()
         assert said["gpus"] == "7"
         assert said["waited"]
+
+
+@contextmanager
+def serving(environ: Mapping[str, str], port: str, folder: Path) -> Iterator[None]:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(command, env=dict(environ), stdout=log, stderr=log)
+    try:
+        wait_for(lambda: httpx.get(f"{environ['PREFECT_API_URL']}/health", timeout=2).status_code == 200, 90)
+        yield
     finally:
         server.terminate()
         server.wait()
+
+
+def test_doctor_tells_who_holds_a_gpu_and_since_when(
+    api: Api, two_gpus: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", api.url)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,8,9")
+    command = [sys.executable, "-m", "tests.flows.holding", "7"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    before = datetime.now(UTC)
+    holder = subprocess.Popen(command, env=two_gpus, cwd=ROOT, text=True, **pipes)
+    told = first_line(holder)
+
+    def leases() -> dict[str, doctor.Finding]:
+        found = doctor.leases(config.load("micro", environ={}))
+        return {finding.text.split(":")[0].split()[0]: finding for finding in found}
+
+    def who(device: str) -> str:
+        return leases()[limit_name(device)].text
+
+    wait_for(lambda: told["run"] in who("7"), 30)  # events are kept in batches
+    after = datetime.now(UTC)
+    assert f": 1 of 1 held, by specialist-algebra of {told['run']} (Running) since " in who("7")
+    [holds] = next(one for one in holders.gpu_limits(api.url) if one.name == limit_name("7")).holders
+    assert before < holds.since < after
+    assert who("8") == f"{limit_name('8')}: free"
+    missing = leases()[limit_name("9")]
+    assert (missing.state, missing.mend) == ("failure", f"prefect gcl create {limit_name('9')} --limit 1")
+
+    assert holder.stdin
+    holder.stdin.close()  # it gives the GPU back, and takes it again
+    wait_for(lambda: "specialist-geometry" in who("7"), 30)
+    assert "specialist-algebra" not in who("7")
+    holder.kill()
+    holder.wait()
+    crashed = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}  # as the server says of a dead run
+    httpx.post(f"{api.url}/flow_runs/{told['id']}/set_state", json=crashed).raise_for_status()
+    dead = leases()[limit_name("7")]
+    assert dead.state == "warning"
+    assert "(Crashed)" in dead.text
+    httpx.patch(f"{api.url}/v2/concurrency_limits/{limit_name('7')}", json={"active_slots": 0}).raise_for_status()
+    assert who("7") == f"{limit_name('7')}: free", "what a dead holder took and lost is nobody's"
 
 
 def wait_for(answers: Any, seconds: float) -> None:

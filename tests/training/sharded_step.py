@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 
+from tests.leaks import beyond_loopback
 from vibethinker import preemption
 from vibethinker.models import load_tokenizer
 from vibethinker.settings import BaseModelSettings, Sft, TrainerCheckpoints
@@ -20,12 +22,15 @@ SETTINGS = Sft(steps=1, batch_size=4, max_length=96)
 
 
 def held(context: StepContext) -> Metrics:
-    """Train for one step; the share of the model's weights that are in this process."""
+    """Train for one step; the share of the model's weights that are in this process, and how many of the addresses on
+    which it listens other machines can reach."""
     run, model = _loaded(context)
     whole = sum(parameter.numel() for parameter in model.parameters())
     _train(context, run, model)
     parts = [p.to_local() if processes.is_sharded(model) else p for p in model.parameters()]
-    return {"held": sum(part.numel() for part in parts) / whole}
+    addresses = {one.laddr.ip for one in psutil.Process().net_connections("inet") if not one.raddr}
+    counts = {"listening": len(addresses), "reachable": len(beyond_loopback(addresses))}
+    return {"held": sum(part.numel() for part in parts) / whole, **counts}
 
 
 def broken(context: StepContext) -> Metrics:

@@ -174,13 +174,15 @@ def test_all_processes_halt_at_a_sign_and_the_first_keeps_the_evidence(
 
 
 @pytest.mark.parametrize(("sharding", "share"), [("ddp", 1.0), ("fsdp", 0.5)])
-def test_a_process_holds_the_whole_model_or_its_part(
+def test_a_process_holds_the_whole_model_or_its_part_and_listens_on_loopback_alone(
     new: Callable[..., Step], tiny_model_folder: Path, sharding: str, share: float
 ) -> None:
     made = new(
         "tests.training.sharded_step:held", {}, {"base": tiny_model_folder}, processes=2, sharding=sharding
     ).run()
-    assert json.loads((made / "manifest.json").read_text())["metrics"]["held"] == pytest.approx(share, rel=0.02)
+    metrics = json.loads((made / "manifest.json").read_text())["metrics"]
+    assert metrics["held"] == pytest.approx(share, rel=0.02)
+    assert metrics["listening"] and not metrics["reachable"]
 
 
 @pytest.fixture

@@ -7,6 +7,6 @@ first operation is delivered.
 from __future__ import annotations
 
 from vibethinker.tracking.delivery import deliver_left_over
-from vibethinker.tracking.tracker import RunTracker, StepTracker, store_uri
+from vibethinker.tracking.tracker import RunTracker, StepTracker, store_uri, without_password
 
-__all__ = ["RunTracker", "StepTracker", "deliver_left_over", "store_uri"]
+__all__ = ["RunTracker", "StepTracker", "deliver_left_over", "store_uri", "without_password"]

@@ -35,6 +35,12 @@ def store_uri(uri: str | None, workspace: Path) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve() / 'mlflow.db'}"
 
 
+def without_password(uri: str) -> str:
+    """A store's address as it may be shown: without user, password and query."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
+
+
 class RunTracker:
     """The MLflow run of one pipeline run; made by `open`, ended by `finish`."""
 
@@ -92,12 +98,8 @@ class RunTracker:
     @property
     def url(self) -> str:
         """Where to look at the run: its page on a server, else the store's address."""
-        parts = urlsplit(self._uri)
-        if parts.scheme not in ("http", "https"):
-            return self._uri
-        host = parts.netloc.rpartition("@")[2]
-        page = f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
-        if self.run_id is None:
+        page = without_password(self._uri).rstrip("/")
+        if self.run_id is None or not page.startswith(("http://", "https://")):
             return page
         return f"{page}/#/experiments/{self._delivery.experiment_id}/runs/{self.run_id}"
 

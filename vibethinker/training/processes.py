@@ -11,6 +11,7 @@ Left out: tensor, pipeline and context parallelism, offloading to the CPU.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -43,9 +44,21 @@ def rank() -> int:
 
 
 def join(device: str) -> None:
-    """Meet the step's other processes; call it before anything else here."""
-    if count() > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo" if device == "cpu" else "nccl", timeout=TIMEOUT)
+    """Meet the step's other processes; call it before anything else here.
+
+    The first of them has the store by which all find each other. Left to itself it listens on every address of the
+    machine, and anyone may write to it.
+    """
+    if count() == 1 or distributed.is_initialized():
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    listening: dict[str, int] = {}
+    if rank() == 0:
+        with socket.create_server((host, port), backlog=count()) as mine:
+            listening["master_listen_fd"] = mine.detach()
+    store = distributed.TCPStore(host, port, count(), rank() == 0, TIMEOUT, **listening)
+    backend = "gloo" if device == "cpu" else "nccl"
+    distributed.init_process_group(backend, store=store, rank=rank(), world_size=count(), timeout=TIMEOUT)
 
 
 def seed_apart(seed: int) -> None:
