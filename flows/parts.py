@@ -60,12 +60,15 @@ class State:
     @classmethod
     def read(cls, folder: Path) -> State:
         """The state in this folder, or a new one."""
+        path = folder / "state.json"
         try:
-            values = json.loads((folder / "state.json").read_text())
+            values = json.loads(path.read_text())
         except FileNotFoundError:
             return cls(folder)
+        except ValueError:
+            raise ConfigurationError(f"{path} can't be read: stop what runs by hand, and remove it.") from None
         if values.pop("schema") != SCHEMA:
-            raise ConfigurationError(f"{folder / 'state.json'} is of another version: run that version's `down` first.")
+            raise ConfigurationError(f"{path} is of another version: run that version's `down` first.")
         parts = {}
         for name in ("prefect", "mlflow", "worker"):
             process = values[name]["process"]
