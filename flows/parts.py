@@ -55,7 +55,6 @@ class State:
     prefect: Part = field(default_factory=Part)
     mlflow: Part = field(default_factory=Part)
     worker: Part = field(default_factory=Part)
-    deployed: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> State:
