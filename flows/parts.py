@@ -55,17 +55,19 @@ class State:
     prefect: Part = field(default_factory=Part)
     mlflow: Part = field(default_factory=Part)
     worker: Part = field(default_factory=Part)
-    deployed: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> State:
         """The state in this folder, or a new one."""
+        path = folder / "state.json"
         try:
-            values = json.loads((folder / "state.json").read_text())
+            values = json.loads(path.read_text())
         except FileNotFoundError:
             return cls(folder)
+        except ValueError:
+            raise ConfigurationError(f"{path} can't be read: stop what runs by hand, and remove it.") from None
         if values.pop("schema") != SCHEMA:
-            raise ConfigurationError(f"{folder / 'state.json'} is of another version: run that version's `down` first.")
+            raise ConfigurationError(f"{path} is of another version: run that version's `down` first.")
         parts = {}
         for name in ("prefect", "mlflow", "worker"):
             process = values[name]["process"]

@@ -20,6 +20,7 @@ from vibethinker.errors import ConfigurationError
 
 MARK = "VIBETHINKER_SERVICE"  # the variable by which a service's processes are found
 LOOK_SECONDS = 0.1
+_PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def wait(processes: Iterable[Process], seconds: float) -> bool:
 def marked(mark: str) -> list[Process]:
     """All processes that carry this mark, this one excepted; none on systems without /proc."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for folder in _PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 pid = int(folder.name)
@@ -108,7 +109,7 @@ def session(process: Process) -> int:
 
 def _started(pid: int) -> str | None:
     """When a process started; None if there is none, or only what is left of one."""
-    if Path("/proc/self/stat").exists():
+    if (_PROC / "self" / "stat").exists():
         words = _stat(pid)
         return f"{words[19]} {_boot()}" if words and words[0] not in "ZX" else None
     told = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
@@ -124,13 +125,13 @@ def _parent(pid: int) -> int:
 def _stat(pid: int) -> list[str]:
     """What the kernel tells of a process, after its name; nothing if there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return []
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def free_port(port: int, option: str) -> None:

@@ -19,6 +19,7 @@ from vibethinker.errors import ConfigurationError, InfrastructureError
 
 POOL = "vibethinker"
 QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the lowest number goes first
+DEPLOYED = "vibethinker_deployed"  # a variable of Prefect's: the digest of what is deployed there
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,25 +32,24 @@ def prepare() -> list[str]:
     return [*_pool(), *_limits()]
 
 
-def deploy(environ: Mapping[str, str], known: str | None) -> tuple[str, list[str]]:
-    """Deploy everything, if it isn't there or has changed.
+def deploy(environ: Mapping[str, str]) -> list[str]:
+    """Deploy everything, unless it is there and hasn't changed; what was made, in words.
 
     Args:
         environ: of the command that is run.
-        known: the digest that an earlier call returned.
-
-    Returns:
-        a digest of what is deployed, and what was made, in words.
 
     Raises:
         ConfigurationError: there is no prefect.yaml.
         InfrastructureError: the server refused a deployment.
     """
+    from prefect.variables import Variable
+
     digest = _digest()
-    if digest == known and _names() <= _deployed():
-        return digest, []
+    if Variable.get(DEPLOYED) == digest and _names() <= _deployed():
+        return []
     _deploy(environ)
-    return digest, [f"{len(_names())} deployments"]
+    Variable.set(DEPLOYED, digest, overwrite=True)
+    return [f"{len(_names())} deployments"]
 
 
 def heard(name: str) -> float | None:

@@ -199,9 +199,8 @@ def _registered_and_working(state: State, workspace: Path) -> list[str]:
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]
         parts.start(state, state.worker, command, environ, "worker.log")
-    state.deployed, deployed = registration.deploy(parts.environ_of(state), state.deployed)
-    state.write()
-    if made := [*made, *deployed]:
+    made += registration.deploy(parts.environ_of(state))
+    if made:
         click.echo(f"Registered: {', '.join(made)}.")
     parts.until(lambda: registration.heard(name) not in (None, before), state.worker, "worker", state)
     if begun:

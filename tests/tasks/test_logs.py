@@ -1,0 +1,98 @@
+"""Lines of a step's process in its task run's log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from tasks import logs
+from tasks.logs import LINES, WIDTH, Teller
+from vibethinker.errors import DataError
+
+
+class Kept:
+    """A logger that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[list[str]] = []
+
+    def info(self, text: str) -> None:
+        self.told.append(text.split("\n"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "signal-1.log"
+    path.write_text("of an earlier attempt\n")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_new_lines_and_progress_are_told_once(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "SECONDS", 0.0)
+    kept = Kept()
+    teller = Teller(log, kept)
+    write(log, "one\ntwo\nhal")
+    teller.progress(3, 9, "loss 0.5")
+    teller.tell()
+    write(log, "f\n")
+    teller.tell(last=True)
+    teller.tell(last=True)
+    assert kept.told == [["one", "two", "3/9 loss 0.5"], ["half"]]
+
+
+def test_nothing_is_told_before_its_time_and_the_rest_at_the_end(log: Path) -> None:
+    kept = Kept()
+    teller = Teller(log, kept)
+    write(log, "one\n")
+    teller.tell()
+    assert not kept.told
+    write(log, "without an end of line")
+    teller.tell(last=True)
+    assert kept.told == [["one", "without an end of line"]]
+
+
+@pytest.mark.parametrize("text", ["a line\n" * 200_000, "x" * 2_000_000, "y" * 2_000_000 + "\nlast\n", "\0\xff\n" * 10])
+def test_however_much_is_written_little_is_told(log: Path, text: str) -> None:
+    kept = Kept()
+    teller = Teller(log, kept)
+    write(log, text)
+    teller.tell(last=True)
+    [told] = kept.told
+    assert len(told) <= LINES + 1
+    assert all(len(line) <= WIDTH for line in told)
+
+
+def test_of_a_traceback_the_last_line_is_told(log: Path) -> None:
+    kept = Kept()
+    teller = Teller(log, kept)
+    write(log, 'before\nTraceback (most recent call last):\n  File "a.py", line 1\n    b()\nKeyError: 3\nafter\n')
+    teller.tell(last=True)
+    assert kept.told == [["... all lines: vibethinker logs signal-1", "before", "KeyError: 3", "after"]]
+
+
+def test_a_failure_of_ours_is_logged_once_as_its_sentence(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.tell_sentences()
+    logger = logging.getLogger("prefect.flow_runs")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    for error in (DataError("The file is empty: fill it."), ValueError("something else")):
+        for text in ("Encountered exception during execution", "Engine execution exited"):
+            try:
+                raise error
+            except Exception:
+                logger.exception(text)
+    told = [(record.getMessage(), record.exc_info is not None) for record in caplog.records]
+    assert told == [
+        ("The file is empty: fill it.", False),
+        ("Encountered exception during execution", True),
+        ("Engine execution exited", True),
+    ]
