@@ -52,6 +52,8 @@ def run(dry_run: bool, **options: Any) -> None:
     check_workspace(asked.plan.workspace)
     # A run that died after its last step still has to be told of as finished, in Prefect and MLflow.
     finished = published and not runs.unfinished(asked.plan.workspace, asked.plan.fingerprints)
+    if finished:
+        _share(asked)
     summary = _reuse(asked, found) if finished else _execute(asked, tier)
     from vibethinker.reporting import text
 
@@ -74,6 +76,20 @@ def _stop_at_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+
+
+def _share(asked: Planned) -> None:
+    """Put what an earlier run could not, or made without a shared store, into the store that is configured."""
+    if asked.config.storage.url is None:
+        return
+    from vibethinker.remote import Remote
+
+    remote, store, fingerprints = Remote(asked.config.storage.url), Store(asked.plan.workspace), asked.plan.fingerprints
+    for step in asked.plan.steps:
+        if artifact := store.read(step.id, step.fingerprint):
+            inputs = {role: (i, fingerprints[i]) for role, i in step.inputs.items()}
+            if reason := remote.share(artifact, inputs):
+                click.echo(f"The output of {step.id} is not in {remote.url}: {reason}.", err=True)
 
 
 def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:

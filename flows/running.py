@@ -14,7 +14,8 @@ from prefect.runtime import flow_run
 from flows.display import Lines
 from tasks import artifacts, session
 from tasks.recipe import StepTask
-from tasks.session import LEAVE_SECONDS, Session
+from tasks.session import Session
+from tasks.workbench import LEAVE_SECONDS
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace

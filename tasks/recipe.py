@@ -74,6 +74,7 @@ write_report = step_task("Write report", "report")
 def _run(session: Session, step: Step) -> Any:
     artifact = session.published(step)
     if artifact is not None:
+        session.share(step, artifact)
         session.finished(step)
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
@@ -125,6 +126,7 @@ def _run(session: Session, step: Step) -> Any:
         raise
     artifact = session.run.store.read(step.id, step.fingerprint)
     assert artifact is not None, f"{step.id} said it was done but published nothing"
+    session.share(step, artifact)
     if tracked:
         _tell_end(tracked, step, artifact)
     artifacts.results(step, artifact)
