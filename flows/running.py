@@ -12,6 +12,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from flows.display import Lines
+from flows.rays import Cluster, Started, cluster_of
 from tasks import artifacts, session
 from tasks.recipe import StepTask
 from tasks.session import Session
@@ -26,10 +27,10 @@ from vibethinker.reporting import html, text
 class Running:
     """A run whose steps are being started; `summary` is there once it has ended."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, cluster: Cluster | None = None) -> None:
+        self.session, self.cluster = session, cluster
         self.summary: dict[str, Any] = {}
-        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._futures: dict[str, PrefectFuture[Any] | Started] = {}
 
     def start(self, step_task: StepTask) -> None:
         """Submit the plan's steps of this task's kind, each waiting for the steps it reads."""
@@ -37,6 +38,9 @@ class Running:
         for step in self.session.plan.steps:
             if role_of(step) == step_task.kind:
                 needs = [self._futures[i] for i in step.depends_on]
+                if self.cluster:
+                    self._futures[step.id] = self.cluster.start(step_task, step, needs)
+                    continue
                 self._futures[step.id] = step_task.task.with_options(retries=retries).submit(
                     self.session.run.id, step.id, wait_for=needs
                 )
@@ -44,6 +48,8 @@ class Running:
     def leave(self) -> None:
         """Ask the steps to save what they have, and listen to them until they have."""
         self.session.stopping.set()
+        if self.cluster:
+            self.cluster.stop()
         limit = time.monotonic() + LEAVE_SECONDS
         for future in self._futures.values():
             future.wait(max(0.0, limit - time.monotonic()))
@@ -88,7 +94,7 @@ def running(
         if current.gpus:
             current.gpus.check()
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
-        run = Running(current)
+        run = Running(current, stack.enter_context(cluster_of(current)))
         try:
             yield run
             failure = run.wait()

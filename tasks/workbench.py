@@ -52,7 +52,7 @@ class Workbench:
         self.config, self.workspace, self.run_id = config, workspace, run_id
         self.memory = Memory(workspace, warn)
         self.stopping = threading.Event()
-        self._base, self._revision = base, revision
+        self.revision, self._base = revision, base
         self._starting = threading.Lock()
         self._host: Host | None = None
 
@@ -160,7 +160,7 @@ class Workbench:
         return {
             "workspace": str(self.workspace),
             "run_id": self.run_id,
-            "revision": self._revision,
+            "revision": self.revision,
             "step": step.id,
             "kind": step.kind,
             "fingerprint": step.fingerprint,

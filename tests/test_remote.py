@@ -86,7 +86,7 @@ def test_another_workspace_gets_what_one_has_put_there(place: Place, here: Store
 def test_the_manifest_is_the_last_object_and_without_it_there_is_nothing(
     place: Place, here: Store, there: Store
 ) -> None:
-    remote, written = Remote(place.url), []
+    remote, written, died_at = Remote(place.url), [], 0
 
     class Watched:
         def __getattr__(self, name):
@@ -98,7 +98,8 @@ def test_the_manifest_is_the_last_object_and_without_it_there_is_nothing(
 
     made = publish(here, DATA, {"a": "1", "b": "2"})
     whole, remote._fs = remote._fs, Watched()
-    for died_at in (1, 2, 3):
+    for nth in (1, 2, 3):
+        died_at = nth
         written.clear()
         with pytest.raises(InfrastructureError, match="the line was cut"):
             remote.share(made, {})

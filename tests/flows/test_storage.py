@@ -15,9 +15,7 @@ from vibethinker import validation
 pytestmark = pytest.mark.service
 
 
-def test_a_second_workspace_reuses_everything_and_mends_what_is_damaged(
-    api: Api, micro: Finished, tmp_path: Path
-) -> None:
+def test_a_second_workspace_reuses_everything(api: Api, micro: Finished, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(micro.workspace / "artifacts", first / "artifacts")
     arguments = ("run", "--profile", "micro", "--set", "storage.url={url}", "--workspace")
@@ -26,12 +24,8 @@ def test_a_second_workspace_reuses_everything_and_mends_what_is_damaged(
         words = [word.format(url=bucket.url) for word in arguments]
         told = vibethinker(*words, str(first), environ=environ)
         assert told.returncode == 0, told.stderr
-        [report] = (first / "artifacts" / "report").iterdir()
-        (report / "report.json").write_text("{}")  # of both copies only the shared one is whole now
         done = vibethinker(*words, str(second), environ=environ)
         assert done.returncode == 0, done.stderr
-        mended = vibethinker(*words, str(first), environ=environ)
-        assert mended.returncode == 0, mended.stderr
     [folder] = (second / "runs").iterdir()
     summary = json.loads((folder / "summary.json").read_text())
     assert {s["state"] for s in summary["steps"]} == {"cached"}
@@ -40,7 +34,6 @@ def test_a_second_workspace_reuses_everything_and_mends_what_is_damaged(
         here, there = (w / "artifacts" / step["id"] / step["fingerprint"] for w in (micro.workspace, second))
         assert validation.check(there, "digest") is None
         assert (here / "manifest.json").read_bytes() == (there / "manifest.json").read_bytes()
-    assert validation.check(report, "digest") is None
     runs = api.task_runs(api.flow_run(summary["run_id"])["id"])
     assert {run["state_name"] for run in runs.values()} == {"Cached"}
     for file in (p for p in tmp_path.rglob("*") if p.is_file()):
