@@ -64,7 +64,7 @@ class Session:
         if hardware.device(self.config) == "cuda":
             each = self.config.execution.steps_per_gpu
             most = self.config.execution.slots or hardware.gpus() * each
-            self.gpus = Gpus(hardware.devices(), each, most)
+            self.gpus = Gpus(hardware.devices(), each, most, self.config.scaling.leases)
         base = self.plan["base"].fingerprint if self.plan.ids("base") else None
         self.bench = Workbench(self.config, self.plan.workspace, run.id, base=base, revision=revision(), warn=run.warn)
         self.stopping = self.bench.stopping

@@ -63,7 +63,7 @@ class Storage(Settings):
         parts = urlsplit(url or "")
         if "@" in parts.netloc or parts.query:
             raise ValueError("has no place for credentials or options: set them in the environment")
-        if url and (not parts.scheme or (parts.scheme == "file" and not parts.path.startswith("/"))):
+        if url and (not parts.scheme or (parts.scheme == "file" and parts.netloc)):
             raise ValueError("is no address: write s3://bucket/prefix, or file:///folder")
         return url
 
@@ -76,10 +76,6 @@ class Ray(Settings):
         execution=True,
     )  # fmt: skip
     cpus: float = setting(1.0, "CPUs that a step takes of the cluster's; its threads", gt=0, execution=True)
-    gpus: float | None = setting(
-        None, "GPUs that a step takes, or a share of one; None: one a process where the cluster has any", ge=0,
-        execution=True,
-    )  # fmt: skip
     workspace: str | None = setting(
         None, "workspace on the cluster's machines, where they don't see the run's; needs storage.url", execution=True
     )
@@ -92,3 +88,7 @@ class Scaling(Settings):
         "threads", "threads of the flow's process, on this machine; or tasks on a Ray cluster", execution=True
     )
     ray: Ray = setting(Ray, "the cluster", execution=True)
+    leases: bool = setting(
+        True, "lease this host's GPUs through Prefect's limits; off where Kubernetes or another scheduler gives a run "
+        "GPUs of its own", execution=True,
+    )  # fmt: skip
