@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Crashed
@@ -33,7 +37,7 @@ from vibethinker.plan import Step
 
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 80 << 20  # near the least that Ray takes: only names and digests pass through it
-SETTLE_SECONDS = 10.0  # for the last states that workers have sent Prefect
+SETTLED, SETTLE_SECONDS = 100, 10.0  # the newest steps, and how long their last states may be on their way to Prefect
 
 
 class Started:
@@ -57,6 +61,7 @@ class Cluster:
 
     def __init__(self, session: Session, runner: Any, flag: Any, gpus: bool) -> None:
         self._session, self._runner, self._flag, self._gpus = session, runner, flag, gpus
+        self._sent: list[UUID] = []
         self._threads = ThreadPoolExecutor(max(1, len(session.plan.steps)), thread_name_prefix="step")
 
     def start(self, step_task: StepTask, step: Step, needs: Sequence[Started]) -> Started:
@@ -68,8 +73,16 @@ class Cluster:
         self._flag.raise_it.remote()
 
     def close(self) -> None:
-        """Start nothing more."""
+        """Start nothing more, and wait for the last states that workers send Prefect: they end with the cluster."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        last, limit = self._sent[-SETTLED:], time.monotonic() + SETTLE_SECONDS
+        wanted = TaskRunFilter(id=TaskRunFilterId(any_=last))
+        with suppress(PrefectHTTPStatusError, httpx.HTTPError), get_client(sync_client=True) as client:
+            while last and time.monotonic() < limit:
+                known = client.read_task_runs(task_run_filter=wanted, limit=SETTLED)
+                if sum(bool(one.state and one.state.is_final()) for one in known) == len(last):
+                    return
+                time.sleep(0.1)
 
     def _carry(self, step_task: StepTask, step: Step, needs: Sequence[Started]) -> State[Any]:
         session, states = self._session, [need.state for need in needs]
@@ -96,6 +109,7 @@ class Cluster:
         session.display.state(step, "running", "Ray")
         with remote_options(**cluster.resources(session.config, step, self._gpus), max_retries=retries):
             future = self._runner.submit(task, values, wait_for=states)
+        self._sent.append(future.task_run_id)
         future.wait()
         state = future.state
         if state.is_crashed():  # by the loss of its worker, which could tell nobody
@@ -125,7 +139,8 @@ def cluster_of(session: Session) -> Iterator[Cluster | None]:
         from prefect_ray import RayTaskRunner
     except ImportError:
         raise ConfigurationError("scaling.runner is ray, which isn't installed: install vibethinker[ray].") from None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    # RayTaskRunner's own address takes `auto` for a new cluster, and RAY_ADDRESS would win over None.
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         _stay_on_loopback()
         options |= {
@@ -135,7 +150,7 @@ def cluster_of(session: Session) -> Iterator[Cluster | None]:
             "_node_ip_address": LOOPBACK,
         }
     try:
-        runner = RayTaskRunner(address, options).__enter__()
+        runner = RayTaskRunner(init_kwargs=options).__enter__()
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigurationError(

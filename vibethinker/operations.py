@@ -72,7 +72,8 @@ class Ray(Settings):
     """The Ray cluster on which specialists, probes and evaluations run where `runner` is `ray`."""
 
     address: str | None = setting(
-        None, "of a running cluster, `auto` or ray://host:10001; None: a cluster on this machine for the run's time",
+        None, "of a running cluster: host:6379, ray://host:10001, or `auto` on one of its machines; None: a cluster on "
+        "this machine for the run's time",
         execution=True,
     )  # fmt: skip
     cpus: float = setting(1.0, "CPUs that a step takes of the cluster's; its threads", gt=0, execution=True)
