@@ -55,6 +55,7 @@ def run(dry_run: bool, **options: Any) -> None:
     finished = published and not runs.unfinished(asked.plan.workspace, asked.plan.fingerprints)
     if finished:
         _deliver_left_over(asked)
+        _share(asked)
     else:
         check_approvals(asked.config, configured_api())
     summary = _reuse(asked, found) if finished else _execute(asked, tier)
@@ -94,6 +95,20 @@ def _deliver_left_over(asked: Planned) -> None:
     except Exception as error:  # of MLflow's client, anything
         reason = " ".join(str(error).split())[:200]
         warn(f"measurements still wait for MLflow, which can't be written ({type(error).__name__}: {reason}).")
+
+
+def _share(asked: Planned) -> None:
+    """Put what an earlier run could not, or made without a shared store, into the store that is configured."""
+    if asked.config.storage.url is None:
+        return
+    from vibethinker.remote import Remote
+
+    remote, store, fingerprints = Remote(asked.config.storage.url), Store(asked.plan.workspace), asked.plan.fingerprints
+    for step in asked.plan.steps:
+        if artifact := store.read(step.id, step.fingerprint):
+            inputs = {role: (i, fingerprints[i]) for role, i in step.inputs.items()}
+            if reason := remote.share(artifact, inputs):
+                click.echo(f"The output of {step.id} is not in {remote.url}: {reason}.", err=True)
 
 
 def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from prefect.states import Failed
 
 from flows import approvals, hooks
 from flows.display import Lines
+from flows.rays import Cluster, Started, cluster_of
 from flows.registration import POOL
 from flows.server import check_approvals
 from tasks import artifacts, logs, session
@@ -37,10 +38,10 @@ class Running:
     """A run whose steps are being started; `outcome` is there once it has ended: its summary, or the state that says
     why somebody ended it."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, cluster: Cluster | None = None) -> None:
+        self.session, self.cluster = session, cluster
         self.outcome: Any = None
-        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._futures: dict[str, PrefectFuture[Any] | Started] = {}
 
     def start(self, step_task: StepTask) -> None:
         """Submit the plan's steps of this task's kind, each waiting for the steps it reads; those that read what isn't
@@ -49,6 +50,9 @@ class Running:
         for step in self.session.plan.steps:
             if role_of(step) == step_task.kind and self._can_start(step):
                 needs = [self._futures[i] for i in step.depends_on]
+                if self.cluster:
+                    self._futures[step.id] = self.cluster.start(step_task, step, needs)
+                    continue
                 self._futures[step.id] = step_task.task.with_options(retries=retries).submit(
                     self.session.run.id, step.id, wait_for=needs
                 )
@@ -81,7 +85,9 @@ class Running:
     def leave(self) -> None:
         """Ask the steps to save what they have, and listen to them until they have."""
         self.session.stopping.set()
-        limit = time.monotonic() + self.session.leave_seconds
+        if self.cluster:
+            self.cluster.stop()
+        limit = time.monotonic() + self.session.bench.leave_seconds
         for future in self._futures.values():
             future.wait(max(0.0, limit - time.monotonic()))
 
@@ -129,7 +135,7 @@ def running(
         current.track({"prefect.flow_run_id": str(flow_run.get_id() or "")})
         _label(current)
         hooks.remember(current.run.folder, current.tracker and current.tracker.url)
-        run = Running(current)
+        run = Running(current, stack.enter_context(cluster_of(current)))
         try:
             yield run
             failure = run.wait()

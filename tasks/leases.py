@@ -60,10 +60,11 @@ class Gpus:
         devices: as CUDA_VISIBLE_DEVICES names them.
         steps_per_gpu: steps of one share each that a GPU takes.
         most: steps at once, on all of them.
+        leased: whether other runs may ask for them too; else Prefect's server isn't asked.
     """
 
-    def __init__(self, devices: Sequence[str], steps_per_gpu: int, most: int) -> None:
-        self.devices, self._shares, self._most = tuple(devices), steps_per_gpu, most
+    def __init__(self, devices: Sequence[str], steps_per_gpu: int, most: int, leased: bool = True) -> None:
+        self.devices, self._shares, self._most, self._leased = tuple(devices), steps_per_gpu, most, leased
         self._turns = Turns()
         self._held: list[_Held] = []
 
@@ -125,7 +126,8 @@ class Gpus:
             ConfigurationError: which, and the commands that create them.
             InfrastructureError: the server doesn't answer.
         """
-        self._limits(self.devices)
+        if self._leased:
+            self._limits(self.devices)
 
     def _free_here(self, whole: int) -> list[str]:
         """The GPUs that steps of this process leave enough of, the emptiest first."""
@@ -138,6 +140,9 @@ class Gpus:
 
     def _lease(self, free: Sequence[str], whole: int) -> _Held | None:
         """Slots of the first GPUs that no other run holds; None if there are too few."""
+        if not self._leased:
+            self._held.append(_Held(tuple(free[: max(1, whole)]), self._shares if whole else 1))
+            return self._held[-1]
         limits = self._limits(self.devices)
         # A server may count otherwise than this run: a share is then as many slots as keep to both.
         needed = {d: limits[d].total if whole else -(-limits[d].total // self._shares) for d in free}

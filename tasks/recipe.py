@@ -10,6 +10,8 @@ runs, Prefect asks the server for a concurrency slot a tag, which took up to 2 s
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from prefect import task
@@ -25,6 +27,7 @@ from tasks.logs import Teller
 from tasks.session import Session, find
 from vibethinker import faults
 from vibethinker.artifacts import Artifact
+from vibethinker.config import Config
 from vibethinker.errors import InfrastructureError, VibeThinkerError
 from vibethinker.plan import Step, role_of
 from vibethinker.steps import measured
@@ -41,7 +44,8 @@ class StepTask(NamedTuple):
     task: Task[[str, str], Any]
 
 
-def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether a task's failure is infrastructure's."""
     return isinstance(state.result(raise_on_failure=False), InfrastructureError)
 
 
@@ -53,7 +57,7 @@ def step_task(title: str, kind: str) -> StepTask:
         task_run_name="{step_id}",
         cache_policy=NO_CACHE,
         persist_result=False,
-        retry_condition_fn=_worth_retrying,
+        retry_condition_fn=worth_retrying,
     )
     def run_step(run_id: str, step_id: str) -> Any:
         session = find(run_id)
@@ -75,6 +79,7 @@ write_report = step_task("Write report", "report")
 def _run(session: Session, step: Step) -> Any:
     artifact = session.published(step)
     if artifact is not None:
+        session.share(step, artifact)
         session.finished(step)
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
@@ -82,8 +87,8 @@ def _run(session: Session, step: Step) -> Any:
             # Where another run made it while this one waited, this one may have been killed before it told the end.
             mine = artifact.manifest.get("run_id") == session.run.id
             if mine or tracker.begun(step.id, step.fingerprint):
-                _tell_made(tracker, step, artifact)
-        return _cached(step, artifact)
+                tell_made(tracker, step, artifact)
+        return cached(step, artifact)
     get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
     tracked = None
     if session.tracker:
@@ -134,26 +139,27 @@ def _run(session: Session, step: Step) -> Any:
         raise
     artifact = session.run.store.read(step.id, step.fingerprint)
     assert artifact is not None, f"{step.id} said it was done but published nothing"
+    session.share(step, artifact)
     if tracked:
         _tell_end(tracked, step, artifact)
     artifacts.results(step, artifact)
     if reused:  # another run, for which this one has waited, made it
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
-        return _cached(step, artifact)
+        return cached(step, artifact)
     session.run.update(step.id, "done", artifact)
     faults.point("step.noted", step.id)
     session.display.state(step, "done", f"{artifact.manifest['seconds']:.0f} s")
-    return _outcome(step, artifact)
+    return outcome(step, artifact)
 
 
 def _back_off(session: Session, step: Step, error: VibeThinkerError) -> bool:
     """Whether the step is to be tried again; waits before it is, for as long as the run isn't asked to stop."""
-    attempt, execution = task_run.get_run_count(), session.config.execution
-    if not isinstance(error, InfrastructureError) or attempt > execution.retries or session.stopping.is_set():
+    attempt = task_run.get_run_count()
+    seconds = pause_before_retry(error, attempt, session.config, session.stopping)
+    if seconds is None:
         return False
-    seconds = execution.retry_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-    text = f"{error} Attempt {attempt + 1} of {execution.retries + 1} begins in {seconds:.0f} s."
+    text = f"{error} Attempt {attempt + 1} of {session.config.execution.retries + 1} begins in {seconds:.0f} s."
     session.run.warn(f"{step.id}: {text}")
     session.run.update(step.id, "waiting")
     session.display.event(step, {"event": "warning", "text": text})
@@ -161,7 +167,17 @@ def _back_off(session: Session, step: Step, error: VibeThinkerError) -> bool:
     return not session.stopping.wait(seconds)
 
 
-def _tell_made(tracker: RunTracker, step: Step, artifact: Artifact) -> None:
+def pause_before_retry(
+    error: VibeThinkerError, attempt: int, config: Config, stopping: threading.Event
+) -> float | None:
+    """Seconds to wait before a step that failed at its `attempt` (from 1) is tried again; None if it isn't."""
+    execution = config.execution
+    if not isinstance(error, InfrastructureError) or attempt > execution.retries or stopping.is_set():
+        return None
+    return execution.retry_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
+
+
+def tell_made(tracker: RunTracker, step: Step, artifact: Artifact) -> None:
     """Tell MLflow what an earlier process of this run published and may not have lived to tell."""
     if tracker.ended(step.id, step.fingerprint):
         return
@@ -178,15 +194,18 @@ def _tell_end(tracked: StepTracker, step: Step, artifact: Artifact) -> None:
     tracked.finish("FINISHED", artifact.metrics)
 
 
-def _cached(step: Step, artifact: Artifact) -> Any:
-    return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=_outcome(step, artifact))
+def cached(step: Step, artifact: Artifact, warnings: Sequence[str] = ()) -> Any:
+    """What a task returns whose step was published already."""
+    data = outcome(step, artifact, warnings)
+    return Completed(name="Cached", message=f"Reused {step.fingerprint[:12]}", data=data)
 
 
-def _outcome(step: Step, artifact: Artifact) -> dict[str, str]:
-    """What passes between tasks: names and digests, never data."""
+def outcome(step: Step, artifact: Artifact, warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """What passes between tasks: names, digests and warnings, never data."""
     return {
         "step": step.id,
         "fingerprint": step.fingerprint,
         "folder": str(artifact.folder),
         "digest": artifact.digest,
+        "warnings": list(warnings),
     }

@@ -170,8 +170,12 @@ class Store:
 
         `waiting` is called once a second while another process holds it.
         """
-        with locks.held(self.workspace / "locks" / f"{step}-{fingerprint}", waiting):
+        with locks.held(self.lock_file(step, fingerprint), waiting):
             yield
+
+    def lock_file(self, step: str, fingerprint: str) -> Path:
+        """What `lock` locks."""
+        return self.workspace / "locks" / f"{step}-{fingerprint}"
 
     def staging(self, step: str, fingerprint: str) -> Path:
         """An empty folder to write into; call it under the lock, which makes an older one stale."""
@@ -179,6 +183,10 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
+
+    def discard(self, staging: Path) -> None:
+        """Remove a staging folder that was not published."""
+        shutil.rmtree(staging, ignore_errors=True)
 
     def writer(self, folder: Path) -> Path:
         """The lock of the step that writes into this folder of `staging/`, as its output or as its ranks' scratch."""
@@ -206,6 +214,19 @@ class Store:
         own = {"step": step, "fingerprint": fingerprint, "inputs": dict(inputs)}
         record = {**record, **own, "tensors": validation.tensor_digests(staging)}
         manifest = seal(staging, record, at="publish", about=step, tell=tell)
+        return self._install(staging, step, fingerprint, manifest)
+
+    def adopt(self, staging: Path, step: str, fingerprint: str, manifest: Mapping[str, Any]) -> Artifact:
+        """Make a staged copy of an output visible that another machine has published; call it under the lock."""
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        for folder in {p.parent for p in staging.rglob("*")}:
+            sync_folder(folder)
+        return self._install(staging, step, fingerprint, manifest)
+
+    def _install(self, staging: Path, step: str, fingerprint: str, manifest: Mapping[str, Any]) -> Artifact:
         target = self.folder(step, fingerprint)
         target.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(target.parent.parent)  # which may have got the step's folder just now

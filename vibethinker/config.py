@@ -22,7 +22,7 @@ from vibethinker.agreement import disagreements
 from vibethinker.data.settings import DataSettings
 from vibethinker.errors import ConfigurationError
 from vibethinker.messages import did_you_mean, explain
-from vibethinker.operations import Approvals, Notifications
+from vibethinker.operations import Approvals, Notifications, Scaling, Storage
 from vibethinker.settings import (
     CODE_DOMAIN,
     MATH_DOMAINS,
@@ -84,6 +84,8 @@ class Config(Settings):
     tracking: Tracking = setting(Tracking, "MLflow")
     notifications: Notifications = setting(Notifications, "who hears of a run")
     approvals: Approvals = setting(Approvals, "where a run waits for somebody")
+    storage: Storage = setting(Storage, "where outputs are kept beside the workspace")
+    scaling: Scaling = setting(Scaling, "what runs the steps")
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

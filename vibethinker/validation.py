@@ -109,11 +109,20 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     if not folder.is_dir():
         return None, f"{folder} is no folder"
     try:
-        text = (folder / MANIFEST).read_bytes().decode()
-        manifest = json.loads(text)
+        text = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
         return None, None
-    except (OSError, ValueError, RecursionError):
+    except OSError:
+        return None, f"{MANIFEST} can't be read"
+    return parse_manifest(text, folder)
+
+
+def parse_manifest(data: bytes, folder: Path | str = "") -> tuple[dict[str, Any] | None, str | None]:
+    """`read_manifest` of the bytes of one that lies in `folder`."""
+    try:
+        text = data.decode()
+        manifest = json.loads(text)
+    except (ValueError, RecursionError):
         return None, f"{MANIFEST} can't be read"
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         return None, f"{MANIFEST} lists no files"
@@ -124,7 +133,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     # A damaged digit stays one digit, so a longer number is another version's, however that seals.
     if schema != SCHEMA and isinstance(schema, int) and (intact or schema > 9):
         raise ConfigurationError(
-            f"{folder / MANIFEST} has schema {schema}, this version reads up to {SCHEMA}: use another --workspace, or "
+            f"{folder}/{MANIFEST} has schema {schema}, this version reads up to {SCHEMA}: use another --workspace, or "
             "the version that wrote it."
         )
     return (manifest, None) if intact else (None, f"{MANIFEST} isn't what was published: its seal doesn't hold")

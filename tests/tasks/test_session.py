@@ -12,7 +12,8 @@ import pytest
 
 from flows.display import Lines
 from tasks import session
-from tasks.session import PREEMPTIONS, Session
+from tasks.session import Session
+from tasks.workbench import PREEMPTIONS
 from tests.worker import failing_steps
 from vibethinker import config
 from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
@@ -42,7 +43,7 @@ def test_a_preempted_step_runs_again_but_not_for_ever(opened: Session) -> None:
 
 
 def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> None:
-    server = psutil.Process(opened._host._process.pid)
+    server = psutil.Process(opened.bench.host()._process.pid)
     with pytest.raises(InfrastructureError, match="server ended"):
         opened.execute(step(failing_steps.wait), lambda event: event["event"] == "metrics" and server.kill())
     assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
@@ -50,7 +51,7 @@ def test_a_retry_finds_a_new_worker_where_the_last_one_died(opened: Session) -> 
 
 def test_a_step_that_takes_too_long_is_asked_to_leave_and_not_run_again(opened: Session) -> None:
     execution = opened.config.execution.model_copy(update={"timeout_seconds": 1.0})
-    opened.config = opened.config.model_copy(update={"execution": execution})
+    opened.bench.config = opened.config.model_copy(update={"execution": execution})
     events: list[dict[str, Any]] = []
     with pytest.raises(VibeThinkerError, match=r"after 1 s \(execution\.timeout_seconds\): raise") as failed:
         opened.execute(step(failing_steps.wait), events.append)

@@ -1,0 +1,198 @@
+"""Runs steps in child processes of one worker host: what a run's session and a worker of a Ray cluster have in common.
+
+Who computes next, and on what, has been decided before; here are the policies that don't count as retries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vibethinker import hardware
+from vibethinker.artifacts import Store
+from vibethinker.config import Config
+from vibethinker.errors import PreemptedError, VibeThinkerError
+from vibethinker.execution import execution_settings
+from vibethinker.memory import Memory, run_within
+from vibethinker.needs import memory_need, place_of, shared_by
+from vibethinker.plan import Step
+from vibethinker.worker.host import Event, Host
+
+from . import secrets
+
+LEAVE_SECONDS = 5.0  # beyond execution.stop_seconds, after which the worker's server kills a step
+PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
+
+
+class Workbench:
+    """The worker host of one run in this process, and how its steps are asked for.
+
+    Args:
+        base: the fingerprint of the plan's base model, if it makes one.
+        revision: of the code, for manifests.
+        warn: told what the user should read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workspace: Path,
+        run_id: str,
+        *,
+        base: str | None,
+        revision: str | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.config, self.workspace, self.run_id = config, workspace, run_id
+        self.memory = Memory(workspace, warn)
+        self.stopping = threading.Event()
+        self.revision, self._base = revision, base
+        self._starting = threading.Lock()
+        self._host: Host | None = None
+
+    def execute(
+        self, step: Step, inputs: Mapping[str, str], gpu: str | None, cores: int, hear: Callable[[Event], None]
+    ) -> dict[str, Any]:
+        """Run a step in a child process. One that runs out of memory is run again with less at once (see
+        `vibethinker.memory`), a preempted one as it is, up to PREEMPTIONS times.
+
+        Args:
+            inputs: step id → fingerprint of what the step reads.
+            gpu: CUDA_VISIBLE_DEVICES; None on a CPU, empty for a step beside the GPUs.
+
+        Raises:
+            VibeThinkerError: of the child's class.
+        """
+        self.check_going()
+        place = place_of(gpu or None, shared_by(self.config, step))
+        need = memory_need(self.config, step.settings, self._architecture(), place)
+
+        def attempt(execution: dict[str, Any]) -> dict[str, Any]:
+            return self._unless_preempted(self._request(step, inputs, execution, gpu), hear)
+
+        return run_within(
+            attempt,
+            need,
+            self._execution(step, gpu, cores),
+            self.memory,
+            lambda text: hear({"event": "warning", "text": text}),
+        )
+
+    @property
+    def leave_seconds(self) -> float:
+        """How long steps that are asked to stop are waited for."""
+        return self.config.execution.stop_seconds + LEAVE_SECONDS
+
+    def check_going(self) -> None:
+        """Raise PreemptedError once the run is being stopped."""
+        if self.stopping.is_set():
+            raise PreemptedError("The run was stopped.")
+
+    def host(self) -> Host:
+        """The worker's host; a new one where the last one's server has died, so that a retry can succeed."""
+        worker = self.config.worker
+        with self._starting:
+            if self._host is None or not self._host.alive:
+                self.check_going()
+                self._host = Host(
+                    self._logs / "worker.log",
+                    python=worker.python,
+                    env=worker.env,
+                    fork=hardware.can_fork(self.config),
+                )
+            return self._host
+
+    def close(self) -> None:
+        """End the worker host and every child; those that run get `leave_seconds` to save what they have. Interrupted
+        once more meanwhile, it ends them at once."""
+        self.stopping.set()
+        with self._starting:
+            if self._host is not None:
+                try:
+                    self._host.leave(self.leave_seconds)
+                finally:
+                    self._host.close()
+
+    @property
+    def _logs(self) -> Path:
+        return self.workspace / "runs" / self.run_id / "logs"
+
+    def _unless_preempted(self, request: dict[str, Any], hear: Callable[[Event], None]) -> dict[str, Any]:
+        for _ in range(PREEMPTIONS):
+            try:
+                return self._in_time(request, hear)
+            except PreemptedError:
+                if self.stopping.is_set():
+                    raise
+                hear({"event": "warning", "text": "The step was preempted; running it again."})
+        return self._in_time(request, hear)
+
+    def _in_time(self, request: dict[str, Any], hear: Callable[[Event], None]) -> dict[str, Any]:
+        """Run a child; one that takes too long is asked to save and leave, as if the run were being stopped."""
+        seconds, began = self.config.execution.timeout_seconds or math.inf, time.monotonic()
+
+        def late() -> bool:
+            return time.monotonic() - began > seconds
+
+        try:
+            return self.host().run(request, hear, lambda: self.stopping.is_set() or late())
+        except PreemptedError:
+            if self.stopping.is_set() or not late():
+                raise
+            raise VibeThinkerError(
+                f"The step {request['step']} was stopped after {seconds:g} s (execution.timeout_seconds): raise that, "
+                "and run the same command again to go on from what it saved."
+            ) from None
+
+    def _architecture(self) -> dict[str, Any] | None:
+        """Words of the config.json of the recipe's model: the configuration's, else the published base's."""
+        if (words := self.config.architecture()) or self._base is None:
+            return words
+        file = Store(self.workspace).folder("base", self._base) / "config.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def _request(
+        self, step: Step, inputs: Mapping[str, str], execution: dict[str, Any], gpu: str | None
+    ) -> dict[str, Any]:
+        vllm = execution["vllm"]
+        vllm = {**vllm, "memory": vllm["memory"] * execution["gpu_share"]}  # of steps that share a GPU, each has a part
+        return {
+            "workspace": str(self.workspace),
+            "run_id": self.run_id,
+            "revision": self.revision,
+            "step": step.id,
+            "kind": step.kind,
+            "fingerprint": step.fingerprint,
+            "settings": step.settings,
+            "inputs": {role: [i, inputs[i]] for role, i in step.inputs.items()},
+            "execution": execution | {"vllm": vllm, "secrets": secrets.of_step(step, self.config)},
+            "gpu": gpu,
+            "log": str(self._logs / f"{step.id}.log"),
+            "stall_seconds": self.config.execution.stall_seconds,
+            "stop_seconds": self.config.execution.stop_seconds,
+        }
+
+    def _execution(self, step: Step, gpu: str | None, cores: int) -> dict[str, Any]:
+        threads = self.config.execution.threads or cores
+        execution = execution_settings(self.config, threads, step.outside, self.workspace)
+        execution["gpu_share"] = 1 / shared_by(self.config, step)
+        return execution if gpu != "" else execution | {"device": "cpu"}
+
+
+def revision() -> str | None:
+    """The commit of the code that runs, `+` appended if files differ from it; None outside a clone."""
+    folder = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
