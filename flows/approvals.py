@@ -21,7 +21,7 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Running
 from pydantic import Field
 
@@ -61,7 +61,7 @@ def ask(gate: Gate, session: Session) -> None:
         return
     summary = run.save()
     question = f"Approve {ASKED[gate]} of `{run.id}`?\n\n" + details(gate, session, summary)
-    suspended = asked.free_worker and flow_run.deployment_id is not None
+    suspended = asked.free_worker and deployment.id is not None
     # By this key Prefect finds the answer of a flow run that is started again. A question is another one after a no,
     # and where the process that waited for its answer is gone.
     name = f"{gate}-{len(answers)}" + ("" if suspended else f"-{flow_run.run_count}")

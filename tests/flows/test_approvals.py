@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 
 from tests.flows.conftest import ROOT, Api, Finished, vibethinker
 from tests.flows.working import deployment_run, state_of, until, worker
@@ -147,9 +148,11 @@ def test_a_run_that_is_started_again_asks_only_what_was_answered_by_no(api: Api,
 def test_a_suspended_run_frees_its_worker_and_goes_on_by_a_yes(
     api: Api, micro: Finished, slack: Slack, tmp_path: Path
 ) -> None:
+    stages = yaml.safe_load((micro.folder / "config.yaml").read_text())["signal"]["stages"]
+    stages[-1]["overrides"] = {"learning_rate": 0.00009}
     config = {
         "approvals": {"signal": True, "free_worker": True},
-        "signal": {"stages": [{}, {"overrides": {"learning_rate": 0.00009}}]},
+        "signal": {"stages": stages},
         "notifications": {"quiet_seconds": 0, "success": True},
     }
     with worker(api, tmp_path / "worker", SLACK_WEBHOOK_URL=slack.url) as process:
