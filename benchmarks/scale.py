@@ -8,7 +8,7 @@ where two steps run at once. Beside it: CPU seconds of the server, its database 
 what the database grew by, and `late`, the seconds after the last step until the server had every step's end.
 
 `flood` is the server alone: flows of 250 tasks that do nothing, each in a process of its own, as many at once as
-`--flows` says; its limit shows in tasks a second that don't grow any more, in `late`, and in tasks that are `lost`
+`--flows` says; its limit shows in tasks a second that don't grow any more, in `late`, and in tasks that are `missing`
 (LATE_SECONDS later, the server knew no end of them) or flows that failed.
 """
 
@@ -59,10 +59,10 @@ def main() -> None:
     for database in arguments.databases:
         for runner in arguments.runners:
             with tempfile.TemporaryDirectory() as folder, serving(database, Path(folder)) as server:
-                found["runs"].append(measure_steps(server, runner, arguments.steps, Path(folder)))
+                found["runs"].append(said(measure_steps(server, runner, arguments.steps, Path(folder))))
         for flows in arguments.flows:
             with tempfile.TemporaryDirectory() as folder, serving(database, Path(folder)) as server:
-                found["flood"].append(measure_flood(server, flows))
+                found["flood"].append(said(measure_flood(server, flows)))
     found |= {
         "load_before": round(load, 1),
         "versions": installed("prefect", "prefect-ray", "ray", "sqlalchemy", "asyncpg", "aiosqlite"),
@@ -70,6 +70,12 @@ def main() -> None:
         "command": invocation(),
     }
     tell(found, arguments.output)
+
+
+def said(row: dict[str, Any]) -> dict[str, Any]:
+    """Show one measurement at once."""
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
 
 
 # ---- servers ----
@@ -271,7 +277,7 @@ def measure_steps(server: Serving, runner: str, number: int, folder: Path) -> di
         output = run.communicate()[0]
         if run.returncode:
             raise SystemExit(f"The run of {number} steps by {runner} on {server.database} failed; see above.")
-        late, lost = server.late(number)
+        late, missing = server.late(number)
     told = json.loads(output.splitlines()[-1])
     cpu = server.cpu()
     return {
@@ -280,7 +286,7 @@ def measure_steps(server: Serving, runner: str, number: int, folder: Path) -> di
         **told,
         "seconds_a_step": round(told["seconds"] / number, 3),
         "late": late,
-        "lost": lost,
+        "missing": missing,
         "cpu_seconds": cpu,
         "server_cpu_ms_a_step": round(1000 * (cpu["server"] + cpu.get("database", 0.0)) / number, 1),
         "database_bytes_a_step": round((server.size() - size) / number),
@@ -305,15 +311,15 @@ def measure_flood(server: Serving, flows: int) -> dict[str, Any]:
             run.stdin.close()
         failed = sum(run.wait() != 0 for run in runs)
         seconds = time.monotonic() - began
-        late, lost = server.late((flows - failed) * TASKS_A_FLOW)
-    total = flows * TASKS_A_FLOW
+        late, missing = server.late((flows - failed) * TASKS_A_FLOW)
+    total = max(1, flows - failed) * TASKS_A_FLOW
     return {
         "database": server.database,
         "flows": flows,
         "tasks": total,
         "tasks_a_second": round(total / seconds, 1),
         "late": late,
-        "lost": lost,
+        "missing": missing,
         "failed_flows": failed,
         "cpu_seconds": server.cpu(),
         "database_bytes_a_task": round((server.size() - size) / total),

@@ -44,11 +44,11 @@ def register(block: str, lost_seconds: float = LOST_SECONDS) -> list[str]:
     if (document := _document(block)) is not None:
         wanted.append(_post(document))
     for automation in wanted:
-        known = _known(automation.name)
-        for superfluous in known[1:]:  # two that registered at once
+        there = known(automation.name)
+        for superfluous in there[1:]:  # two that registered at once
             superfluous.delete()
-        if known:
-            automation.id = known[0].id
+        if there:
+            automation.id = there[0].id
             automation.update()
         else:
             automation.create()
@@ -116,7 +116,8 @@ def _of_ours() -> ResourceSpecification:
     return ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS})
 
 
-def _known(name: str) -> list[Automation]:
+def known(name: str) -> list[Automation]:
+    """Those of this name on the server."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

@@ -1,9 +1,11 @@
-"""What a Prefect server must know before a worker can do anything: work pool, queues, limits of GPUs, deployments."""
+"""What a Prefect server must know before a worker can do anything: work pool, queues, limits of GPUs, deployments, and
+whom to tell of runs that are lost."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,9 +15,11 @@ from typing import Any
 
 import yaml
 
+from tasks.notifications import WEBHOOK_VARIABLE
 from vibethinker import hardware
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.operations import Notifications
 
 POOL = "vibethinker"
 QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the lowest number goes first
@@ -24,12 +28,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def prepare() -> list[str]:
-    """Give the server that PREFECT_API_URL names the pool, queues and limits that it lacks; what was made, in words.
+    """Give the server that PREFECT_API_URL names the pool, queues, limits and automations that it lacks; what was made,
+    in words.
 
     Raises:
-        ConfigurationError: the pool is of another type.
+        ConfigurationError: the pool is of another type, or SLACK_WEBHOOK_URL is set and prefect-slack isn't installed.
     """
-    return [*_pool(), *_limits()]
+    return [*_pool(), *_limits(), *_automations()]
 
 
 def deploy(environ: Mapping[str, str]) -> list[str]:
@@ -111,6 +116,17 @@ def _limits() -> list[str]:
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=share))
                 made.append(f"limit {name}")
     return made
+
+
+def _automations() -> list[str]:
+    """What tells of runs whose machine is gone, by Slack where SLACK_WEBHOOK_URL is set."""
+    from flows import automations
+
+    block = Notifications().slack_block
+    if address := os.environ.get(WEBHOOK_VARIABLE):
+        automations.save_webhook(address, block)
+    before = {name for name in (automations.CRASH, automations.POST) if automations.known(name)}
+    return [f"automation {name!r}" for name in automations.register(block) if name not in before]
 
 
 def _definition() -> dict[str, Any]:

@@ -158,6 +158,7 @@ def _run(description: Description) -> Any:
         if reason:
             warned.append(f"What {remote.url} has can't be used: {reason}.")
     if artifact is not None:
+        _share(remote, step, artifact, description["inputs"], warned)
         return cached(step, artifact, warned)
     bench = _bench(config, workspace, description)
     progress = artifacts.Progress(step)
@@ -183,8 +184,7 @@ def _run(description: Description) -> Any:
             raise VibeThinkerError(str(error)) from error
         raise
     made = store.input(step.id, step.fingerprint)
-    if remote and (reason := remote.share(made, named_inputs(step, description["inputs"]))):
-        warned.append(f"The output is not in {remote.url}: {reason}.")
+    _share(remote, step, made, description["inputs"], warned)
     artifacts.results(step, made)
     artifacts.drain()
     return cached(step, made, warned) if reused else outcome(step, made, warned)
@@ -207,6 +207,12 @@ def _inputs(store: Store, remote: Remote | None, step: Step, named: Mapping[str,
             )
         found[step_id] = artifact
     return {role: found[step_id].digest for role, step_id in step.inputs.items()}
+
+
+def _share(remote: Remote | None, step: Step, artifact: Artifact, inputs: Mapping[str, str], warned: list[str]) -> None:
+    """Put the output where the flow's process finds it; a store that doesn't answer fails the task, to be retried."""
+    if remote and (reason := remote.share(artifact, named_inputs(step, inputs))):
+        warned.append(f"The output is not in {remote.url}: {reason}.")
 
 
 def _bench(config: Config, workspace: Path, description: Description) -> Workbench:
