@@ -56,7 +56,9 @@ def cluster(*databases: str) -> Iterator[Cluster]:
 
     initdb = ["-D", f"{home}/data", "-U", USER, "-A", "scram-sha-256", "--pwfile", f"{home}/password", "--no-sync"]
     subprocess.run(command("initdb", *initdb), check=True, stdout=subprocess.DEVNULL, **how)
-    serve = command("postgres", "-D", f"{home}/data", "-k", str(home), "-c", "listen_addresses=127.0.0.1")
+    options = [f"port={made.port}", "listen_addresses=127.0.0.1", "fsync=off"]  # no machine dies in a test
+    serve = command("postgres", "-D", f"{home}/data", "-k", str(home))
+    serve += [word for option in options for word in ("-c", option)]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(serve, stdout=log, stderr=log, **how)
     try:

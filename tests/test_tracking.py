@@ -13,13 +13,15 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.tracking import RunTracker, store_uri
+from vibethinker.tracking import RunTracker, store_uri, without_password
+from vibethinker.tracking.addresses import hidden
 from vibethinker.tracking.delivery import Delivery
 from vibethinker.tracking.journal import Journal, read_all
 
@@ -404,3 +406,16 @@ def test_a_store_whose_making_was_killed_is_made_anew_and_by_one_process_alone(t
     trackers = [open_tracker(workspace, tmp_path / name, f"run-{name}") for name in ("x", "y")]
     assert [ended(tracker, "FINISHED") for tracker in trackers] == [True, True]
     assert not list(workspace.glob("mlflow.db.new*"))
+
+
+def test_what_a_store_repeats_of_its_password_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "the-token")
+    uri = "http://me:pass%2Fword@mlflow:5000/path?x=1"
+    sent = b64encode(b"me:pass/word").decode()
+    said = f"403: {uri} said Basic {sent}, pass/word and Bearer the-token"
+    assert hidden(said, uri) == (
+        "403: http://me:[hidden]@mlflow:5000/path?x=1 said Basic [hidden], [hidden] and Bearer [hidden]"
+    )
+    assert hidden("not about it", "sqlite:///mlflow.db") == "not about it"
+    assert without_password(uri) == "http://mlflow:5000/path"
+    assert without_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"

@@ -25,7 +25,7 @@ from tests.leaks import Listening, beyond_loopback, leaks
 pytestmark = [pytest.mark.service, pytest.mark.long]
 
 PATH = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
-START_SECONDS = 180
+START_SECONDS = 400
 
 
 @contextmanager

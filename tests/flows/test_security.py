@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,7 +47,33 @@ def tell_all(exchange: Exchange) -> None:
     exchange.send({"error": {"message": f"no access with {exchange.headers}"}}, status=401)
 
 
-def test_a_failed_run_whose_servers_repeat_its_keys_leaves_none(api: Api, tmp_path: Path) -> None:
+@pytest.fixture
+def refusing() -> Iterator[tuple[str, list[str]]]:
+    """A server's host that asks who comes, refuses, and repeats what it was told; and all that it was told."""
+    told: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told.append(self.headers.get("Authorization", ""))
+            body = f'{{"error_code": "PERMISSION_DENIED", "message": "not {told[-1]}"}}'.encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", told
+        server.shutdown()
+
+
+def test_a_failed_run_whose_servers_repeat_its_keys_leaves_none(
+    api: Api, tmp_path: Path, refusing: tuple[str, list[str]]
+) -> None:
     rows = [{"problem": f"Add w{i} to {i} and find x{i}.", "answer": str(i)} for i in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     workspace = tmp_path / "workspace"
@@ -59,7 +89,7 @@ def test_a_failed_run_whose_servers_repeat_its_keys_leaves_none(api: Api, tmp_pa
                 "teacher": {"model": "sage", "engine": "server", "server": {"url": fake.url, "backoff": 0.01}},
             },
         }
-        host = fake.url.removeprefix("http://").removesuffix("/v1")
+        host, told = refusing
         tracking = {"MLFLOW_TRACKING_URI": f"http://site:{PASSWORD}@{host}", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
         done = subprocess.run(
             [sys.executable, "-c", CODE, json.dumps(config), str(workspace)],
@@ -68,6 +98,7 @@ def test_a_failed_run_whose_servers_repeat_its_keys_leaves_none(api: Api, tmp_pa
         assert done.returncode == 1
         sent = {exchange.headers.get("Authorization") for exchange in fake.seen}
     assert f"Bearer {PLANTED['OPENAI_API_KEY']}" in sent
+    assert f"Basic {b64encode(f'site:{PASSWORD}'.encode()).decode()}" in told
     words = (*PLANTED.values(), PASSWORD)
     (tmp_path / "printed").write_text(done.stdout + done.stderr)
     assert not list(leaks(tmp_path, words))

@@ -6,7 +6,8 @@ first operation is delivered.
 
 from __future__ import annotations
 
+from vibethinker.tracking.addresses import without_password
 from vibethinker.tracking.delivery import deliver_left_over
-from vibethinker.tracking.tracker import RunTracker, StepTracker, store_uri, without_password
+from vibethinker.tracking.tracker import RunTracker, StepTracker, store_uri
 
 __all__ = ["RunTracker", "StepTracker", "deliver_left_over", "store_uri", "without_password"]

@@ -19,6 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from vibethinker.tracking.addresses import hidden
 from vibethinker.tracking.creation import create_store, sqlite_file
 from vibethinker.tracking.journal import STATE, Progress, delivering, read
 
@@ -167,7 +168,7 @@ class Delivery:
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            self._warn(f"MLflow refused {what}: {str(error).splitlines()[0]}")
+            self._warn(f"MLflow refused {what}: {hidden(str(error), self._uri).splitlines()[0]}")
 
     def _on_run(self, operation: Operation) -> None:
         self._client.update_run(self.run_id, status="RUNNING")

@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.tracking import values
+from vibethinker.tracking.addresses import hidden, without_password
 from vibethinker.tracking.delivery import Child, Delivery, deliver_left_over
 from vibethinker.tracking.journal import Journal, Progress, read_all
 
@@ -33,12 +33,6 @@ CLOSE = 600.0  # seconds that `finish` waits for a delivery that goes on
 def store_uri(uri: str | None, workspace: Path) -> str:
     """The store: `uri`, else MLFLOW_TRACKING_URI, else SQLite in the workspace."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve() / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """A store's address as it may be shown: without user, password and query."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.netloc else uri
 
 
 class RunTracker:
@@ -194,7 +188,7 @@ class RunTracker:
             self._closing.wait(LINGER)
 
     def _outage(self, error: Exception) -> str:
-        lines = str(error).strip().splitlines() or [""]
+        lines = hidden(str(error), self._uri).strip().splitlines() or [""]
         return (
             f"MLflow can't be written ({type(error).__name__}: {lines[0][:200]}); the run goes on, "
             f"its measurements are kept in {self._folder / 'tracking.jsonl'} and sent when it answers."
