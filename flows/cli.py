@@ -85,15 +85,17 @@ def _stop_at_signals() -> None:
 def _deliver_left_over(asked: Planned) -> None:
     """Send MLflow what it was not told of this workspace's runs, as it was away then."""
     from vibethinker.tracking import deliver_left_over, store_uri
+    from vibethinker.tracking.addresses import hidden
 
     def warn(text: str) -> None:
         click.echo(f"Warning: {text}", err=True)
 
     workspace = asked.plan.workspace
+    uri = store_uri(asked.config.tracking.uri, workspace)
     try:
-        deliver_left_over(workspace / "runs", store_uri(asked.config.tracking.uri, workspace), workspace, warn)
+        deliver_left_over(workspace / "runs", uri, workspace, warn)
     except Exception as error:  # of MLflow's client, anything
-        reason = " ".join(str(error).split())[:200]
+        reason = hidden(" ".join(str(error).split()), uri)[:200]
         warn(f"measurements still wait for MLflow, which can't be written ({type(error).__name__}: {reason}).")
 
 
