@@ -23,6 +23,7 @@ from vibethinker.artifacts import content_digest
 
 pytestmark = [
     pytest.mark.service,
+    pytest.mark.long,
     pytest.mark.skipif(
         importlib.util.find_spec("prefect_ray") is None, reason="Ray isn't installed: pip install vibethinker[ray]"
     ),
@@ -146,7 +147,6 @@ def assert_tracked(workspace: Path, steps: set[str]) -> None:
     assert client.get_metric_history(children["specialist-code"].info.run_id, "loss")
 
 
-@pytest.mark.long
 def test_the_whole_recipe_on_a_cluster_has_the_same_bytes(api: Api, micro: Finished, tmp_path: Path) -> None:
     arguments = ("run", "--profile", "micro", "--workspace", str(tmp_path), "--set", "scaling.runner=ray")
     done = vibethinker(*arguments, environ=api.environ)
@@ -154,7 +154,6 @@ def test_the_whole_recipe_on_a_cluster_has_the_same_bytes(api: Api, micro: Finis
     assert digests(tmp_path) == digests(micro.workspace)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_of_a_cluster_outlives_an_ended_run(
     api: Api, micro: Finished, tmp_path: Path, number: signal.Signals
