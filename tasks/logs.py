@@ -1,4 +1,4 @@
-"""What a step's process says, in its task run's log: some of its lines and of its progress, bounded.
+"""What a step's process says, in its task run's log: some of its lines and of its progress, bounded, without secrets.
 
 All of it is in the step's own log file, which `vibethinker logs` shows. A failure of ours is one sentence, so Prefect's
 record of it is told once and without the traceback, which would name this project's code alone.
@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vibethinker.errors import VibeThinkerError
+from vibethinker.redaction import redact
 
 SECONDS = 10.0  # between two tellings of one step
 SHARE = 100  # the longer a step has run, the rarer: tellings are this share of that apart, some 700 in a week
@@ -44,7 +45,7 @@ class Teller:
         lines = [*self._lines(last), *([self._progress] if self._progress else [])]
         self._progress = ""
         if lines:
-            self._logger.info("\n".join(lines))
+            self._logger.info(redact("\n".join(lines)))
 
     def _lines(self, last: bool) -> list[str]:
         """The newest of the lines that were written since."""

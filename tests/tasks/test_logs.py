@@ -96,3 +96,12 @@ def test_a_failure_of_ours_is_logged_once_as_its_sentence(
         ("Encountered exception during execution", True),
         ("Engine execution exited", True),
     ]
+
+
+def test_a_key_that_a_library_prints_is_not_told(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_API_KEY", "a-planted-key")
+    kept = Kept()
+    teller = Teller(log, kept)
+    write(log, "asking with a-planted-key\n")
+    teller.tell(last=True)
+    assert kept.told == [["asking with [hidden]"]]
