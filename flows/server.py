@@ -25,6 +25,8 @@ from vibethinker.errors import ConfigurationError, InfrastructureError
 START_SECONDS = 120.0
 REPLACE_SECONDS, REPLACEMENTS = 2.0, 5  # wait before a dead one is replaced, and how often that is done
 DELIVERY_SECONDS = 10.0
+# Where a server that outlives runs keeps leases: on its disk, in its home.
+LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 
 
 class Server:
@@ -143,8 +145,7 @@ def lasting(home: Path) -> dict[str, str]:
     """Prefect's settings for a server that outlives runs. It keeps leases on disk, since one that forgets them when it
     is started again leaves their slots taken for good. A run's own server forgets them on purpose: `create_limits`
     frees what they held, and a lease that ended later would free the next run's."""
-    storage = "prefect.server.concurrency.lease_storage.filesystem"
-    return environment(home) | {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": storage}
+    return environment(home) | LEASES
 
 
 def free_port() -> int:

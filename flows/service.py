@@ -21,6 +21,7 @@ import click
 from flows import parts, processes
 from flows.cli import RETRIES, configured_api
 from flows.parts import NAMES, Part, State
+from flows.server import LEASES
 from vibethinker import config as configuration
 from vibethinker import locks
 from vibethinker.artifacts import check_workspace
@@ -131,7 +132,8 @@ def _prefect(state: State, port: int | None) -> Callable[[], str]:
     _use_own_server(part.url, home)
     begun = not part.alive
     if begun:
-        environ = parts.environ_of(state) | {"PREFECT_UI_API_URL": part.url, "PREFECT_SERVER_API_HOST": "127.0.0.1"}
+        environ = parts.environ_of(state) | LEASES
+        environ |= {"PREFECT_UI_API_URL": part.url, "PREFECT_SERVER_API_HOST": "127.0.0.1"}
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         parts.start(state, part, command, environ, "prefect.log")
     pages = f"{part.url}/health", part.url.removesuffix("api")
