@@ -1,6 +1,7 @@
 #!/bin/sh
 # What a worker's container runs: give the server that PREFECT_API_URL names what it lacks (work pool and queues, a limit
-# for each GPU seen here, automations, deployments), then serve the pool. Its health is told on 127.0.0.1:8080, for the container alone.
+# for each GPU seen here, automations, deployments), then serve the pool. Its health is told on 127.0.0.1:8080, for the
+# container alone.
 set -eu
 cd "$(dirname "$0")/.."
 export PREFECT_WORKER_WEBSERVER_HOST="${PREFECT_WORKER_WEBSERVER_HOST:-127.0.0.1}"
