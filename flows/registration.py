@@ -10,11 +10,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.clone import ROOT
 from tasks.notifications import WEBHOOK_VARIABLE
 from vibethinker import hardware
 from vibethinker.config import Config
@@ -24,7 +24,6 @@ from vibethinker.operations import Notifications
 POOL = "vibethinker"
 QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the lowest number goes first
 DEPLOYED = "vibethinker_deployed"  # a variable of Prefect's: the digest of what is deployed there
-ROOT = Path(__file__).parents[1]
 
 
 def prepare() -> list[str]:
@@ -161,7 +160,7 @@ def _digest() -> str:
 
     flows = ("pipeline", "data_phase", "spectrum_phase", "signal_phase", "evaluation_phase")
     schemas = [parameter_schema(getattr(pipeline, name)).model_dump() for name in flows]
-    parts = [_definition(), schemas, metadata.version("vibethinker"), revision(), str(ROOT)]
+    parts = [_definition(), schemas, metadata.version("vibethinker"), revision()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

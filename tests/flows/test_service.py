@@ -155,6 +155,7 @@ def test_every_deployment_is_complete_and_switched_off(service: Service) -> None
         assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
         assert deployment["job_variables"]["env"]["DO_NOT_TRACK"] == "1"
+        assert deployment["pull_steps"] == [{"flows.clone.enter": {}}]
         assert all(p["description"] for p in deployment["parameter_openapi_schema"]["properties"].values())
 
 
