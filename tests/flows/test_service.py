@@ -194,6 +194,35 @@ def test_up_again_changes_nothing(service: Service) -> None:
     assert service.state == before
 
 
+def test_an_upgrade_leaves_schedules_as_the_team_has_set_them(service: Service) -> None:
+    url = service.api.url
+
+    def deployment() -> dict[str, Any]:
+        [found] = service.api.filter("deployments", deployments={"name": {"any_": ["vibethinker-3b"]}})
+        return found
+
+    def ask(method: str, address: str, body: Any) -> None:  # Prefect refuses with 503 what SQLite is too busy for
+        until(lambda: httpx.request(method, address, json=body, timeout=30).is_success, 30)
+
+    of = f"{url}/deployments/{deployment()['id']}/schedules"
+    [ours] = deployment()["schedules"]
+    ask("PATCH", f"{of}/{ours['id']}", {"active": True})
+    theirs = {"schedule": {"cron": "0 4 * * *", "timezone": "UTC"}, "active": True, "slug": "theirs"}
+    ask("POST", of, [theirs])
+    name = "variables/name/vibethinker_deployed"
+    ask("PATCH", f"{url}/{name}", {"value": "another version"})
+    try:
+        upgraded = service.command("up")
+        assert upgraded.returncode == 0, upgraded.stderr
+        assert "9 deployments" in upgraded.stdout
+        assert httpx.get(f"{url}/{name}", timeout=30).json()["value"] != "another version"
+        schedules = {schedule["schedule"]["cron"]: schedule["active"] for schedule in deployment()["schedules"]}
+        assert schedules == {ours["schedule"]["cron"]: True, "0 4 * * *": True}
+    finally:  # which removes the runs that they have begun to plan
+        for schedule in deployment()["schedules"]:
+            ask("PATCH", f"{of}/{schedule['id']}", {"active": False})
+
+
 def test_a_port_in_use_is_one_sentence(service: Service, tmp_path: Path) -> None:
     taken = service.state["prefect"]["url"].split(":")[2].removesuffix("/api")
     refused = vibethinker(
