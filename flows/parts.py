@@ -36,10 +36,12 @@ QUIET = {
 
 @dataclass
 class Part:
-    """One of the three: its address (none for a worker), and its process unless somebody else runs it."""
+    """One of the three: its address (none for a worker), which `up` gave it unless somebody else runs it, and its
+    process, which `down` ends while the address stays."""
 
     url: str = ""
     process: Process | None = None
+    ours: bool = False
 
     @property
     def alive(self) -> bool:
@@ -69,10 +71,22 @@ class State:
         if values.pop("schema") != SCHEMA:
             raise ConfigurationError(f"{path} is of another version: run that version's `down` first.")
         parts = {}
-        for name in ("prefect", "mlflow", "worker"):
+        for name in NAMES:
             process = values[name]["process"]
-            parts[name] = Part(values[name]["url"], Process(**process) if process else None)
+            ours = values[name].get("ours", process is not None)
+            parts[name] = Part(values[name]["url"], Process(**process) if process else None, ours)
         return cls(folder, **{**values, **parts})
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Name → part."""
+        return {name: getattr(self, name) for name in NAMES}
+
+    def stopped(self) -> None:
+        """Keep our addresses alone: what `up` has told people to set still means ours when it is run again."""
+        for name, part in self.parts.items():
+            setattr(self, name, Part(part.url, None, True) if part.ours else Part())
+        self.write()
 
     def write(self) -> None:
         """Keep it; before anything is waited for, so that `down` knows of it."""
@@ -86,10 +100,16 @@ def environ_of(state: State) -> dict[str, str]:
     return {**QUIET, **os.environ, MARK: state.mark}
 
 
+def is_ours(part: Part, named: str) -> bool:
+    """Whether an address that the environment names is one that `up` gave, and nobody else has taken since."""
+    same = part.ours and named.rstrip("/") == part.url
+    return same and (part.process is not None or _answer(f"{part.url}/health")[0] is not None)
+
+
 def port_of(part: Part, asked: int | None, default: int, option: str) -> int:
     """Where a server of ours listens, or is to."""
-    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.process else None
-    if known and asked and asked != known:
+    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.ours else None
+    if part.process and asked and asked != known:
         raise ConfigurationError(f"This workspace's service uses port {known}: run `down` before you change {option}.")
     port = asked or known or default
     if not part.alive:
@@ -108,6 +128,7 @@ def refuse_change(part: Part, named: str, variable: str) -> None:
 
 def start(state: State, part: Part, command: list[str], environ: dict[str, str], log: str) -> None:
     """Start a part's process."""
+    part.ours = True
     part.process = processes.start(command, environ, state.folder / log, state.folder)
     state.write()
 

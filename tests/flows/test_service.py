@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from flows import processes
+from flows import parts, processes
 from tests.flows.conftest import ROOT, Api, vibethinker
 
 pytestmark = pytest.mark.service
@@ -288,7 +288,7 @@ def test_another_workspace_uses_the_servers_that_the_environment_names(service: 
     started = other.command("up")
     try:
         assert started.returncode == 0, started.stdout + started.stderr
-        assert other.state["prefect"] == {"url": service.api.url, "process": None}
+        assert other.state["prefect"] == {"url": service.api.url, "process": None, "ours": False}
         assert other.state["mlflow"]["process"] is None
         assert {pid for pid, p in other.marked().items() if p.ppid() not in other.marked()} == {
             other.state["worker"]["process"]["pid"]
@@ -324,12 +324,18 @@ def test_down_ends_runs_that_have_lost_their_worker(service: Service) -> None:
     assert stopped.returncode == 0, stopped.stderr
     assert "The worker had ended already." in stopped.stdout
     assert not alive(left)
-    again = service.command("up", *ports())
+    before = service.state
+    assert "Nothing runs" in service.command("down").stdout
+    prefect, mlflow = before["prefect"]["url"], before["mlflow"]["url"]
+    again = service.command("up", PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=mlflow)  # as in the shell of before
     assert again.returncode == 0, again.stderr
+    assert f"export PREFECT_API_URL={prefect}\n" in again.stdout
+    assert all(service.state[name]["process"] for name in ("prefect", "mlflow", "worker"))
 
 
 def test_down_stops_all_that_up_started(service: Service) -> None:
-    marked, mlflow = service.marked(), service.state["mlflow"]["process"]["pid"]
+    before, marked = service.state, service.marked()
+    mlflow = before["mlflow"]["process"]["pid"]
     for process in psutil.Process(mlflow).children(recursive=True):
         process.kill()
     psutil.Process(mlflow).kill()
@@ -337,5 +343,14 @@ def test_down_stops_all_that_up_started(service: Service) -> None:
     assert stopped.returncode == 0, stopped.stderr
     assert "MLflow had ended already." in stopped.stdout
     assert not alive(marked.values())
-    assert not (service.workspace / "service" / "state.json").exists()
     assert "Nothing runs" in service.command("down").stdout
+    state = parts.State.read(service.workspace / "service")
+    for name in ("prefect", "mlflow"):  # still ours, though the shell's variables name them
+        part, url = state.parts[name], before[name]["url"]
+        assert part == parts.Part(url, None, True)
+        assert parts.is_ours(part, url)
+        assert not parts.is_ours(part, url.replace("127.0.0.1", "127.0.0.2"))
+
+
+def test_an_address_of_ours_that_somebody_else_has_taken_is_theirs(api: Api) -> None:
+    assert not parts.is_ours(parts.Part(api.url, None, True), api.url)
