@@ -18,6 +18,7 @@ from flows import processes
 from flows.processes import MARK, Process
 from vibethinker.artifacts import write_json
 from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.tracking.addresses import without_password
 
 SCHEMA = 1
 START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
@@ -121,8 +122,8 @@ def refuse_change(part: Part, named: str, variable: str) -> None:
     """Refuse a server of somebody else's while ours runs."""
     if part.alive:
         raise ConfigurationError(
-            f"This workspace's service uses its own server at {part.url}, and {variable} names {named}: run `down` "
-            "first, or unset it."
+            f"This workspace's service uses its own server at {part.url}, and {variable} names "
+            f"{without_password(named)}: run `down` first, or unset it."
         )
 
 
@@ -133,18 +134,20 @@ def start(state: State, part: Part, command: list[str], environ: dict[str, str],
     state.write()
 
 
-def check_existing(what: str, address: str, variable: str) -> None:
-    """See that a server of somebody else's answers.
+def existing(what: str, named: str, variable: str) -> Part:
+    """A server of somebody else's, by its address without a password; those that want one answer without it, too.
 
     Raises:
-        InfrastructureError: it doesn't.
+        InfrastructureError: it doesn't answer.
     """
-    reason, _ = _answer(address)
+    address = without_password(named)
+    reason, _ = _answer(f"{address.rstrip('/')}/health")
     if reason:
         raise InfrastructureError(
             f"{what}, which {variable} names, doesn't answer ({reason}): start it, or unset {variable} so that `up` "
             "starts one."
         )
+    return Part(address)
 
 
 def until_answers(part: Part, name: str, state: State, begun: bool, *addresses: str) -> str:

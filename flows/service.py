@@ -21,7 +21,7 @@ import click
 
 from flows import parts, processes
 from flows.cli import RETRIES, configured_api
-from flows.parts import NAMES, Part, State
+from flows.parts import NAMES, State
 from flows.server import LEASES
 from vibethinker import config as configuration
 from vibethinker import locks
@@ -129,8 +129,7 @@ def _prefect(state: State, port: int | None) -> Callable[[], str]:
     home = state.folder / "prefect"
     if named and not parts.is_ours(part, named):
         parts.refuse_change(part, named, "PREFECT_API_URL")
-        parts.check_existing("Prefect's server", f"{named.rstrip('/')}/health", "PREFECT_API_URL")
-        state.prefect = Part(named)
+        state.prefect = parts.existing("Prefect's server", named, "PREFECT_API_URL")
         return str
     port = parts.port_of(part, port, PREFECT_PORT, "--prefect-port")
     part.url = f"http://127.0.0.1:{port}/api"
@@ -163,8 +162,7 @@ def _mlflow(state: State, workspace: Path, port: int | None) -> Callable[[], str
     part, named = state.mlflow, os.environ.get("MLFLOW_TRACKING_URI", "")
     if named.startswith(("http:", "https:")) and not parts.is_ours(part, named):
         parts.refuse_change(part, named, "MLFLOW_TRACKING_URI")
-        parts.check_existing("MLflow", f"{named.rstrip('/')}/health", "MLFLOW_TRACKING_URI")
-        state.mlflow = Part(named)
+        state.mlflow = parts.existing("MLflow", named, "MLFLOW_TRACKING_URI")
         return str
     if named.startswith(("http:", "https:")):
         os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -200,8 +198,8 @@ def _registered_and_working(state: State, workspace: Path) -> list[str]:
         environ = {
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_CLIENT_MAX_RETRIES": str(RETRIES),
-            **parts.environ_of(state),
             "MLFLOW_TRACKING_URI": state.mlflow.url,
+            **parts.environ_of(state),  # with the password of somebody else's address
             configuration.WORKSPACE_VARIABLES[0]: str(workspace),
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]

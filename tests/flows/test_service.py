@@ -279,20 +279,22 @@ def test_a_deployment_runs_to_completion(service: Service) -> None:
 
 
 def test_another_workspace_uses_the_servers_that_the_environment_names(service: Service, tmp_path: Path) -> None:
+    mlflow = service.state["mlflow"]["url"]
     environ = {
         **service.environ,
         "PREFECT_API_URL": service.api.url,
-        "MLFLOW_TRACKING_URI": service.state["mlflow"]["url"],
+        "MLFLOW_TRACKING_URI": mlflow.replace("//", "//someone:hush@"),
     }
     other = Service(tmp_path / "other", environ, "")
     started = other.command("up")
     try:
         assert started.returncode == 0, started.stdout + started.stderr
         assert other.state["prefect"] == {"url": service.api.url, "process": None, "ours": False}
-        assert other.state["mlflow"]["process"] is None
-        assert {pid for pid, p in other.marked().items() if p.ppid() not in other.marked()} == {
-            other.state["worker"]["process"]["pid"]
-        }
+        assert other.state["mlflow"] == {"url": mlflow, "process": None, "ours": False}
+        assert "hush" not in started.stdout + started.stderr
+        worker = psutil.Process(other.state["worker"]["process"]["pid"])
+        assert worker.environ()["MLFLOW_TRACKING_URI"] == environ["MLFLOW_TRACKING_URI"]
+        assert {pid for pid, p in other.marked().items() if p.ppid() not in other.marked()} == {worker.pid}
     finally:
         stopped = other.command("down")
     assert "goes on" in stopped.stdout
