@@ -18,6 +18,7 @@ from flows import processes
 from flows.processes import MARK, Process
 from vibethinker.artifacts import write_json
 from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.tracking.addresses import without_password
 
 SCHEMA = 1
 START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
@@ -36,10 +37,12 @@ QUIET = {
 
 @dataclass
 class Part:
-    """One of the three: its address (none for a worker), and its process unless somebody else runs it."""
+    """One of the three: its address (none for a worker), which `up` gave it unless somebody else runs it, and its
+    process, which `down` ends while the address stays."""
 
     url: str = ""
     process: Process | None = None
+    ours: bool = False
 
     @property
     def alive(self) -> bool:
@@ -69,10 +72,22 @@ class State:
         if values.pop("schema") != SCHEMA:
             raise ConfigurationError(f"{path} is of another version: run that version's `down` first.")
         parts = {}
-        for name in ("prefect", "mlflow", "worker"):
+        for name in NAMES:
             process = values[name]["process"]
-            parts[name] = Part(values[name]["url"], Process(**process) if process else None)
+            ours = values[name].get("ours", process is not None)
+            parts[name] = Part(values[name]["url"], Process(**process) if process else None, ours)
         return cls(folder, **{**values, **parts})
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Name → part."""
+        return {name: getattr(self, name) for name in NAMES}
+
+    def stopped(self) -> None:
+        """Keep our addresses alone: what `up` has told people to set still means ours when it is run again."""
+        for name, part in self.parts.items():
+            setattr(self, name, Part(part.url, None, True) if part.ours else Part())
+        self.write()
 
     def write(self) -> None:
         """Keep it; before anything is waited for, so that `down` knows of it."""
@@ -86,10 +101,16 @@ def environ_of(state: State) -> dict[str, str]:
     return {**QUIET, **os.environ, MARK: state.mark}
 
 
+def is_ours(part: Part, named: str) -> bool:
+    """Whether an address that the environment names is one that `up` gave, and nobody else has taken since."""
+    same = part.ours and named.rstrip("/") == part.url
+    return same and (part.process is not None or _answer(f"{part.url}/health")[0] is not None)
+
+
 def port_of(part: Part, asked: int | None, default: int, option: str) -> int:
     """Where a server of ours listens, or is to."""
-    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.process else None
-    if known and asked and asked != known:
+    known = int(part.url.removesuffix("/api").rpartition(":")[2]) if part.ours else None
+    if part.process and asked and asked != known:
         raise ConfigurationError(f"This workspace's service uses port {known}: run `down` before you change {option}.")
     port = asked or known or default
     if not part.alive:
@@ -101,29 +122,32 @@ def refuse_change(part: Part, named: str, variable: str) -> None:
     """Refuse a server of somebody else's while ours runs."""
     if part.alive:
         raise ConfigurationError(
-            f"This workspace's service uses its own server at {part.url}, and {variable} names {named}: run `down` "
-            "first, or unset it."
+            f"This workspace's service uses its own server at {part.url}, and {variable} names "
+            f"{without_password(named)}: run `down` first, or unset it."
         )
 
 
 def start(state: State, part: Part, command: list[str], environ: dict[str, str], log: str) -> None:
     """Start a part's process."""
+    part.ours = True
     part.process = processes.start(command, environ, state.folder / log, state.folder)
     state.write()
 
 
-def check_existing(what: str, address: str, variable: str) -> None:
-    """See that a server of somebody else's answers.
+def existing(what: str, named: str, variable: str) -> Part:
+    """A server of somebody else's, by its address without a password; those that want one answer without it, too.
 
     Raises:
-        InfrastructureError: it doesn't.
+        InfrastructureError: it doesn't answer.
     """
-    reason, _ = _answer(address)
+    address = without_password(named)
+    reason, _ = _answer(f"{address.rstrip('/')}/health")
     if reason:
         raise InfrastructureError(
             f"{what}, which {variable} names, doesn't answer ({reason}): start it, or unset {variable} so that `up` "
             "starts one."
         )
+    return Part(address)
 
 
 def until_answers(part: Part, name: str, state: State, begun: bool, *addresses: str) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from flows.clone import ROOT
 from tasks.notifications import WEBHOOK_VARIABLE
 from vibethinker import hardware
 from vibethinker.config import Config
@@ -24,7 +26,6 @@ from vibethinker.operations import Notifications
 POOL = "vibethinker"
 QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the lowest number goes first
 DEPLOYED = "vibethinker_deployed"  # a variable of Prefect's: the digest of what is deployed there
-ROOT = Path(__file__).parents[1]
 
 
 def prepare() -> list[str]:
@@ -40,6 +41,9 @@ def prepare() -> list[str]:
 def deploy(environ: Mapping[str, str]) -> list[str]:
     """Deploy everything, unless it is there and hasn't changed; what was made, in words.
 
+    Schedules of deployments that are there stay as they are: whoever keeps the server has switched them on, or changed
+    or added some.
+
     Args:
         environ: of the command that is run.
 
@@ -49,10 +53,10 @@ def deploy(environ: Mapping[str, str]) -> list[str]:
     """
     from prefect.variables import Variable
 
-    digest = _digest()
-    if Variable.get(DEPLOYED) == digest and _names() <= _deployed():
+    digest, there = _digest(), _deployed()
+    if Variable.get(DEPLOYED) == digest and _names() <= there:
         return []
-    _deploy(environ)
+    _deploy(environ, there)
     Variable.set(DEPLOYED, digest, overwrite=True)
     return [f"{len(_names())} deployments"]
 
@@ -161,13 +165,23 @@ def _digest() -> str:
 
     flows = ("pipeline", "data_phase", "spectrum_phase", "signal_phase", "evaluation_phase")
     schemas = [parameter_schema(getattr(pipeline, name)).model_dump() for name in flows]
-    parts = [_definition(), schemas, metadata.version("vibethinker"), revision(), str(ROOT)]
+    parts = [_definition(), schemas, metadata.version("vibethinker"), revision()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _deploy(environ: Mapping[str, str]) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=ROOT, env=dict(environ), capture_output=True, text=True, check=False)
+def _deploy(environ: Mapping[str, str], there: set[str]) -> None:
+    """Deploy all; Prefect leaves schedules alone only where the file names none, and else makes them anew."""
+    definition = _definition()
+    for deployment in definition["deployments"]:
+        if deployment["name"] in there:
+            deployment.pop("schedules", None)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prefect.yaml"
+        path.write_text(yaml.safe_dump(definition))
+        done = subprocess.run(
+            [*command, str(path)], cwd=ROOT, env=dict(environ), capture_output=True, text=True, check=False
+        )
     if done.returncode:
         last = next(iter((done.stdout + done.stderr).strip().splitlines()[-1:]), "no message")
         raise InfrastructureError(

@@ -1,8 +1,9 @@
 """`vibethinker up` and `down`: Prefect's server, MLflow's and a worker on this machine, which outlive the command.
 
 `<workspace>/service/state.json` says what `up` has started. Run again, `up` starts what has died and nothing else;
-`down` stops exactly what is written there, and flow runs of that worker's. A server that PREFECT_API_URL names, and an
-MLflow that MLFLOW_TRACKING_URI names, are used instead of ones started here. Everything listens on loopback only.
+`down` stops exactly what is written there, and flow runs of that worker's, and leaves the addresses for the next `up`.
+A server that PREFECT_API_URL names, and an MLflow that MLFLOW_TRACKING_URI names, are used instead of ones started
+here. Everything listens on loopback only.
 
 MLflow serves the workspace's own store, so that runs made without `up` are there too.
 """
@@ -20,7 +21,7 @@ import click
 
 from flows import parts, processes
 from flows.cli import RETRIES, configured_api
-from flows.parts import NAMES, Part, State
+from flows.parts import NAMES, State
 from flows.server import LEASES
 from vibethinker import config as configuration
 from vibethinker import locks
@@ -67,14 +68,18 @@ def down(workspace: str | None) -> None:
     Example: vibethinker down --workspace workspace
     """
     folder = configuration.workspace(workspace)
+    nothing = f"Nothing runs that `up` started in {folder}."
     if not (folder / "service" / "state.json").exists():
-        click.echo(f"Nothing runs that `up` started in {folder}.")
+        click.echo(nothing)
         return
     with _alone(folder) as home:
         state = State.read(home)
+        if not any(part.process for part in state.parts.values()):
+            click.echo(nothing)
+            return
         _stop_runs(state)
         for name in ("worker", "mlflow", "prefect"):
-            part: Part = getattr(state, name)
+            part = state.parts[name]
             if part.alive:
                 assert part.process
                 ended = processes.stop(part.process, STOP_SECONDS)
@@ -82,11 +87,11 @@ def down(workspace: str | None) -> None:
                 click.echo(f"{NAMES[name]} (process {part.process.pid}) was {how}.")
             elif part.process:
                 click.echo(f"{NAMES[name]} had ended already.")
-            elif part.url:
+            elif part.url and not part.ours:
                 click.echo(f"{NAMES[name]} at {part.url} goes on, since `up` hadn't started it.")
             if name == "worker":
                 _stop_runs(state)  # that it began meanwhile
-        (home / "state.json").unlink()
+        state.stopped()
     click.echo("All is stopped.")
 
 
@@ -107,7 +112,7 @@ def _alone(workspace: Path) -> Iterator[Path]:
 
 def _stop_runs(state: State) -> None:
     """End the flow runs, also those whose worker is gone; a worker that is stopped would kill them at once."""
-    ours = {part.process.pid for part in (state.prefect, state.mlflow, state.worker) if part.process}
+    ours = {part.process.pid for part in state.parts.values() if part.process}
     runs = [one for one in processes.marked(state.mark) if processes.session(one) not in ours]
     if runs:
         click.echo("Flow runs are under way, and save what they have ...")
@@ -122,10 +127,9 @@ def _prefect(state: State, port: int | None) -> Callable[[], str]:
     """Start the server if it is needed; what is returned waits until it answers, and names it if it was started."""
     part, named = state.prefect, configured_api()
     home = state.folder / "prefect"
-    if named and not (part.process and named == part.url):
+    if named and not parts.is_ours(part, named):
         parts.refuse_change(part, named, "PREFECT_API_URL")
-        parts.check_existing("Prefect's server", f"{named.rstrip('/')}/health", "PREFECT_API_URL")
-        state.prefect = Part(named)
+        state.prefect = parts.existing("Prefect's server", named, "PREFECT_API_URL")
         return str
     port = parts.port_of(part, port, PREFECT_PORT, "--prefect-port")
     part.url = f"http://127.0.0.1:{port}/api"
@@ -156,12 +160,11 @@ def _mlflow(state: State, workspace: Path, port: int | None) -> Callable[[], str
     from vibethinker.tracking.creation import create_store, sqlite_file
 
     part, named = state.mlflow, os.environ.get("MLFLOW_TRACKING_URI", "")
-    if named.startswith(("http:", "https:")) and not (part.process and named == part.url):
+    if named.startswith(("http:", "https:")) and not parts.is_ours(part, named):
         parts.refuse_change(part, named, "MLFLOW_TRACKING_URI")
-        parts.check_existing("MLflow", f"{named.rstrip('/')}/health", "MLFLOW_TRACKING_URI")
-        state.mlflow = Part(named)
+        state.mlflow = parts.existing("MLflow", named, "MLFLOW_TRACKING_URI")
         return str
-    if named == part.url:
+    if named.startswith(("http:", "https:")):
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     port = parts.port_of(part, port, MLFLOW_PORT, "--mlflow-port")
     part.url = f"http://127.0.0.1:{port}"
@@ -195,8 +198,8 @@ def _registered_and_working(state: State, workspace: Path) -> list[str]:
         environ = {
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_CLIENT_MAX_RETRIES": str(RETRIES),
-            **parts.environ_of(state),
             "MLFLOW_TRACKING_URI": state.mlflow.url,
+            **parts.environ_of(state),  # with the password of somebody else's address
             configuration.WORKSPACE_VARIABLES[0]: str(workspace),
         }
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]

@@ -27,6 +27,7 @@ from prefect.runtime import task_run
 from prefect.tasks import Task
 
 from tasks import artifacts
+from tasks.logs import Teller
 from tasks.recipe import cached, outcome, pause_before_retry, tell_made, worth_retrying
 from tasks.session import Session, named_inputs
 from tasks.workbench import Workbench
@@ -161,20 +162,27 @@ def _run(description: Description) -> Any:
         _share(remote, step, artifact, description["inputs"], warned)
         return cached(step, artifact, warned)
     bench = _bench(config, workspace, description)
-    progress = artifacts.Progress(step)
+    progress, teller = artifacts.Progress(step), Teller(_logs(workspace, bench.run_id) / f"{step.id}.log", log)
 
     def hear(event: Event) -> None:
         if event["event"] == "progress":
             progress.update(event["done"], event["total"])
+            teller.progress(event["done"], event["total"], event["text"])
+        elif event["event"] == "waiting":
+            log.info("%s %s", step.id, event["text"])
         elif event["event"] == "warning":
             warned.append(event["text"])
             log.warning(event["text"])
+        teller.tell()
 
     gpu, cores = _granted()
     log.info("%s, fingerprint %s, runs%s", step.id, step.fingerprint[:12], f" on GPU {gpu}" if gpu else "")
     try:
-        with _stopped_by_flag(bench, description["run_id"]):
-            reused = bench.execute(step, description["inputs"], gpu, cores, hear)["reused"]
+        try:
+            with _stopped_by_flag(bench, description["run_id"]):
+                reused = bench.execute(step, description["inputs"], gpu, cores, hear)["reused"]
+        finally:
+            teller.tell(last=True)
     except VibeThinkerError as error:
         seconds = pause_before_retry(error, task_run.get_run_count(), config, bench.stopping)
         if seconds is not None:
@@ -218,12 +226,16 @@ def _share(remote: Remote | None, step: Step, artifact: Artifact, inputs: Mappin
 def _bench(config: Config, workspace: Path, description: Description) -> Workbench:
     run_id = description["run_id"]
     if run_id not in _benches:
-        (workspace / "runs" / run_id / "logs").mkdir(parents=True, exist_ok=True)
+        _logs(workspace, run_id).mkdir(parents=True, exist_ok=True)
         revision = description["revision"]
         _benches[run_id] = Workbench(
             config, workspace, run_id, base=description["base"], revision=revision, warn=_log.warning
         )
     return _benches[run_id]
+
+
+def _logs(workspace: Path, run_id: str) -> Path:
+    return workspace / "runs" / run_id / "logs"
 
 
 def _granted() -> tuple[str | None, int]:

@@ -57,6 +57,8 @@ def test_a_server_that_answers_is_ok_and_others_are_not(server, monkeypatch, tmp
         assert doctor.prefect().state == state
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
     assert doctor.prefect().state == "failure"
+    monkeypatch.setenv("PREFECT_API_URL", f"{server.replace('//', '//someone:hush@')}/200")
+    assert doctor.prefect() == doctor.Finding("prefect", "ok", f"{server}/200 answers")
     for path, state in (("200", "ok"), ("500", "warning")):
         config = configuration.load("tiny", overrides=[f"tracking.uri={server}/{path}"])
         assert doctor.mlflow(config, tmp_path).state == state

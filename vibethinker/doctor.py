@@ -11,13 +11,14 @@ import shutil
 import sqlite3
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from vibethinker import hardware, holders, preflight
 from vibethinker.config import Config
@@ -145,6 +146,8 @@ def disk(workspace: Path) -> Finding:
 
 def prefect() -> Finding:
     """The server that runs would report to."""
+    from vibethinker.tracking import without_password
+
     address = os.environ.get("PREFECT_API_URL")
     if not _version("prefect"):
         return Finding("prefect", WARNING, "not installed", "install vibethinker[service] to use `vibethinker run`")
@@ -152,8 +155,8 @@ def prefect() -> Finding:
         return Finding("prefect", OK, "each run starts a server of its own")
     reason = _knock(f"{address.rstrip('/')}/health")
     if reason is None:
-        return Finding("prefect", OK, f"{address} answers")
-    return Finding("prefect", FAILURE, f"{address}: {reason}", "start it, or unset PREFECT_API_URL")
+        return Finding("prefect", OK, f"{without_password(address)} answers")
+    return Finding("prefect", FAILURE, f"{without_password(address)}: {reason}", "start it, or unset PREFECT_API_URL")
 
 
 def leases(config: Config) -> list[Finding]:
@@ -248,8 +251,15 @@ def _version(package: str) -> str | None:
 
 def _knock(address: str, exact: bool = False) -> str | None:
     """Why an address doesn't answer, or None; `exact` if its server alone isn't enough."""
+    from vibethinker.tracking import without_password
+
     try:
-        with urllib.request.urlopen(address, timeout=KNOCK_SECONDS):
+        parts, headers = urlsplit(address), {}
+        if parts.username:  # urllib would take it for the host
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers["Authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+        asked = urllib.request.Request(without_password(address), headers=headers)
+        with urllib.request.urlopen(asked, timeout=KNOCK_SECONDS):
             return None
     except urllib.error.HTTPError as error:
         return None if error.code < 500 and not exact else f"status {error.code}"

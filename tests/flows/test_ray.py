@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,9 @@ def test_specialists_on_a_cluster_have_the_same_bytes_though_a_worker_is_killed(
     for one in runs:
         needs = next(s["depends_on"] for s in micro.plan["steps"] if s["id"] == one["name"])
         assert sorted(names[i["id"]] for i in one["task_inputs"].get("wait_for", [])) == sorted(needs)
+        if one["name"].startswith("specialist-"):
+            logs = api.filter("logs", logs={"task_run_id": {"any_": [one["id"]]}})
+            assert any(re.search(r"\d+/\d+", row["message"]) for row in logs)
     assert_tracked(here, set(digests(here, made)))
 
 

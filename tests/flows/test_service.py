@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from flows import processes
+from flows import parts, processes
 from tests.flows.conftest import ROOT, Api, vibethinker
 
 pytestmark = pytest.mark.service
@@ -155,6 +155,7 @@ def test_every_deployment_is_complete_and_switched_off(service: Service) -> None
         assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
         assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
         assert deployment["job_variables"]["env"]["DO_NOT_TRACK"] == "1"
+        assert deployment["pull_steps"] == [{"flows.clone.enter": {}}]
         assert all(p["description"] for p in deployment["parameter_openapi_schema"]["properties"].values())
 
 
@@ -191,6 +192,35 @@ def test_up_again_changes_nothing(service: Service) -> None:
     assert again.returncode == 0, again.stderr
     assert "Everything runs already" in again.stdout
     assert service.state == before
+
+
+def test_an_upgrade_leaves_schedules_as_the_team_has_set_them(service: Service) -> None:
+    url = service.api.url
+
+    def deployment() -> dict[str, Any]:
+        [found] = service.api.filter("deployments", deployments={"name": {"any_": ["vibethinker-3b"]}})
+        return found
+
+    def ask(method: str, address: str, body: Any) -> None:  # Prefect refuses with 503 what SQLite is too busy for
+        until(lambda: httpx.request(method, address, json=body, timeout=30).is_success, 30)
+
+    of = f"{url}/deployments/{deployment()['id']}/schedules"
+    [ours] = deployment()["schedules"]
+    ask("PATCH", f"{of}/{ours['id']}", {"active": True})
+    theirs = {"schedule": {"cron": "0 4 * * *", "timezone": "UTC"}, "active": True, "slug": "theirs"}
+    ask("POST", of, [theirs])
+    name = "variables/name/vibethinker_deployed"
+    ask("PATCH", f"{url}/{name}", {"value": "another version"})
+    try:
+        upgraded = service.command("up")
+        assert upgraded.returncode == 0, upgraded.stderr
+        assert "9 deployments" in upgraded.stdout
+        assert httpx.get(f"{url}/{name}", timeout=30).json()["value"] != "another version"
+        schedules = {schedule["schedule"]["cron"]: schedule["active"] for schedule in deployment()["schedules"]}
+        assert schedules == {ours["schedule"]["cron"]: True, "0 4 * * *": True}
+    finally:  # which removes the runs that they have begun to plan
+        for schedule in deployment()["schedules"]:
+            ask("PATCH", f"{of}/{schedule['id']}", {"active": False})
 
 
 def test_a_port_in_use_is_one_sentence(service: Service, tmp_path: Path) -> None:
@@ -249,20 +279,22 @@ def test_a_deployment_runs_to_completion(service: Service) -> None:
 
 
 def test_another_workspace_uses_the_servers_that_the_environment_names(service: Service, tmp_path: Path) -> None:
+    mlflow = service.state["mlflow"]["url"]
     environ = {
         **service.environ,
         "PREFECT_API_URL": service.api.url,
-        "MLFLOW_TRACKING_URI": service.state["mlflow"]["url"],
+        "MLFLOW_TRACKING_URI": mlflow.replace("//", "//someone:hush@"),
     }
     other = Service(tmp_path / "other", environ, "")
     started = other.command("up")
     try:
         assert started.returncode == 0, started.stdout + started.stderr
-        assert other.state["prefect"] == {"url": service.api.url, "process": None}
-        assert other.state["mlflow"]["process"] is None
-        assert {pid for pid, p in other.marked().items() if p.ppid() not in other.marked()} == {
-            other.state["worker"]["process"]["pid"]
-        }
+        assert other.state["prefect"] == {"url": service.api.url, "process": None, "ours": False}
+        assert other.state["mlflow"] == {"url": mlflow, "process": None, "ours": False}
+        assert "hush" not in started.stdout + started.stderr
+        worker = psutil.Process(other.state["worker"]["process"]["pid"])
+        assert worker.environ()["MLFLOW_TRACKING_URI"] == environ["MLFLOW_TRACKING_URI"]
+        assert {pid for pid, p in other.marked().items() if p.ppid() not in other.marked()} == {worker.pid}
     finally:
         stopped = other.command("down")
     assert "goes on" in stopped.stdout
@@ -294,12 +326,18 @@ def test_down_ends_runs_that_have_lost_their_worker(service: Service) -> None:
     assert stopped.returncode == 0, stopped.stderr
     assert "The worker had ended already." in stopped.stdout
     assert not alive(left)
-    again = service.command("up", *ports())
+    before = service.state
+    assert "Nothing runs" in service.command("down").stdout
+    prefect, mlflow = before["prefect"]["url"], before["mlflow"]["url"]
+    again = service.command("up", PREFECT_API_URL=prefect, MLFLOW_TRACKING_URI=mlflow)  # as in the shell of before
     assert again.returncode == 0, again.stderr
+    assert f"export PREFECT_API_URL={prefect}\n" in again.stdout
+    assert all(service.state[name]["process"] for name in ("prefect", "mlflow", "worker"))
 
 
 def test_down_stops_all_that_up_started(service: Service) -> None:
-    marked, mlflow = service.marked(), service.state["mlflow"]["process"]["pid"]
+    before, marked = service.state, service.marked()
+    mlflow = before["mlflow"]["process"]["pid"]
     for process in psutil.Process(mlflow).children(recursive=True):
         process.kill()
     psutil.Process(mlflow).kill()
@@ -307,5 +345,14 @@ def test_down_stops_all_that_up_started(service: Service) -> None:
     assert stopped.returncode == 0, stopped.stderr
     assert "MLflow had ended already." in stopped.stdout
     assert not alive(marked.values())
-    assert not (service.workspace / "service" / "state.json").exists()
     assert "Nothing runs" in service.command("down").stdout
+    state = parts.State.read(service.workspace / "service")
+    for name in ("prefect", "mlflow"):  # still ours, though the shell's variables name them
+        part, url = state.parts[name], before[name]["url"]
+        assert part == parts.Part(url, None, True)
+        assert parts.is_ours(part, url)
+        assert not parts.is_ours(part, url.replace("127.0.0.1", "127.0.0.2"))
+
+
+def test_an_address_of_ours_that_somebody_else_has_taken_is_theirs(api: Api) -> None:
+    assert not parts.is_ours(parts.Part(api.url, None, True), api.url)
