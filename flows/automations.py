@@ -22,7 +22,7 @@ from tasks.notifications import slack_block
 from vibethinker.errors import ConfigurationError
 
 FLOWS = ["vibethinker", "vibethinker-*"]  # names of this project's flows
-LOST_SECONDS = 300.0  # ten heartbeats, or a server that was away for four minutes and its clients' way back to it
+LOST_SECONDS = 300.0  # ten heartbeats; of a server that is away for less than 210 s none comes too late
 LEFT = "vibethinker.flow-run.left"  # event: a suspended run's process has ended, so that no heartbeat follows
 CRASH, POST = "vibethinker: crash runs without heartbeats", "vibethinker: tell of runs that are gone"
 LOST = "No heartbeat came from this run"  # by which the second automation knows what the first one did

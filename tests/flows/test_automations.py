@@ -162,7 +162,7 @@ def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
     server: Api, slack: Slack, tmp_path: Path
 ) -> None:
     automations.save_webhook(slack.url, "of-the-test")
-    automations.register("of-the-test")
+    automations.register("of-the-test", lost_seconds=90)
     workspace = tmp_path / "workspace"
     heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "SLACK_WEBHOOK_URL": slack.url}
     parameters = {"workspace": str(workspace), "config": CONFIG}
