@@ -2,10 +2,10 @@
 
 A deployment's flow run sends heartbeats, where its worker's environment has PREFECT_FLOWS_HEARTBEAT_FREQUENCY. When
 none has come for LOST_SECONDS and no end either, its machine is gone: the first automation changes its state to
-Crashed. So many seconds, since a server that was away itself has heard nothing either: started again it crashes runs
-whose last heartbeat is older, before their processes, which try again only now and then, have reached it. The second
-one posts of it, and of runs that a worker could not even start; of every other end the run's own
-hooks tell (`flows.hooks`), so that nobody hears twice.
+Crashed. So many seconds, since a server that was away has heard nothing either: started again, it crashes runs whose
+last heartbeat is older before their processes, which try again only now and then, have reached it. The second one
+posts of it, and of runs that a worker could not even start; of every other end the run's own hooks tell
+(`flows.hooks`), so that nobody hears twice.
 """
 
 from __future__ import annotations
