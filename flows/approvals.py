@@ -1,9 +1,13 @@
 """Where a run asks somebody before it goes on: before the signal phase, and before its model is registered.
 
-The flow run is paused, and Prefect's UI shows what there is to decide on above a form. A yes is kept in the run's
-folder, so that a run which goes on after a crash doesn't ask again; after a no, or none at all, the run fails with a
-sentence, and the same command asks anew. A suspended run frees its worker: Prefect starts the flow again with the
-answer, and everything that was published before is reused.
+The flow run waits, and Prefect's UI shows what there is to decide on above a form. A yes is kept in the run's folder,
+so that a run which goes on after a crash doesn't ask again; after a no, or none at all, the run fails with a sentence,
+and the same command asks anew.
+
+`vibethinker run` pauses. A deployment's run is suspended: its process ends, which frees the worker, and Prefect starts
+the flow again with the answer; what was published before is reused. It can't pause, since Prefect's server takes a
+paused run's place in its deployment's concurrency limit back, and the process, which goes on renewing it, ends itself
+within minutes.
 """
 
 from __future__ import annotations
@@ -13,18 +17,23 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
-from prefect.exceptions import FlowPauseTimeout
+from prefect.context import FlowRunContext
+from prefect.events import emit_event
+from prefect.exceptions import FlowPauseTimeout, Pause
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
 from prefect.input import RunInput
+from prefect.input.actions import filter_flow_run_input
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 from prefect.states import Running
 from pydantic import Field
 
+from flows.automations import LEFT
 from flows.hooks import links
 from tasks.notifications import Message, tell
 from tasks.session import Session
@@ -38,6 +47,7 @@ Gate = Literal["signal", "promotion"]
 
 ANSWERS = "approvals.json"  # of a run's folder
 LOOK_SECONDS = 2  # how often a paused run asks whether it was answered
+INPUTS = 200  # of a flow run, of which a question has three: more than anybody asks
 ASKED = {"signal": "the signal phase", "promotion": "the registration of the final model in MLflow"}
 
 
@@ -49,40 +59,41 @@ class Approval(RunInput):
     note: str = Field("", description="Why; kept in the run's folder.")
 
 
+class Waits(BaseException):
+    """Nothing more can be done before there is an answer: on its way out the flow closes what it has open, and `left`
+    suspends the flow run. No Exception, which somebody might take for the end of the run."""
+
+    def __init__(self, form: type[Approval], seconds: int, key: str) -> None:
+        super().__init__(key)
+        self.form, self.seconds, self.key = form, seconds, key
+
+
 def ask(gate: Gate, session: Session) -> None:
     """Return once somebody has approved; at once if that happened in an earlier process of this run.
 
     Raises:
         RejectedError: somebody said no, or nobody said anything in time.
+        Waits: this process has to end before somebody is asked.
     """
     run, asked = session.run, session.config.approvals
     answers = _answers(run.folder).get(gate, [])
     if any(answer["approve"] for answer in answers):
         return
-    summary = run.save()
-    question = f"Approve {ASKED[gate]} of `{run.id}`?\n\n" + details(gate, session, summary)
-    suspended = asked.free_worker and deployment.id is not None
-    # By this key Prefect finds the answer of a flow run that is started again. A question is another one after a no,
-    # and where the process that waited for its answer is gone.
-    name = f"{gate}-{len(answers)}" + ("" if suspended else f"-{flow_run.run_count}")
-    id, seconds = str(flow_run.get_id()), max(1, round(asked.hours * 3600))
 
     def note(approve: bool, by: str, why: str) -> None:
         given = {"approve": approve, "by": by, "note": why, "time": time.time()}
         write_json(run.folder / ANSWERS, {**_answers(run.folder), gate: [*answers, given]})
 
-    _announce(gate, session, summary, f"{id}-{name}")
-    form = Approval.with_initial_data(description=question)
+    # A question is another one after a no, and in another process.
+    question = f"{gate}-{len(answers)}"
+    suspended = deployment.id is not None
     try:
-        if suspended:
-            answer = suspend_flow_run(wait_for_input=form, timeout=seconds, key=name)
-        else:
-            answer = pause_flow_run(wait_for_input=form, timeout=seconds, key=name, poll_interval=LOOK_SECONDS)
+        answer = (suspended and _given(question)) or _asked(gate, session, question, suspended)
     except FlowPauseTimeout:
         note(False, "", "Nobody answered in time.")
         # From an expired pause Prefect lets a run go only into a state of its own, with words of its own.
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(UUID(id), Running(), force=True)
+            client.set_flow_run_state(UUID(flow_run.get_id()), Running(), force=True)
         raise RejectedError(
             f"Nobody approved {ASKED[gate]} within {asked.hours:g} h (approvals.hours): start the run again to be "
             "asked again."
@@ -93,6 +104,60 @@ def ask(gate: Gate, session: Session) -> None:
     if not answer.approve:
         raise RejectedError(f"{_upper(ASKED[gate])} was rejected{by}{why}: start the run again to be asked again.")
     get_run_logger().info("%s was approved%s%s", _upper(ASKED[gate]), by, why)
+
+
+def _asked(gate: Gate, session: Session, question: str, suspended: bool) -> Approval:
+    """Ask, and wait for what is said."""
+    summary = session.run.save()
+    seconds, key = max(1, round(session.config.approvals.hours * 3600)), f"{question}-{flow_run.run_count}"
+    text = f"Approve {ASKED[gate]} of `{session.run.id}`?\n\n" + details(gate, session, summary)
+    form = Approval.with_initial_data(description=text)
+    _announce(gate, session, summary, f"{flow_run.get_id()}-{key}")
+    if suspended:
+        raise Waits(form, seconds, key)
+    return pause_flow_run(wait_for_input=form, timeout=seconds, key=key, poll_interval=LOOK_SECONDS)
+
+
+def _given(question: str) -> Approval | None:
+    """What was said to a process of this flow run that has ended."""
+    found = filter_flow_run_input(key_prefix=f"suspended-{question}-", limit=INPUTS)
+    return next((Approval.load_from_flow_run_input(one) for one in found if one.key.endswith("-response")), None)
+
+
+def left(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    """The last that a flow does, on its way out by this error: suspend the flow run if it waits for an answer.
+
+    Only now, since from then on somebody may answer, and the next process needs what this one had open; and since
+    Prefect sends heartbeats until its flow has returned. One that came after the state Suspended would have the server
+    wait for the next, and crash the run (`flows.automations`), so an event says that none is to be expected.
+
+    Raises:
+        Pause: the flow run is suspended; its process ends without a word more.
+    """
+    try:
+        if isinstance(error, Waits):
+            suspend_flow_run(wait_for_input=error.form, timeout=error.seconds, key=error.key)
+    except Pause:
+        _tell_left()
+        raise
+    if isinstance(error, Pause):  # somebody else has suspended it
+        _tell_left()
+
+
+def _tell_left() -> None:
+    current = FlowRunContext.get()
+    assert current and current.flow_run
+    emit_event(
+        LEFT,
+        resource={"prefect.resource.id": f"prefect.flow-run.{current.flow_run.id}"},
+        related=[
+            {
+                "prefect.resource.id": f"prefect.flow.{current.flow_run.flow_id}",
+                "prefect.resource.role": "flow",
+                "prefect.resource.name": current.flow.name if current.flow else "",
+            }
+        ],
+    )
 
 
 def _announce(gate: Gate, session: Session, summary: Mapping[str, Any], name: str) -> None:

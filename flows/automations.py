@@ -2,8 +2,10 @@
 
 A deployment's flow run sends heartbeats, where its worker's environment has PREFECT_FLOWS_HEARTBEAT_FREQUENCY. When
 none has come for LOST_SECONDS and no end either, its machine is gone: the first automation changes its state to
-Crashed. The second one posts of it, and of runs that a worker could not even start; of every other end the run's own
-hooks tell (`flows.hooks`), so that nobody hears twice.
+Crashed. So many seconds, since a server that was away has heard nothing either: started again, it crashes runs whose
+last heartbeat is older before their processes, which try again only now and then, have reached it. The second one
+posts of it, and of runs that a worker could not even start; of every other end the run's own hooks tell
+(`flows.hooks`), so that nobody hears twice.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from tasks.notifications import slack_block
 from vibethinker.errors import ConfigurationError
 
 FLOWS = ["vibethinker", "vibethinker-*"]  # names of this project's flows
-LOST_SECONDS = 90.0  # three heartbeats
+LOST_SECONDS = 300.0  # ten heartbeats; of a server that is away for less than 210 s none comes too late
+LEFT = "vibethinker.flow-run.left"  # event: a suspended run's process has ended, so that no heartbeat follows
 CRASH, POST = "vibethinker: crash runs without heartbeats", "vibethinker: tell of runs that are gone"
 LOST = "No heartbeat came from this run"  # by which the second automation knows what the first one did
 # What Prefect's workers say of a flow run whose process never came to be, or whose pod is gone: it has no hooks.
@@ -75,7 +78,7 @@ def _crash(seconds: float) -> Automation:
         description="Runs whose machine is gone, by their heartbeats.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in (*ends, *others))},
+            expect={"prefect.flow-run.heartbeat", LEFT, *(f"prefect.flow-run.{state}" for state in (*ends, *others))},
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=_of_ours(),
             for_each={"prefect.resource.id"},

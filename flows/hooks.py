@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from pydantic import ValidationError
 from flows.server import is_temporary
 from tasks.notifications import Message, tell
 from vibethinker import config as configuration
-from vibethinker import errors, runs
+from vibethinker import errors, locks, runs
 from vibethinker.artifacts import write_json
 from vibethinker.errors import VibeThinkerError
 from vibethinker.operations import Notifications
 
 NOTE = "prefect.json"  # of a run's folder: its flow run and where MLflow shows it
 LINES, TAIL = 12, 16384  # of a log: lines shown, bytes they are looked for in
+EARLIER_SECONDS = 60.0  # for a process that Prefect knows to have ended, to have ended
 INTERRUPTED = "aborted by an interrupt signal"  # what Prefect says of Ctrl-C
 REASONS = {"out_of_memory": "out of memory", "failure": "failed", "preempted": "stopped"}
 
@@ -41,6 +43,15 @@ def remember(folder: Path, mlflow: str | None) -> None:
     shown = mlflow if mlflow and mlflow.startswith(("http://", "https://")) else None
     note = {"flow_run_id": str(runtime.id or ""), "run_count": runtime.run_count, "mlflow": shown}
     write_json(folder / NOTE, note)
+
+
+def wait_for_earlier(workspace: Path) -> None:
+    """Where this flow run is started again, wait until its earlier process has let go of the run's folder, so that this
+    one can go on in it."""
+    folder = _folder(workspace, str(runtime.id))
+    limit = time.monotonic() + EARLIER_SECONDS
+    while folder and locks.is_held(folder / runs.ALIVE) and time.monotonic() < limit:
+        time.sleep(0.2)
 
 
 def ended(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:

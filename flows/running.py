@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import Pause, PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -32,6 +32,7 @@ from vibethinker.artifacts import check_workspace
 from vibethinker.errors import RejectedError
 from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
+from vibethinker.tracking import RunTracker
 
 
 class Running:
@@ -89,7 +90,8 @@ class Running:
             self.cluster.stop()
         limit = time.monotonic() + self.session.bench.leave_seconds
         for future in self._futures.values():
-            future.wait(max(0.0, limit - time.monotonic()))
+            with suppress(Pause):  # raised after each wait, once the flow run is suspended
+                future.wait(max(0.0, limit - time.monotonic()))
 
     def wait(self) -> BaseException | None:
         """Wait for all started steps; returns the first failure in the plan's order."""
@@ -119,6 +121,7 @@ def running(
     """
     logs.tell_sentences()
     with ExitStack() as stack:
+        stack.push(approvals.left)
         current = session.current()
         if current is None:
             folder = configuration.workspace(workspace)
@@ -129,6 +132,7 @@ def running(
             preflight.check(plan)
             check_workspace(folder)
             tier = preflight.try_sandbox(plan.config) if plan.config.runs_code() else None
+            hooks.wait_for_earlier(folder)
             current = stack.enter_context(session.opened(plan, Lines(plan), frozenset(refresh or ()), tier))
         if current.gpus:
             current.gpus.check()
@@ -143,6 +147,10 @@ def running(
             _finish(current, "failed")
             run.outcome = Failed(name="Rejected", message=str(error), data=error)
             return
+        except (approvals.Waits, Pause):
+            run.leave()
+            _suspend(current)
+            raise
         except BaseException:
             run.leave()
             _finish(current, "interrupted")
@@ -188,10 +196,27 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         if not artifacts.drain():
             get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
     if tracker:
-        if not tracker.close():
-            run.warn("Some of this run's measurements haven't reached MLflow yet: the same command sends them later.")
-        hooks.remember(run.folder, tracker.url)  # by now it knows the run's own page
+        _close(current, tracker)
     return run.save()
+
+
+def _suspend(current: Session) -> None:
+    """What there is to look at while the run waits for another process: no end, so no step of it is skipped."""
+    run, tracker = current.run, current.tracker
+    run.status = "suspended"
+    _write_page(current, run.save())
+    artifacts.drain()
+    if tracker:
+        tracker.finish("SCHEDULED")  # MLflow's word for what goes on later
+        _close(current, tracker)
+
+
+def _close(current: Session, tracker: RunTracker) -> None:
+    if not tracker.close():
+        current.run.warn(
+            "Some of this run's measurements haven't reached MLflow yet: the same command sends them later."
+        )
+    hooks.remember(current.run.folder, tracker.url)  # by now it knows the run's own page
 
 
 def _write_page(current: Session, summary: dict[str, Any]) -> Path:

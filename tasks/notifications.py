@@ -95,9 +95,19 @@ class Channels:
     addresses: list[str] = field(default_factory=list)
 
     @classmethod
+    def at_hand(cls, settings: Notifications) -> Channels:
+        """The channels that the environment names, for which nobody has to be asked."""
+        from pydantic import SecretStr
+
+        address = os.environ.get(WEBHOOK_VARIABLE)
+        webhook = slack_block()(url=SecretStr(address)) if address else None
+        return cls(webhook, os.environ.get(settings.apprise_variable, "").split())
+
+    @classmethod
     def of(cls, settings: Notifications) -> Channels:
-        """The channels that the environment and Prefect's blocks name; may ask the server."""
-        return cls(_webhook(settings), os.environ.get(settings.apprise_variable, "").split())
+        """Them, and where they have no webhook the one of Prefect's block; may ask the server."""
+        found = cls.at_hand(settings)
+        return found if found.webhook is not None else cls(_kept_webhook(settings), found.addresses)
 
     def __bool__(self) -> bool:
         return self.webhook is not None or bool(self.addresses)
@@ -169,14 +179,30 @@ def tell(
     """
     done = threading.Event()
 
+    def news() -> Message | None:
+        """What is to be sent, if it wasn't told already and doesn't come too soon."""
+        if folder is not None and name and not claim(folder, name):
+            return None
+        due, left_out = _due(workspace, f"{about} {message.kind}", settings.quiet_seconds)
+        return _with(message, left_out) if due else None
+
     def attempt() -> None:
         try:
-            channels = Channels.of(settings)
-            if not channels or (folder is not None and name and not claim(folder, name)):
+            channels = Channels.at_hand(settings)
+            sent = news() if channels else None
+            if sent is not None:
+                for sentence in channels.send(sent):
+                    say(sentence)
+            if channels.webhook is not None or (channels and sent is None):
                 return
-            due, left_out = _due(workspace, f"{about} {message.kind}", settings.quiet_seconds)
-            if due:
-                for sentence in channels.send(_with(message, left_out)):
+            # Only now, since the server may be away: that keeps no mail back.
+            try:
+                kept = Channels(_kept_webhook(settings))
+            except Exception as error:
+                say(redact(f"Prefect's server can't be asked for Slack's webhook ({type(error).__name__}: {error})."))
+                return
+            if kept and (sent := sent or news()) is not None:
+                for sentence in kept.send(sent.redacted(channels.secrets())):
                     say(sentence)
         except Exception as error:
             say(redact(f"The message {message.title!r} could not be sent ({type(error).__name__}: {error})."))
@@ -235,13 +261,10 @@ def slack_block() -> Any:
     return SlackWebhook
 
 
-def _webhook(settings: Notifications) -> Any:
-    """The environment's webhook, else the block's; None if there is neither."""
+def _kept_webhook(settings: Notifications) -> Any:
+    """The block's webhook; None if there is no such block."""
     from prefect.settings import PREFECT_API_URL
-    from pydantic import SecretStr
 
-    if address := os.environ.get(WEBHOOK_VARIABLE):
-        return slack_block()(url=SecretStr(address))
     if not PREFECT_API_URL.value() or find_spec("prefect_slack") is None:  # else Prefect starts a server to be asked
         return None
     try:

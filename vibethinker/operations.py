@@ -40,9 +40,6 @@ class Approvals(Settings):
 
     signal: bool = setting(False, "wait before the signal phase, which costs most", execution=True)
     promotion: bool = setting(False, "wait before the final model is registered", execution=True)
-    free_worker: bool = setting(
-        False, "leave the worker meanwhile (suspend) instead of staying on it (pause); deployments only", execution=True
-    )
     hours: float = setting(24.0, "how long it waits; then the run fails", unit="h", gt=0, execution=True)
 
 

@@ -5,8 +5,8 @@ logs/<step>.log, and state.json with the command that resumes and the run's numb
 may be set back. The summary is written anew at each change, so that `vibethinker status` can read it while the run goes
 on. A lock, `alive`, is held as long as the run's process lives; it tells `vibethinker gc` what not to touch.
 
-A run that was killed, interrupted or failed goes on in its own folder, and so in its own MLflow run, when it is started
-again: the newest run of exactly the same steps, unless its process still lives (`unfinished`).
+A run that was killed, interrupted, suspended or failed goes on in its own folder, and so in its own MLflow run, when it
+is started again: the newest run of exactly the same steps, unless its process still lives (`unfinished`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Run:
     """One run's folder and its summary.
 
     A step's `state` is waiting, running, done, cached, failed or skipped (it needed one that failed); the run's
-    `status` is running, completed, failed or interrupted. `goes_on` says that an earlier process had begun it.
+    `status` is running, completed, failed, interrupted or suspended (it goes on by an answer in Prefect). `goes_on`
+    says that an earlier process had begun it.
     """
 
     def __init__(self, plan: Plan, run_id: str | None = None) -> None:

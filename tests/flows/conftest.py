@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows import automations
 from flows.server import Server, environment
 from tests.leaks import PLANTED, Listening
 
@@ -53,6 +55,22 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield Api(server.url, {**os.environ, **environment(home), "PREFECT_API_URL": server.url})
     finally:
         server.close()
+
+
+@pytest.fixture
+def server(api: Api) -> Iterator[Api]:
+    """The session's server as this process's own; afterwards without automations, which would meet other tests."""
+    with temporary_settings({PREFECT_API_URL: api.url}):
+        try:
+            yield api
+        finally:
+            for one in registered(api):
+                httpx.delete(f"{api.url}/automations/{one['id']}")
+
+
+def registered(api: Api) -> list[dict[str, object]]:
+    ours = (automations.CRASH, automations.POST)
+    return [one for one in api.filter("automations") if one["name"] in ours]
 
 
 def vibethinker(*arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -17,12 +17,14 @@ import psutil
 import pytest
 import yaml
 
+from flows import automations
 from tests.flows.conftest import ROOT, Api, Finished, vibethinker
 from tests.flows.working import deployment_run, state_of, until, worker
 from tests.slack import Slack
 
 pytestmark = pytest.mark.service
 
+LOST_SECONDS = 40.0  # more than the 30 s between two heartbeats
 ALL = ("--set", "approvals.signal=true", "--set", "approvals.promotion=true")
 
 
@@ -50,7 +52,7 @@ def waiting(api: Api, run: subprocess.Popen[Any], key: str) -> tuple[dict[str, A
     limit = time.monotonic() + 120
     while time.monotonic() < limit and run.poll() is None:
         for flow_run in api.filter("flow_runs", flow_runs={"state": {"type": {"any_": ["PAUSED"]}}}):
-            asked = {"prefix": f"paused-{key}", "limit": 10}
+            asked = {"prefix": f"{flow_run['state_name'].lower()}-{key}", "limit": 10}
             inputs = httpx.post(f"{api.url}/flow_runs/{flow_run['id']}/input/filter", json=asked, timeout=30).json()
             if shown := [i["value"] for i in inputs if i["key"].endswith("-description")]:
                 return flow_run, json.loads(shown[0])
@@ -70,6 +72,21 @@ def versions(workspace: Path) -> int:
     from mlflow import MlflowClient
 
     return len(MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}").search_model_versions("name='vibethinker-micro'"))
+
+
+def mlflow_status(workspace: Path, run_id: str) -> str:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = f"tags.`vibethinker.run_id` = '{run_id}' and tags.`vibethinker.kind` = 'run'"
+    [run] = client.search_runs(experiments, wanted)
+    return run.info.status
+
+
+def events(api: Api, name: str) -> list[dict[str, Any]]:
+    found: Any = api.filter("events", filter={"event": {"name": [name]}, "related": {"id": []}})
+    return found["events"]
 
 
 def test_a_run_asks_before_the_signal_phase_and_ends_by_a_no(api: Api, micro: Finished, slack: Slack) -> None:
@@ -145,26 +162,39 @@ def test_a_run_that_is_started_again_asks_only_what_was_answered_by_no(api: Api,
 
 
 @pytest.mark.long
-def test_a_suspended_run_frees_its_worker_and_goes_on_by_a_yes(
-    api: Api, micro: Finished, slack: Slack, tmp_path: Path
+@pytest.mark.timeout(900)
+def test_a_deployment_s_run_frees_its_worker_and_goes_on_by_a_yes(
+    server: Api, micro: Finished, slack: Slack, tmp_path: Path
 ) -> None:
+    automations.register("there-is-none", lost_seconds=LOST_SECONDS)
     stages = yaml.safe_load((micro.folder / "config.yaml").read_text())["signal"]["stages"]
     stages[-1]["overrides"] = {"learning_rate": 0.00009}
     config = {
-        "approvals": {"signal": True, "free_worker": True},
+        "approvals": {"signal": True},
         "signal": {"stages": stages},
         "notifications": {"quiet_seconds": 0, "success": True},
     }
-    with worker(api, tmp_path / "worker", SLACK_WEBHOOK_URL=slack.url) as process:
-        id = deployment_run(api, "micro", workspace=str(micro.workspace), config=config)
-        flow_run, _ = waiting(api, process, "signal-0")
+    heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "SLACK_WEBHOOK_URL": slack.url}
+    with worker(server, tmp_path / "worker", **heard) as process:
+        id = deployment_run(server, "micro", workspace=str(micro.workspace), config=config)
+        flow_run, _ = waiting(server, process, "signal-0")
         assert (flow_run["id"], flow_run["state_name"]) == (id, "Suspended")
-        until(lambda: not psutil.Process(process.pid).children(recursive=True), 60)
         folder = newest(micro.workspace)
-        answer(api, flow_run, approve=True, by="Ada")
-        until(lambda: state_of(api, id) == "COMPLETED", 180)
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["status"] == "suspended"
+        assert {step["state"] for step in summary["steps"]} == {"cached", "waiting"}
+        assert mlflow_status(micro.workspace, folder.name) == "SCHEDULED"
+        until(lambda: not psutil.Process(process.pid).children(recursive=True), 60)
+        assert id in json.dumps(events(server, automations.LEFT))
+        time.sleep(LOST_SECONDS + 10)  # no heartbeat is missed
+        assert state_of(server, id) == "PAUSED"
+        answer(server, flow_run, approve=True, by="Ada")
+        until(lambda: state_of(server, id) not in ("SCHEDULED", "PENDING", "RUNNING"), 240)
+        assert state_of(server, id) == "COMPLETED"
+        slack.until(2)
     assert newest(micro.workspace) == folder  # the same run
     assert json.loads((folder / "summary.json").read_text())["status"] == "completed"
+    assert mlflow_status(micro.workspace, folder.name) == "FINISHED"
     titles = [post["blocks"][0]["text"]["text"].removeprefix(f"{folder.name} ") for post in slack.posts]
     assert titles == ["waits for approval: signal", "is finished"]
 

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import automations
 from flows.notify import notify
-from tests.flows.conftest import Api
+from tests.flows.conftest import Api, registered
 from tests.flows.working import deployment_run, state_of, until, worker
 from tests.slack import Slack
 from vibethinker import doctor
@@ -54,20 +53,25 @@ stub()
 """
 
 
-@pytest.fixture
-def server(api: Api) -> Iterator[Api]:
-    """The session's server as this process's own; afterwards without automations, which would meet other tests."""
-    with temporary_settings({PREFECT_API_URL: api.url}):
-        try:
-            yield api
-        finally:
-            for one in registered(api):
-                httpx.delete(f"{api.url}/automations/{one['id']}")
+LEAVING = """
+import sys, time
+from prefect import flow
+from prefect.exceptions import Pause
+from flows import approvals
 
+@flow(name="vibethinker-stub", flow_run_name="{name}")
+def stub(name):
+    time.sleep(2)  # so that its heartbeat is first
+    if name == "leaves-in-words":
+        approvals.left(Pause, Pause(), None)
+    raise Pause
 
-def registered(api: Api) -> list[dict[str, object]]:
-    ours = (automations.CRASH, automations.POST)
-    return [one for one in api.filter("automations") if one["name"] in ours]
+for name in sys.argv[1:]:
+    try:
+        stub(name)
+    except Pause:
+        pass
+"""
 
 
 def test_setup_keeps_the_webhook_and_registers_once(server: Api, slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,13 +148,21 @@ def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, sl
     assert len(slack.posts) == 1
 
 
+def test_no_heartbeat_is_missed_of_a_run_whose_process_has_left_it(server: Api) -> None:
+    automations.register("there-is-none", lost_seconds=10)
+    environ = {**server.environ, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    subprocess.run([sys.executable, "-c", LEAVING, "leaves-in-words", "leaves-without"], env=environ, check=True)
+    until(lambda: server.flow_run("leaves-without")["state_type"] == "CRASHED")
+    assert server.flow_run("leaves-in-words")["state_type"] == "RUNNING"  # though its heartbeat is older
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
     server: Api, slack: Slack, tmp_path: Path
 ) -> None:
     automations.save_webhook(slack.url, "of-the-test")
-    automations.register("of-the-test")
+    automations.register("of-the-test", lost_seconds=90)
     workspace = tmp_path / "workspace"
     heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "SLACK_WEBHOOK_URL": slack.url}
     parameters = {"workspace": str(workspace), "config": CONFIG}

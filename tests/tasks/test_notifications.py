@@ -163,6 +163,19 @@ def test_a_server_that_is_away_when_the_webhook_is_looked_for_is_a_warning(
     assert len(said) == 1
 
 
+def test_a_server_that_is_away_keeps_no_mail_back(
+    slack: Slack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLACK_WEBHOOK_URL")
+    monkeypatch.setenv("VIBETHINKER_APPRISE_URLS", f"json://{slack.address}")
+    monkeypatch.setattr(notifications, "SEND_SECONDS", 3.0)
+    said: list[str] = []
+    tell(FULL, SETTINGS, say=said.append, name="a", folder=tmp_path)
+    [post] = slack.posts
+    assert post["title"] == FULL.title
+    assert len(said) == 1  # of Slack
+
+
 def test_a_damaged_note_of_the_last_messages_is_none(slack: Slack, tmp_path: Path) -> None:
     (tmp_path / notifications.QUIET).write_text("{")
     said: list[str] = []

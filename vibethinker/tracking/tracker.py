@@ -23,7 +23,7 @@ from vibethinker.tracking.addresses import hidden, without_password
 from vibethinker.tracking.delivery import Child, Delivery, deliver_left_over
 from vibethinker.tracking.journal import Journal, Progress, read_all
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["FINISHED", "FAILED", "KILLED", "SCHEDULED"]
 
 LINGER = 1.0  # seconds in which further operations join a delivery
 RETRY = (2.0, 60.0)  # seconds before the first retry of an unreachable store, and the most
