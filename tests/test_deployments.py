@@ -72,6 +72,9 @@ def test_everything_in_an_image_is_pinned(name: str) -> None:
         assert not ({"vllm", "unsloth"} if not gpu else {"service", "slack", "postgres"}) & set(
             re.findall(r"--extra (\S+)", one)
         )
+    flows = [set(re.findall(r"--extra (\S+)", one)) for one in installs if "--extra service" in one]
+    assert all("s3" in one for one in flows), "or storage.url is of no use"
+    assert any("ray" in one for one in flows), "or scaling.runner=ray is"
     for word, rest in instructions(name):
         if word == "FROM" and not re.match(r"(build|base)\b", rest):
             assert re.match(r"\S+:\S*\$\{\w+\}\S* AS \w+", rest), "a tag with a version"
@@ -203,6 +206,14 @@ def test_compose_publishes_on_loopback_and_has_no_password_of_its_own(compose: d
             if SECRET.search(variable):
                 assert value is None or re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), f"{name}: {variable}"
     assert "://vibethinker:" not in (FOLDER / "compose.yaml").read_text(), "an address with a password"
+
+
+def test_messages_of_containers_link_to_where_browsers_are(compose: dict[str, Any]) -> None:
+    serves, shows = (compose["services"][name]["environment"] for name in ("worker", "prefect"))
+    assert shows["PREFECT_UI_API_URL"] == f"{serves['PREFECT_UI_URL']}/api"
+    [shared] = [one["data"] for _, one in resources() if one["kind"] == "ConfigMap" and "DO_NOT_TRACK" in one["data"]]
+    [prefect] = [pod["containers"][0] for name, pod in pods() if name == "prefect.yaml"]
+    assert {"name": "PREFECT_UI_API_URL", "value": f"{shared['PREFECT_UI_URL']}/api"} in prefect["env"]
 
 
 def test_every_service_is_watched_restarted_and_waited_for(compose: dict[str, Any]) -> None:
