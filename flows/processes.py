@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from vibethinker.errors import ConfigurationError
 
 MARK = "VIBETHINKER_SERVICE"  # the variable by which a service's processes are found
 LOOK_SECONDS = 0.1
+SAVE_SECONDS = 50.0  # for flow runs that save what they have; their steps get 30 of them
 _PROC = Path("/proc")
 
 
@@ -97,6 +98,19 @@ def marked(mark: str) -> list[Process]:
                 if pid != os.getpid() and (started := _started(pid)):
                     found.append(Process(pid, started))
     return found
+
+
+def stop_flow_runs(mark: str, besides: Collection[int], say: Callable[[str], None]) -> None:
+    """End the flow runs that carry this mark, also those whose worker is gone. To be called before the worker is asked
+    to end, since that kills them at once.
+
+    Args:
+        besides: the servers and workers of that mark; what is in a session of theirs is no flow run.
+    """
+    if runs := [one for one in marked(mark) if session(one) not in besides]:
+        say("Flow runs are under way, and save what they have ...")
+        if not stop_all(runs, SAVE_SECONDS):
+            say(f"Some didn't end in {SAVE_SECONDS:.0f} s and were killed.")
 
 
 def session(process: Process) -> int:

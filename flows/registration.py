@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,15 @@ def deploy(environ: Mapping[str, str]) -> list[str]:
         ConfigurationError: there is no prefect.yaml.
         InfrastructureError: the server refused a deployment.
     """
+    from prefect.exceptions import ObjectAlreadyExists
     from prefect.variables import Variable
 
     digest, there = _digest(), _deployed()
     if Variable.get(DEPLOYED) == digest and _names() <= there:
         return []
     _deploy(environ, there)
-    Variable.set(DEPLOYED, digest, overwrite=True)
+    with suppress(ObjectAlreadyExists):
+        Variable.set(DEPLOYED, digest, overwrite=True)
     return [f"{len(_names())} deployments"]
 
 
@@ -76,7 +79,7 @@ def heard(name: str) -> float | None:
 def _pool() -> list[str]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
     from prefect.workers.process import ProcessWorker
 
     made = []
@@ -85,10 +88,10 @@ def _pool() -> list[str]:
             pool = client.read_work_pool(POOL)
         except ObjectNotFound:
             template = ProcessWorker.get_default_base_job_template()
-            pool = client.create_work_pool(
-                WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template)
-            )
-            made.append(f"work pool {POOL}")
+            with suppress(ObjectAlreadyExists):  # by a worker that began at the same moment; so for what follows
+                client.create_work_pool(WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template))
+                made.append(f"work pool {POOL}")
+            pool = client.read_work_pool(POOL)
         if pool.type != ProcessWorker.type:
             raise ConfigurationError(
                 f"The server's work pool {POOL} is of type {pool.type}, and `up` starts a worker for processes: start "
@@ -97,8 +100,9 @@ def _pool() -> list[str]:
         there = {queue.name: queue for queue in client.read_work_queues(work_pool_name=POOL)}
         for name, priority in QUEUES.items():
             if name not in there:
-                client.create_work_queue(name=name, work_pool_name=POOL, priority=priority)
-                made.append(f"work queue {name}")
+                with suppress(ObjectAlreadyExists):
+                    client.create_work_queue(name=name, work_pool_name=POOL, priority=priority)
+                    made.append(f"work queue {name}")
     return made
 
 

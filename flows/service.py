@@ -31,7 +31,6 @@ from vibethinker.runs import program
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
 STOP_SECONDS = 15.0
-SAVE_SECONDS = 50.0  # for flow runs that save what they have; their steps get 30 of them
 
 
 @click.command()
@@ -111,13 +110,8 @@ def _alone(workspace: Path) -> Iterator[Path]:
 
 
 def _stop_runs(state: State) -> None:
-    """End the flow runs, also those whose worker is gone; a worker that is stopped would kill them at once."""
     ours = {part.process.pid for part in state.parts.values() if part.process}
-    runs = [one for one in processes.marked(state.mark) if processes.session(one) not in ours]
-    if runs:
-        click.echo("Flow runs are under way, and save what they have ...")
-        if not processes.stop_all(runs, SAVE_SECONDS):
-            click.echo(f"Some didn't end in {SAVE_SECONDS:.0f} s and were killed.")
+    processes.stop_flow_runs(state.mark, ours, click.echo)
 
 
 # ---- Prefect's server ----

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from flows import processes
 from flows.server import lasting
 from vibethinker import __version__
 
@@ -70,6 +72,9 @@ def test_everything_in_an_image_is_pinned(name: str) -> None:
         assert not ({"vllm", "unsloth"} if not gpu else {"service", "slack", "postgres"}) & set(
             re.findall(r"--extra (\S+)", one)
         )
+    flows = [set(re.findall(r"--extra (\S+)", one)) for one in installs if "--extra service" in one]
+    assert all("s3" in one for one in flows), "or storage.url is of no use"
+    assert any("ray" in one for one in flows), "or scaling.runner=ray is"
     for word, rest in instructions(name):
         if word == "FROM" and not re.match(r"(build|base)\b", rest):
             assert re.match(r"\S+:\S*\$\{\w+\}\S* AS \w+", rest), "a tag with a version"
@@ -107,6 +112,58 @@ def test_an_image_runs_as_a_user_tells_its_health_and_has_no_secret(name: str) -
         if one.startswith("!"):
             assert (ROOT / one[1:]).exists(), one
     assert "deployments/.env" in (ROOT / ".gitignore").read_text()
+
+
+# ---- what a worker's container runs ----
+
+# As Prefect's worker does: at SIGTERM it sends itself SIGINT, by which it ends, and its flow runs are killed.
+WORKER = f"""#!{sys.executable}
+import os, signal, subprocess, sys, time
+run = subprocess.Popen([sys.executable, "-c", os.environ["RUN"]], start_new_session=True, stdout=subprocess.PIPE)
+run.stdout.readline()
+signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+try:
+    print("up", flush=True)
+    if os.environ["ENDS"]:
+        sys.exit(7)
+    run.wait()
+    print("the run has ended", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    run.kill()
+    sys.exit(7)
+"""
+RUN = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1)
+    open("{saved}", "w").close()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not processes._PROC.is_dir(), reason="flow runs are found by /proc")
+@pytest.mark.parametrize("ends", ["", "by itself"])
+def test_flow_runs_save_before_their_worker_s_container_ends(ends: str, tmp_path: Path) -> None:
+    saved, python = tmp_path / "saved", f'case "$*" in *registration*) ;; *) exec "{sys.executable}" "$@" ;; esac\n'
+    for name, text in (("prefect", WORKER), ("python", f"#!/bin/sh\n{python}")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ENDS": ends}
+    environ["RUN"] = RUN.format(saved=saved)
+    script = ["sh", str(FOLDER / "worker.sh")]
+    with subprocess.Popen(script, env=environ, stdout=subprocess.PIPE, text=True) as container:
+        assert container.stdout
+        assert container.stdout.readline() == "up\n"
+        if not ends:
+            container.terminate()
+        said = container.stdout.read()
+    assert container.returncode == 7, said
+    assert saved.exists(), said
+    assert ("the run has ended" in said) is (not ends)
 
 
 # ---- compose ----
@@ -149,6 +206,14 @@ def test_compose_publishes_on_loopback_and_has_no_password_of_its_own(compose: d
             if SECRET.search(variable):
                 assert value is None or re.fullmatch(r"\$\{\w+:\?[^}]+\}", value), f"{name}: {variable}"
     assert "://vibethinker:" not in (FOLDER / "compose.yaml").read_text(), "an address with a password"
+
+
+def test_messages_of_containers_link_to_where_browsers_are(compose: dict[str, Any]) -> None:
+    serves, shows = (compose["services"][name]["environment"] for name in ("worker", "prefect"))
+    assert shows["PREFECT_UI_API_URL"] == f"{serves['PREFECT_UI_URL']}/api"
+    [shared] = [one["data"] for _, one in resources() if one["kind"] == "ConfigMap" and "DO_NOT_TRACK" in one["data"]]
+    [prefect] = [pod["containers"][0] for name, pod in pods() if name == "prefect.yaml"]
+    assert {"name": "PREFECT_UI_API_URL", "value": f"{shared['PREFECT_UI_URL']}/api"} in prefect["env"]
 
 
 def test_every_service_is_watched_restarted_and_waited_for(compose: dict[str, Any]) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
+import yaml
 from prefect.server.schemas.actions import WorkPoolCreate
 from prefect.workers.base import BaseJobConfiguration
 
@@ -64,7 +66,43 @@ def test_a_job_asks_for_gpus_and_mounts_the_workspace(template: dict[str, Any]) 
     assert made.env["VIBETHINKER_WORKSPACE"] in [m["mountPath"] for m in container["volumeMounts"]]
     assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "mine"}
-    assert container["envFrom"] == [{"secretRef": {"name": "vibethinker", "optional": True}}]
+
+
+def test_defaults_fit_the_repository_s_manifests_and_images(template: dict[str, Any]) -> None:
+    """Checked against gpu-worker.yaml, in whose place the jobs are."""
+    manifests = [one for path in TEMPLATE.parent.glob("*.yaml") for one in yaml.safe_load_all(path.read_text())]
+    [worker] = [one["spec"]["template"] for one in manifests if one.get("metadata", {}).get("name") == "gpu-worker"
+                and one["kind"] == "StatefulSet"]  # fmt: skip
+    job = filled(template).job_manifest
+    made = job["spec"]["template"]
+    [theirs], [ours] = worker["spec"]["containers"], made["spec"]["containers"]
+    assert made["spec"]["securityContext"] == worker["spec"]["securityContext"]
+    assert ours["image"] == theirs["image"]
+    for reference in ("configMapRef", "secretRef"):
+        [name], [wanted] = (
+            [one[reference]["name"] for one in c["envFrom"] if reference in one] for c in (ours, theirs)
+        )
+        assert name == wanted
+    for volume in made["spec"]["volumes"]:
+        if claim := volume.get("persistentVolumeClaim"):
+            assert {"name": volume["name"], "persistentVolumeClaim": claim} in worker["spec"]["volumes"]
+    [policy] = [one["spec"] for one in manifests if one.get("metadata", {}).get("name") == "servers"]
+    let_in = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+    assert let_in.items() <= made["metadata"]["labels"].items()
+    assert job["metadata"]["namespace"] in {one["metadata"]["name"] for one in manifests if one["kind"] == "Namespace"}
+    user = made["spec"]["securityContext"]
+    dockerfile = (TEMPLATE.parents[1] / "Dockerfile.trainer").read_text()
+    assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
+
+
+@pytest.mark.parametrize("release", ["1.30", "1.37"])
+def test_kubernetes_takes_the_job(template: dict[str, Any], release: str) -> None:
+    job = filled(template, name="micro", labels={"team": "a"}).job_manifest
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    # prefect-kubernetes' worker makes a list of the variables, and words of the command.
+    container["env"] = [{"name": name, "value": value} for name, value in container.get("env", {}).items()]
+    container.setdefault("args", ["prefect", "flow-run", "execute"])
+    kubernetes_validate.validate(job, release, strict=True)
 
 
 def test_a_pod_leaves_trainings_the_time_to_save(template: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,9 +18,11 @@ import httpx
 import pytest
 import yaml
 
+from flows.processes import SAVE_SECONDS
 from flows.server import free_port
 from tests import postgres
 from tests.flows.conftest import ROOT, Api
+from tests.flows.working import deployment_run
 from tests.leaks import Listening, beyond_loopback, leaks
 
 pytestmark = [pytest.mark.service, pytest.mark.long]
@@ -37,7 +40,7 @@ def running(command: list[str], environ: dict[str, str], printed: Path) -> Itera
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(30)
+                process.wait(SAVE_SECONDS + 30)  # of the worker's script
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -124,14 +127,23 @@ def check_leases(api: str, home: Path) -> None:
     assert (home / "concurrency_leases" / f"{lease['lease_id']}.json").is_file()
 
 
-def test_a_worker_s_container_registers_everything_and_tells_its_health(api: Api, tmp_path: Path) -> None:
-    port = str(free_port())
+def test_a_worker_s_container_registers_everything_tells_its_health_and_lets_runs_save(
+    api: Api, tmp_path: Path
+) -> None:
+    port, printed = str(free_port()), tmp_path / "printed"
     environ = {**api.environ, "PATH": PATH, "CUDA_VISIBLE_DEVICES": "", "PREFECT_WORKER_WEBSERVER_PORT": port}
-    printed = tmp_path / "printed"
+    environ["VIBETHINKER_WORKSPACE"] = str(tmp_path / "workspace")
     with Listening() as listening, running(["sh", "deployments/worker.sh"], environ, printed) as worker:
         health = f"http://127.0.0.1:{port}/health"
         until(lambda: httpx.get(health).status_code == 200 and online(api), worker, printed)
-    assert {"micro", "tiny", "vibethinker-1.5b"} <= {one["name"] for one in api.filter("deployments")}
+        assert {"micro", "tiny", "vibethinker-1.5b"} <= {one["name"] for one in api.filter("deployments")}
+        id = deployment_run(api, "micro", profile="micro")
+        until(lambda: "RUNNING" in {t["state_type"] for t in api.task_runs(id).values()}, worker, printed)
+        worker.terminate()
+        assert worker.wait(SAVE_SECONDS + 30) == 0, printed.read_text()
+    [summary] = (tmp_path / "workspace" / "runs").glob("*/summary.json")
+    assert json.loads(summary.read_text())["status"] == "interrupted", "the run itself said so, so it wasn't killed"
+    assert "killed" not in printed.read_text()
     assert "127.0.0.1" in listening.addresses
     assert not beyond_loopback(listening.addresses)
     httpx.delete(f"{api.url}/work_pools/vibethinker").raise_for_status()
