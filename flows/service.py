@@ -192,10 +192,11 @@ def _registered_and_working(state: State, workspace: Path) -> list[str]:
         environ = {
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_CLIENT_MAX_RETRIES": str(RETRIES),
-            "MLFLOW_TRACKING_URI": state.mlflow.url,
-            **parts.environ_of(state),  # with the password of somebody else's address
+            **parts.environ_of(state),
             configuration.WORKSPACE_VARIABLES[0]: str(workspace),
         }
+        if state.mlflow.ours:  # somebody else's is in the environment, with its password
+            environ["MLFLOW_TRACKING_URI"] = state.mlflow.url
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", registration.POOL, "--name", name]
         parts.start(state, state.worker, command, environ, "worker.log")
     made += registration.deploy(parts.environ_of(state))
