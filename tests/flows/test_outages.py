@@ -200,11 +200,26 @@ def test_a_prefect_worker_that_is_told_to_stop_leaves_no_process(
     api: Api, deployed: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"
-    config = {**CONFIG, "execution": {"checkpoints": {"seconds": 3600, "every": 1000}}}  # none but the one at the end
-    started(api, workspace, config, lambda: training(workspace))
-    deployed.send_signal(signal.SIGTERM)
+    started(api, workspace)
+    deployed.send_signal(signal.SIGTERM)  # it kills its flow runs at once
     deployed.wait(timeout=120)
     until(lambda: not of_workspace(workspace), 60)
+
+
+def test_the_script_around_a_worker_lets_flow_runs_save_first(api: Api, tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    environ = {
+        **api.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PREFECT_WORKER_WEBSERVER_PORT": str(server.free_port()),
+    }
+    config = {**CONFIG, "execution": {"checkpoints": {"seconds": 3600, "every": 1000}}}  # none but the one at the end
+    with running(["sh", "deployments/worker.sh"], environ, tmp_path / "worker") as worker:
+        until(lambda: api.filter("deployments", deployments={"name": {"any_": ["micro"]}}))
+        started(api, workspace, config, lambda: training(workspace))
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=120) == 0, (tmp_path / "worker").read_text()
+    assert not of_workspace(workspace)
     assert saved(workspace)
 
 
