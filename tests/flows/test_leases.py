@@ -147,7 +147,7 @@ def test_a_server_that_does_not_answer_is_an_infrastructure_failure(tmp_path: Pa
 
 def test_a_waiting_step_says_whom_it_waits_for(two_gpus: dict[str, str], tmp_path: Path) -> None:
     one_gpu = {**two_gpus, "CUDA_VISIBLE_DEVICES": "7"}
-    holder = start(one_gpu, tmp_path / "one", ("signal", 6.0))
+    holder = start(one_gpu, tmp_path / "one", ("signal", 12.0))  # longer than the other takes to begin
     assert first_line(holder)["lease"] == limit_name("7")
     found = finish(start(one_gpu, tmp_path / "two", ("specialist", 0.1)))
     assert found["specialist-0"]["waited"] == [f"waits for another run's end on {limit_name('7')}"]

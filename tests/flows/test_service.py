@@ -90,7 +90,12 @@ class Service:
 
     def post(self, deployment: str, **body: Any) -> httpx.Response:
         [found] = self.api.filter("deployments", deployments={"name": {"any_": [deployment]}})
-        return httpx.post(f"{self.api.url}/deployments/{found['id']}/create_flow_run", json=body, timeout=30)
+        for _ in range(10):
+            answer = httpx.post(f"{self.api.url}/deployments/{found['id']}/create_flow_run", json=body, timeout=30)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is locked; Prefect's client asks again
+                break
+            time.sleep(1)
+        return answer
 
     def start(self, config: Mapping[str, Any], **body: Any) -> str:
         """The id of a new run of the deployment `micro`."""
