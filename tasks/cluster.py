@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
@@ -28,7 +27,7 @@ from prefect.tasks import Task
 
 from tasks import artifacts
 from tasks.logs import Teller
-from tasks.recipe import cached, outcome, pause_before_retry, tell_made, worth_retrying
+from tasks.recipe import OPTIONS, cached, outcome, pause_before_retry, tell_made
 from tasks.session import Session, named_inputs
 from tasks.workbench import Workbench
 from vibethinker import hardware
@@ -93,13 +92,7 @@ def resources(config: Config, step: Step, gpus_there: bool) -> dict[str, float]:
 def cluster_task(title: str) -> Task[[str, str, Description], Any]:
     """The task that runs a step of one kind on the cluster; each of its runs is named after its step."""
 
-    @task(
-        name=title,
-        task_run_name="{step_id}",
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retry_condition_fn=worth_retrying,
-    )
+    @task(name=title, **OPTIONS)
     def run_step(run_id: str, step_id: str, description: Description) -> Any:
         return _run(description)
 
@@ -121,8 +114,7 @@ def tell(session: Session, step: Step, state: State[Any]) -> None:
         where = session.config.storage.url or "the workspace, which the cluster's machines must share with this one"
         raise InfrastructureError(f"The cluster says that {step.id} is done but its output is not in {where}.")
     session.finished(step)
-    if session.tracker and artifact.manifest.get("run_id") == session.run.id:
-        tell_made(session.tracker, step, artifact)
+    tell_made(session, step, artifact)
     done = "cached" if state.name == "Cached" else "done"
     session.run.update(step.id, done, artifact)
     session.display.state(step, done, f"{artifact.manifest['seconds']:.0f} s" if done == "done" else "")
@@ -136,7 +128,7 @@ def lost(session: Session, step: Step, error: BaseException) -> None:
 
 def _failed(session: Session, step: Step, error: VibeThinkerError) -> None:
     session.failures[step.id] = error
-    session.run.update(step.id, "failed", error=str(error))
+    session.run.update(step.id, "failed", error=error)
     session.display.state(step, "failed", str(error))
 
 

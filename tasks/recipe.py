@@ -31,7 +31,7 @@ from vibethinker.config import Config
 from vibethinker.errors import InfrastructureError, VibeThinkerError
 from vibethinker.plan import Step, role_of
 from vibethinker.steps import measured
-from vibethinker.tracking import RunTracker, StepTracker
+from vibethinker.tracking import StepTracker
 from vibethinker.worker.host import Event
 
 CARD, METRICS = ("card.html", "card.json"), "metrics.jsonl"
@@ -44,21 +44,23 @@ class StepTask(NamedTuple):
     task: Task[[str, str], Any]
 
 
-def worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Whether a task's failure is infrastructure's."""
+def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), InfrastructureError)
+
+
+# Of every task that runs a step, wherever.
+OPTIONS: dict[str, Any] = {
+    "task_run_name": "{step_id}",
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+    "retry_condition_fn": _worth_retrying,
+}
 
 
 def step_task(title: str, kind: str) -> StepTask:
     """The task for one kind of step; each of its runs is named after its step."""
 
-    @task(
-        name=title,
-        task_run_name="{step_id}",
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retry_condition_fn=worth_retrying,
-    )
+    @task(name=title, **OPTIONS)
     def run_step(run_id: str, step_id: str) -> Any:
         session = find(run_id)
         return _run(session, session.plan[step_id])
@@ -83,11 +85,7 @@ def _run(session: Session, step: Step) -> Any:
         session.finished(step)
         session.run.update(step.id, "cached", artifact)
         session.display.state(step, "cached")
-        if (tracker := session.tracker) is not None:
-            # Where another run made it while this one waited, this one may have been killed before it told the end.
-            mine = artifact.manifest.get("run_id") == session.run.id
-            if mine or tracker.begun(step.id, step.fingerprint):
-                tell_made(tracker, step, artifact)
+        tell_made(session, step, artifact)
         return cached(step, artifact)
     get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
     tracked = None
@@ -177,9 +175,13 @@ def pause_before_retry(
     return execution.retry_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
 
 
-def tell_made(tracker: RunTracker, step: Step, artifact: Artifact) -> None:
-    """Tell MLflow what an earlier process of this run published and may not have lived to tell."""
-    if tracker.ended(step.id, step.fingerprint):
+def tell_made(session: Session, step: Step, artifact: Artifact) -> None:
+    """Tell MLflow what another process of this run published, and may not have lived to tell. Where another run made it
+    while this one waited, this one may have been killed after it had told the beginning."""
+    tracker = session.tracker
+    if tracker is None or tracker.ended(step.id, step.fingerprint):
+        return
+    if artifact.manifest.get("run_id") != session.run.id and not tracker.begun(step.id, step.fingerprint):
         return
     tracked = tracker.step(step.id, step.fingerprint)
     metrics = artifact.folder / METRICS
