@@ -22,13 +22,12 @@ from vibethinker.agreement import disagreements
 from vibethinker.data.settings import DataSettings
 from vibethinker.errors import ConfigurationError
 from vibethinker.messages import did_you_mean, explain
-from vibethinker.operations import Approvals, Notifications, Scaling, Storage
+from vibethinker.operations import Approvals, Execution, Notifications, Scaling, Storage, Tracking, Worker
 from vibethinker.settings import (
     CODE_DOMAIN,
     MATH_DOMAINS,
     BaseModelSettings,
     Evaluation,
-    Execution,
     Objective,
     Prompts,
     Sandbox,
@@ -36,9 +35,7 @@ from vibethinker.settings import (
     Signal,
     Spectrum,
     Stage,
-    Tracking,
     Verification,
-    Worker,
     setting,
 )
 

@@ -1,4 +1,5 @@
-"""The typed settings of every room, as pydantic models; `vibethinker.config` puts them together and loads them.
+"""The typed settings of what is computed, as pydantic models; `vibethinker.config` puts them together with those of how
+(`vibethinker.operations`) and of the data, and loads them.
 
 Every field states its unit and where its default comes from (see RECIPE.md: [1.5B], [3B], [seed], [choice]).
 A field marked `execution` changes how a step runs and never what it computes: it is left out of fingerprints.
@@ -6,15 +7,12 @@ A field marked `execution` changes how a step runs and never what it computes: i
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
 CODE_DOMAIN = "code"
-_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|WEBHOOK_URL)$", re.IGNORECASE)
 
 
 class Settings(BaseModel):
@@ -263,151 +261,3 @@ class Sandbox(Settings):
     processes: int = setting(32, "processes at once", ge=2)
     files: int = setting(64, "open files of a process", ge=16)
     disk: int = setting(64, "size of its private folder", unit="MiB", ge=1)
-
-
-class Worker(Settings):
-    """The interpreter in which steps run, which needs no Prefect."""
-
-    python: str | None = setting(None, "interpreter of the training environment; None is this one", execution=True)
-    env: dict[str, str] = setting(dict, "environment variables added for it", execution=True)
-
-    @field_validator("env")
-    @classmethod
-    def _holds_no_secret(cls, env: dict[str, str]) -> dict[str, str]:
-        if found := next((name for name in env if _SECRET.search(name)), None):
-            raise ValueError(
-                f"worker.env.{found} would be recorded with the run: set it in the environment of the run, which its "
-                "steps inherit"
-            )
-        return env
-
-
-class Vllm(Settings):
-    """How vLLM runs where it samples."""
-
-    memory: float = setting(
-        0.9, "share of the GPU's memory it takes where it has the GPU alone", gt=0, le=1, execution=True
-    )
-    shared_memory: float = setting(0.4, "share it takes beside a trainer, in signal stages", gt=0, lt=1, execution=True)
-    sleep: bool = setting(
-        False, "give its memory back while the trainer computes, and take it again; needed for long contexts",
-        execution=True,
-    )  # fmt: skip
-    eager: bool = setting(False, "start without compiling: sooner ready, slower after", execution=True)
-
-
-class TrainerCheckpoints(Settings):
-    """The state of a training under way, from which a killed one goes on."""
-
-    seconds: float = setting(
-        60, "least time between two, more where saving takes over 2 % of it; 0: after each update", unit="s", ge=0,
-        execution=True,
-    )  # fmt: skip
-    keep: int = setting(2, "newest ones that are kept", ge=1, execution=True)
-    every: int | None = setting(
-        None, "updates after which one is saved in any case, and kept until the step is done", ge=1, execution=True
-    )
-
-
-class Divergence(Settings):
-    """When a training counts as diverged, what is kept then, and whether it may go back.
-
-    A loss or gradient that is NaN or infinite always counts. The bounds are far from what sound trainings show: a false
-    halt costs money too. None of these is in a fingerprint: they decide whether a training ends, and what it computes
-    only where it would have ended; the manifest says so then, with the rates.
-    """
-
-    window: int = setting(
-        20, "updates in a row that have to show a sign, and first updates whose means later ones are held to",
-        unit="steps", ge=1, execution=True,
-    )  # fmt: skip
-    entropy: float | None = setting(
-        0.02, "share of the entropy at first below which the policy has collapsed; None: never. Plain GRPO is known to "
-        "fall to some hundredths and to go on learning", gt=0, lt=1, execution=True,
-    )  # fmt: skip
-    truncated: float | None = setting(
-        0.9, "share of truncated rollouts from which lengths have run away, if it was below half of that at first; "
-        "None: never", gt=0, le=1, execution=True,
-    )  # fmt: skip
-    repeating: float | None = setting(
-        0.5, "share of rollouts ending in a loop from which repetition has run away, if it was below half of that at "
-        "first; None: never", gt=0, le=1, execution=True,
-    )  # fmt: skip
-    all_wrong: int = setting(
-        20, "updates in a row without a right rollout, where the accuracy before makes that no accident; 0: never",
-        unit="steps", ge=0, execution=True,
-    )  # fmt: skip
-    all_right: int = setting(
-        100, "updates in a row without a wrong rollout; 0: never. Many, since a small stage may end so",
-        unit="steps", ge=0, execution=True,
-    )  # fmt: skip
-    rollbacks: int = setting(
-        0, "how often a training may go back to its last healthy checkpoint instead of halting", ge=0, execution=True
-    )
-    rollback_rate: float = setting(
-        0.5, "what all learning rates are multiplied by each time", gt=0, lt=1, execution=True
-    )
-
-
-class Execution(Settings):
-    """How, never what."""
-
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "where steps compute", execution=True)
-    slots: int | None = setting(None, "steps that run at once; None: 2 on a CPU, one a GPU", ge=1, execution=True)
-    threads: int | None = setting(None, "CPU threads a step; None: cores / slots", ge=1, execution=True)
-    generation_batch: int | None = setting(
-        None, "completions decoded at once; None: 1024 by vLLM, else 256", unit="sequences", ge=1, execution=True
-    )
-    engine: Literal["auto", "transformers", "vllm"] = setting(
-        "auto", "what samples completions; auto is vLLM where it is installed and there is a GPU", execution=True
-    )
-    vllm: Vllm = setting(Vllm, "how vLLM runs", execution=True)
-    gradient_checkpointing: bool | None = setting(
-        None, "compute activations again in the backward pass; None: on a GPU where they would not fit", execution=True
-    )
-    steps_per_gpu: int = setting(1, "specialists, probes and evaluations that share one GPU", ge=1, execution=True)
-    processes: int = setting(
-        1, "processes of one training step, each on a GPU of its own (or a part of the CPU)", ge=1, execution=True
-    )
-    sharding: Literal["ddp", "fsdp"] = setting(
-        "ddp", "several processes: each holds the whole model (DDP), or a part of it (FSDP2)", execution=True
-    )
-    checkpoints: TrainerCheckpoints = setting(TrainerCheckpoints, "the state of a training under way", execution=True)
-    divergence: Divergence = setting(Divergence, "when a training counts as diverged", execution=True)
-    stall_seconds: float = setting(600, "silence after which a step counts as stalled", unit="s", gt=0, execution=True)
-    timeout_seconds: float | None = setting(
-        None, "most that one start of a step may take; it then saves what it has and the run fails", unit="s", gt=0,
-        execution=True,
-    )  # fmt: skip
-    stop_seconds: float = setting(
-        30, "most that a step that is asked to stop may take to save what it has; then it is killed. A large model "
-        "needs more, and what stops the run must wait as long: Prefect's process worker kills a cancelled flow after "
-        "30 s", unit="s", gt=0, execution=True,
-    )  # fmt: skip
-    retries: int = setting(3, "attempts after an infrastructure failure", ge=0, execution=True)
-    retry_seconds: float = setting(
-        15, "wait before the first of them, doubled each time, give or take a half at random", unit="s", ge=0,
-        execution=True,
-    )  # fmt: skip
-    gpu: str | None = setting(None, "GPU that `plan` estimates for, for example `H100`", execution=True)
-    price: float | None = setting(None, "price of that GPU", unit="USD an hour", ge=0, execution=True)
-
-
-class Tracking(Settings):
-    """MLflow."""
-
-    uri: str | None = setting(
-        None, "tracking server; None: MLFLOW_TRACKING_URI, else SQLite in the workspace", execution=True
-    )
-    experiment: str = setting("vibethinker", "name of the experiment", execution=True)
-    registered_model: str | None = setting(None, "registry name of the final model; None: vibethinker-<profile>")
-
-    @field_validator("uri")
-    @classmethod
-    def _holds_no_secret(cls, uri: str | None) -> str | None:
-        parts = urlsplit(uri or "")
-        if parts.password or "password" in parse_qs(parts.query):
-            raise ValueError(
-                "tracking.uri has a password, which would be recorded with the run: set MLFLOW_TRACKING_URI instead"
-            )
-        return uri

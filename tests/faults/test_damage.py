@@ -16,7 +16,7 @@ from tests.test_artifacts import FINGERPRINT, safetensors
 from vibethinker import artifacts, validation
 from vibethinker.artifacts import Store, seal
 from vibethinker.errors import ConfigurationError, InfrastructureError
-from vibethinker.settings import TrainerCheckpoints
+from vibethinker.operations import TrainerCheckpoints
 from vibethinker.training.resuming import Resumable
 
 

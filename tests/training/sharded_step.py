@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from tests.leaks import beyond_loopback
 from vibethinker import preemption
 from vibethinker.models import load_tokenizer
-from vibethinker.settings import BaseModelSettings, Sft, TrainerCheckpoints
+from vibethinker.operations import TrainerCheckpoints
+from vibethinker.settings import BaseModelSettings, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import processes, resumable, sft
 from vibethinker.training.common import Run

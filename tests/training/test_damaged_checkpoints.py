@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Emitted
 from tests.training.stopping import Fragile, Killed, die, files, prepared, restarted, trained
-from vibethinker.settings import TrainerCheckpoints
+from vibethinker.operations import TrainerCheckpoints
 from vibethinker.training.resumable import Resumable
 
 KINDS = ("base", "sft", "sft-packed-lora", "signal")

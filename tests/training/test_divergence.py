@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from vibethinker.settings import Divergence
+from vibethinker.operations import Divergence
 from vibethinker.training.divergence import Sign, Watch, not_finite, repeats
 
 WINDOW = 4

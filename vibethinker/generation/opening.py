@@ -16,7 +16,7 @@ from vibethinker.generation import Engine
 from vibethinker.generation.kinds import kind
 from vibethinker.models.files import check_model_folder, is_adapter
 from vibethinker.models.loading import load_model, load_tokenizer
-from vibethinker.settings import Vllm
+from vibethinker.operations import Vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

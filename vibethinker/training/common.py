@@ -19,7 +19,8 @@ from vibethinker.errors import OutOfMemoryError
 from vibethinker.footprint import Shape, Training, checkpointing
 from vibethinker.models.files import CONFIG
 from vibethinker.models.trainable import load_trainable
-from vibethinker.settings import BaseModelSettings, Divergence, Objective, Sft, TrainerCheckpoints
+from vibethinker.operations import Divergence, TrainerCheckpoints
+from vibethinker.settings import BaseModelSettings, Objective, Sft
 from vibethinker.steps import Emitter, StepContext
 from vibethinker.training import processes
 from vibethinker.training.callbacks import Reporter

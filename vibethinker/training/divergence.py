@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 from transformers import TrainerCallback
 
-from vibethinker.settings import Divergence
+from vibethinker.operations import Divergence
 from vibethinker.training import processes
 
 PERIOD, TIMES, LEAST = 64, 4, 32  # tokens of a passage at most, how often it comes in a row, tokens of all of them

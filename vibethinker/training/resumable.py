@@ -27,7 +27,7 @@ import torch
 
 from vibethinker import faults
 from vibethinker.artifacts import seal, sync_folder
-from vibethinker.settings import TrainerCheckpoints
+from vibethinker.operations import TrainerCheckpoints
 from vibethinker.steps import Emitter, measured
 from vibethinker.training import processes
 from vibethinker.validation import MANIFEST, check, read_manifest

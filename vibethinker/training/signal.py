@@ -38,7 +38,8 @@ from vibethinker.generation import Engine
 from vibethinker.generation.opening import engine_name, open_engine
 from vibethinker.models import load_model, load_tokenizer, seed_everything, set_threads
 from vibethinker.models.policy import policy_tensors
-from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage, Vllm
+from vibethinker.operations import Vllm
+from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
 from vibethinker.training.callbacks import Reporter
