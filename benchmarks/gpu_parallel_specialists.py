@@ -1,6 +1,7 @@
 """Two specialists on one GPU and on two, by `vibethinker run`: seconds from ready inputs to the last specialist.
 
-    python benchmarks/gpu_parallel_specialists.py [--profile P] [--domains a,b] [--set a.b=v] [--output F]
+    python benchmarks/gpu_parallel_specialists.py [--profile P] [--domains a,b] [--set a.b=v] [--half one|two]
+        [--output F]
 
 Both runs have the same data, base, seed and settings; the first sees one GPU, the second two, so that the lease gives
 each specialist its own. The clock runs from the time at which the last of data and base was published to that of the
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outcome import tell
+from outcome import halves, tell
 
 from vibethinker import hardware
 from vibethinker.environment import versions
@@ -39,15 +40,16 @@ def main() -> None:
     parser.add_argument("--profile", default="qwen3-0.6b")
     parser.add_argument("--domains", default="algebra,geometry", help="a specialist each")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="settings of both runs")
+    parser.add_argument("--half", choices=("one", "two"), help="with so many GPUs; --output keeps it for the other")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     domains = arguments.domains.split(",")
     command = ["run", "--profile", arguments.profile, "--set", f"domains=[{arguments.domains}]"]
     for setting in ("signal.stages=[]", *arguments.settings):
         command += ["--set", setting]
-    if hardware.gpus() == 1:
+    if hardware.gpus() == 1 and arguments.half != "one":
         sys.exit("This machine shows one GPU: two are needed, or none for a rehearsal.")
-    one, two = (specialists(command, domains, places) for places in (1, 2))
+    one, two = halves(arguments.half, arguments.output, lambda places: specialists(command, domains, places)).values()
     result = {
         "work": f"{len(domains)} specialists ({arguments.profile}), from ready inputs to the last one published",
         "ours": two["seconds"],

@@ -1,6 +1,7 @@
 """One signal stage on one GPU and on two, by `vibethinker signal`: seconds an update, the first one left out.
 
-    python benchmarks/gpu_two_gpu_stage.py MODEL PROBLEMS.jsonl [--updates 8] [--length 512] [--set a.b=v] [--output F]
+    python benchmarks/gpu_two_gpu_stage.py MODEL PROBLEMS.jsonl [--updates 8] [--length 512] [--set a.b=v]
+        [--half one|two] [--output F]
 
 Both runs have the same model, problems, seed and effective batch; only `execution.processes` differs. An update ends
 when the command reports it (`--metrics`). `ours` and `peer` are medians with two processes and with one. Aim: a ratio
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outcome import measured, tell
+from outcome import halves, measured, tell
 
 from vibethinker.environment import versions
 
@@ -31,13 +32,14 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8, help="that count, after the first")
     parser.add_argument("--length", type=int, default=512, help="prompt and completion together, in tokens")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="settings of both runs")
+    parser.add_argument("--half", choices=("one", "two"), help="with so many GPUs; --output keeps it for the other")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     command = ["signal", str(arguments.model), "--train-data", str(arguments.problems), "--max-seq-length"]
     command += [str(arguments.length), "--max-steps", str(arguments.updates + 1)]
     for setting in arguments.settings:
         command += ["--set", setting]
-    one, two = (stage(command, processes) for processes in (1, 2))
+    one, two = halves(arguments.half, arguments.output, lambda processes: stage(command, processes)).values()
     result = {
         "work": f"{arguments.updates} updates of one signal stage after its first, one process against two",
         "ours": two["seconds"],

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,21 @@ def conversations(traces: Path, target: Path, suffix: str = "") -> None:
             messages = ("user", row["problem"] + suffix), ("assistant", row["solution"])
             prompt, completion = ([{"role": role, "content": text}] for role, text in messages)
             file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+
+
+def halves(half: str | None, output: Path | None, measure: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """What `measure` finds with one GPU and with two, as `one` and `two`.
+
+    Where only one `half` is wanted, the other is what `output` holds of it from another call on the same machine; if it
+    holds none yet, this half is written there and the process ends.
+    """
+    found = {name: measure(count) for name, count in (("one", 1), ("two", 2)) if half in (None, name)}
+    if half and output and output.exists():
+        found = json.loads(output.read_text()) | found
+    if len(found) == 1:
+        tell(found, output)
+        sys.exit()
+    return {name: found[name] for name in ("one", "two")}
 
 
 def installed(*names: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from vibethinker.generation.vllm_start import _turn
+from vibethinker.worker import ranks
 
 
 def test_engines_of_one_machine_start_one_after_the_other(tmp_path):
@@ -24,8 +25,11 @@ def test_engines_of_one_machine_start_one_after_the_other(tmp_path):
     assert entered.is_set()
 
 
-def test_processes_of_one_group_start_together(tmp_path, monkeypatch):
+def test_ranks_of_one_step_start_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # so that what the rank sets is undone
     with _turn(tmp_path):
-        monkeypatch.setenv("LOCAL_RANK", "1")
+        for name, value in ranks._environment(processes=2, threads=1).items():
+            monkeypatch.setenv(name, value)
+        ranks._become(1, None)
         with _turn(tmp_path):
             pass

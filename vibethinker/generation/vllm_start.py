@@ -109,7 +109,7 @@ def start(
 def _turn(folder: Path) -> Iterator[None]:
     """Hold a lock among this machine's processes, which the kernel frees when its holder dies. Those of one group come
     together and start together, so the group's first holds it for all."""
-    if int(os.environ.get("LOCAL_RANK", "0")):
+    if int(os.environ.get("RANK", "0")):  # not LOCAL_RANK, which is 0 where each process sees one GPU
         yield
         return
     with locks.alone(folder / "vibethinker-starting"):
