@@ -10,14 +10,17 @@ Left out: tensor, pipeline and context parallelism, offloading to the CPU.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, distributed, nn
@@ -112,6 +115,21 @@ def gathered(values: Sequence[T]) -> list[T]:
     if count() > 1:
         distributed.all_gather_object(lists, list(values))
     return [value for one in lists for value in one]
+
+
+@contextmanager
+def uneven(accelerator: Accelerator) -> Iterator[None]:
+    """Within the block `accelerator.gather` takes vectors of floats of another length in each process, and gives NaN
+    for what the shorter ones lack. Otherwise NCCL waits for the rest for ever, and gloo ends the process."""
+    if count() == 1:
+        yield
+        return
+    gather = accelerator.gather
+    accelerator.gather = lambda values: gather(accelerator.pad_across_processes(values, pad_index=math.nan))
+    try:
+        yield
+    finally:
+        del accelerator.gather
 
 
 def barrier() -> None:

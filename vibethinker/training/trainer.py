@@ -272,7 +272,8 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         # TRL reads the advantages after it has asked for the log-probabilities, on which the importance depends.
         self._part = inputs = dict(inputs)
-        return super()._compute_loss(model, inputs)
+        with processes.uneven(self.accelerator):  # it gathers a number of each rollout of the part
+            return super()._compute_loss(model, inputs)
 
     def _get_per_token_logps_and_entropies(
         self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **options: Any
