@@ -7,8 +7,10 @@ power of two. Weights are loaded afterwards, in place. That asks for layers whic
 quantised ones and mixtures of experts are repacked once loaded, so they are refused.
 
 vLLM finds the room for its cache by what is free on its GPU before and after a trial pass. What a neighbour allocates
-meanwhile it takes for its own, and where one frees memory it gives up. So a machine's engines start one after the
-other; and beside steps that train, which can't be made to wait, the cache's size is calculated instead.
+meanwhile it takes for its own, and where one frees memory it gives up. So the engines of one GPU start one after the
+other; and beside steps that train, which can't be made to wait, the cache's size is calculated instead. Engines of
+several GPUs start side by side, once one has filled the cache on disk: two that compile the same would take no less
+time, and write the same files.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,9 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
 
+# What an engine is given and what it compiles doesn't depend on.
+_UNCOMPILED = ("gpu_memory_utilization", "kv_cache_memory_bytes", "distributed_executor_backend")
+
 # Its cache of keys and values would not fit.
 _TOO_SMALL = (
     "No available memory for the cache blocks",
@@ -65,6 +70,7 @@ def start(
         ConfigurationError: vLLM isn't installed, finds no GPU, or can't run this model here.
     """
     LLM = _import()
+    import torch
     import vllm.envs
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -89,7 +95,7 @@ def start(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # in the trainer's group, each process with a model of its own
         given["distributed_executor_backend"] = "external_launcher"
     try:
-        with _turn(Path(vllm.envs.VLLM_CACHE_ROOT)):
+        with _turn(Path(vllm.envs.VLLM_CACHE_ROOT), str(torch.cuda.get_device_properties(0).uuid), given):
             llm = LLM(**given)
     except ValueError as error:
         if is_out_of_memory(error) or any(text in str(error) for text in _TOO_SMALL):
@@ -106,14 +112,22 @@ def start(
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold a lock among this machine's processes, which the kernel frees when its holder dies. Those of one group come
-    together and start together, so the group's first holds it for all."""
+def _turn(folder: Path, gpu: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Hold this GPU's lock among the machine's processes, and all GPUs' too until an engine that compiles alike has
+    started once; the kernel frees them when their holder dies. The ranks of one step come together and start together,
+    so the first holds them for all."""
     if int(os.environ.get("RANK", "0")):  # not LOCAL_RANK, which is 0 where each process sees one GPU
         yield
         return
-    with locks.alone(folder / "vibethinker-starting"):
+    compiled = json.dumps({name: value for name, value in given.items() if name not in _UNCOMPILED}, sort_keys=True)
+    known = folder / "skeletons" / f"compiled-{hashlib.sha256(compiled.encode()).hexdigest()[:16]}"
+    with ExitStack() as turn:
+        if not known.exists():
+            turn.enter_context(locks.alone(folder / "vibethinker-starting"))
+        turn.enter_context(locks.alone(folder / f"vibethinker-starting-{gpu}"))
         yield
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.touch()
 
 
 def stop(llm: LLM) -> None:
