@@ -1,11 +1,12 @@
 """Two specialists on one GPU and on two, by `vibethinker run`: seconds from ready inputs to the last specialist.
 
-    python benchmarks/gpu_parallel_specialists.py [--profile P] [--domains a,b] [--set a.b=v] [--half one|two]
-        [--output F]
+    DATA_DIR=FOLDER python benchmarks/gpu_parallel_specialists.py [--config C] [--domains a,b] [--set a.b=v]
+        [--half one|two] [--output F]
 
-Both runs have the same data, base, seed and settings; the first sees one GPU, the second two, so that the lease gives
-each specialist its own. The clock runs from the time at which the last of data and base was published to that of the
-last specialist, both from the manifests, so each process's start and model loading count; then the run is stopped.
+FOLDER has what the configuration names, gpu_parallel_specialists.yaml unless another is given. Both runs have the same
+data, base, seed and settings; the first sees one GPU, the second two, so that the lease gives each specialist its own.
+The clock runs from the time at which the last of data and base was published to that of the last specialist, both from
+the manifests, so each process's start and model loading count; then the run is stopped.
 `ours` is with two GPUs, `peer` with one. Aim: a ratio of at least 1.8. Prints one JSON object. Where there is no GPU
 this is a rehearsal with `execution.slots` 1 and 2 and one thread a step.
 """
@@ -30,6 +31,7 @@ from outcome import halves, tell
 from vibethinker import hardware
 from vibethinker.environment import versions
 
+CONFIG = Path("benchmarks/gpu_parallel_specialists.yaml")
 LOOK_SECONDS = 0.2
 STOP_SECONDS = 60.0
 
@@ -37,21 +39,21 @@ STOP_SECONDS = 60.0
 def main() -> None:
     """Run the specialists twice and print what the second GPU brought."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="qwen3-0.6b")
-    parser.add_argument("--domains", default="algebra,geometry", help="a specialist each")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--domains", default="one,two", help="a specialist each")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="settings of both runs")
     parser.add_argument("--half", choices=("one", "two"), help="with so many GPUs; --output keeps it for the other")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     domains = arguments.domains.split(",")
-    command = ["run", "--profile", arguments.profile, "--set", f"domains=[{arguments.domains}]"]
+    command = ["run", "--config", str(arguments.config), "--set", f"domains=[{arguments.domains}]"]
     for setting in ("signal.stages=[]", *arguments.settings):
         command += ["--set", setting]
     if hardware.gpus() == 1 and arguments.half != "one":
         sys.exit("This machine shows one GPU: two are needed, or none for a rehearsal.")
     one, two = halves(arguments.half, arguments.output, lambda places: specialists(command, domains, places)).values()
     result = {
-        "work": f"{len(domains)} specialists ({arguments.profile}), from ready inputs to the last one published",
+        "work": f"{len(domains)} specialists ({arguments.config.name}), from ready inputs to the last one published",
         "ours": two["seconds"],
         "peer": one["seconds"],
         "ratio": round(one["seconds"] / two["seconds"], 3),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outcome import halves, measured, tell
+from outcome import halves, installed, measured, tell
 
 from vibethinker.environment import versions
 
@@ -49,7 +49,7 @@ def main() -> None:
         "aim": "ratio >= 1.6",
         "one": one,
         "two": two,
-        "versions": versions(),
+        "versions": versions() | installed("vllm"),
         "command": shlex.join(["vibethinker", *command, "--set", "execution.processes=2"]),
     }
     tell(result, arguments.output)
