@@ -3,8 +3,8 @@
 # for each GPU seen here, automations, deployments), then serve the pool. Its health is told on 127.0.0.1:8080, for the
 # container alone.
 #
-# A worker that is asked to end kills its flow runs at once. So this script stays its parent, and when it is asked to
-# end, the flow runs are asked first and get their time to save what they have.
+# Asked to end, the worker lets its flow runs save what they have (flows/worker.py). One that dies leaves them, and the
+# container's end would kill them. So this script stays its parent, and sees to those.
 set -eu
 cd "$(dirname "$0")/.."
 export PREFECT_WORKER_WEBSERVER_HOST="${PREFECT_WORKER_WEBSERVER_HOST:-127.0.0.1}"
@@ -12,24 +12,16 @@ export PREFECT_FLOWS_HEARTBEAT_FREQUENCY="${PREFECT_FLOWS_HEARTBEAT_FREQUENCY:-3
 VIBETHINKER_SERVICE="$(uname -n)-$$-$(date +%s)" # flows.processes.MARK, by which the flow runs are found
 export VIBETHINKER_SERVICE
 
-stop_flow_runs() {
-  python -c 'import os, sys; from flows import processes as p
-p.stop_flow_runs(os.environ[p.MARK], {int(sys.argv[1])}, lambda text: print(text, flush=True))' "$worker" || :
-}
-
 leave() {
   trap '' TERM INT
   asked=yes
-  stop_flow_runs
   kill -TERM "$worker" || :
 }
 
 trap 'exit 143' TERM INT
 python -c 'import os; from flows import registration; registration.prepare(); registration.deploy(os.environ)'
-# In a session of its own, as each flow run is in one. The shell has what it starts in the background ignore SIGINT, and
-# Prefect's worker ends by no other signal: SIGTERM makes it send that to itself.
-setsid env --default-signal=INT \
-  prefect worker start --pool vibethinker --name "$(uname -n)" --with-healthcheck --install-policy never &
+# In a session of its own, as each flow run is in one.
+setsid prefect worker start --pool vibethinker --name "$(uname -n)" --with-healthcheck --install-policy never &
 worker=$! asked='' status=0
 trap leave TERM INT
 wait "$worker" || status=$?
@@ -38,5 +30,6 @@ if [ "$asked" ]; then # that was no end of the worker's, but of the waiting
   wait "$worker" || status=$?
 fi
 trap '' TERM INT
-stop_flow_runs # that it has left, or began meanwhile
+python -c 'import os, sys; from flows import processes as p
+p.stop_flow_runs(os.environ[p.MARK], {int(sys.argv[1])}, lambda text: print(text, flush=True))' "$worker" || :
 exit "$status"

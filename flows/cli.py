@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from flows.processes import SAME_SECONDS
 from flows.server import check_approvals
 from vibethinker import preflight, runs
 from vibethinker.artifacts import Store, check_workspace
@@ -30,7 +31,6 @@ from vibethinker.plan import StepState, states
 
 FULL = 1 << 20  # bytes free, below which a failure of the server's is the disk's
 RETRIES = 8  # of a request to Prefect, the wait before each doubled, about 8 minutes in all
-SAME_SECONDS = 0.3  # in which a second signal counts as the first
 
 
 @click.command()

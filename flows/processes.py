@@ -20,6 +20,7 @@ from vibethinker.errors import ConfigurationError
 
 MARK = "VIBETHINKER_SERVICE"  # the variable by which a service's processes are found
 LOOK_SECONDS = 0.1
+SAME_SECONDS = 0.3  # in which a second signal counts as the first
 SAVE_SECONDS = 50.0  # for flow runs that save what they have; their steps get 30 of them
 _PROC = Path("/proc")
 
@@ -101,8 +102,7 @@ def marked(mark: str) -> list[Process]:
 
 
 def stop_flow_runs(mark: str, besides: Collection[int], say: Callable[[str], None]) -> None:
-    """End the flow runs that carry this mark, also those whose worker is gone. To be called before the worker is asked
-    to end, since that kills them at once.
+    """End the flow runs that carry this mark, also those whose worker is gone.
 
     Args:
         besides: the servers and workers of that mark; what is in a session of theirs is no flow run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -152,12 +154,26 @@ def running(
             _suspend(current)
             raise
         except BaseException:
-            run.leave()
-            _finish(current, "interrupted")
+            with _asked_once():
+                run.leave()
+                _finish(current, "interrupted")
             raise
         run.outcome = _finish(current, "failed" if failure else "completed")
         if failure is not None:
             raise failure
+
+
+@contextmanager
+def _asked_once() -> Iterator[None]:
+    """Heed no other SIGTERM: what ends a service sends it to all processes, and its worker hands it on to flows."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _label(current: Session) -> None:

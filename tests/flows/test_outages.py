@@ -196,14 +196,33 @@ def test_cancelling_in_prefect_ends_every_process_and_the_next_run_goes_on(
     assert summary(workspace)["status"] == "completed"
 
 
-def test_a_prefect_worker_that_is_told_to_stop_leaves_no_process(
-    api: Api, deployed: subprocess.Popen[bytes], tmp_path: Path
+# No checkpoint but the one that is saved at the end.
+AT_THE_END = {**CONFIG, "execution": {"checkpoints": {"seconds": 3600, "every": 1000}}}
+
+
+@pytest.mark.parametrize("told", ["SIGTERM", "SIGTERM to all of a service"])
+def test_a_prefect_worker_that_is_told_to_stop_lets_flow_runs_save_first_and_the_next_one_goes_on(
+    told: str, api: Api, deployed: subprocess.Popen[bytes], tmp_path: Path, config: Path
 ) -> None:
-    workspace = tmp_path / "workspace"
-    started(api, workspace)
-    deployed.send_signal(signal.SIGTERM)  # it kills its flow runs at once
-    deployed.wait(timeout=120)
-    until(lambda: not of_workspace(workspace), 60)
+    workspace, printed = tmp_path / "workspace", tmp_path / "printed"
+    started(api, workspace, AT_THE_END, lambda: training(workspace))
+    worker = psutil.Process(deployed.pid)
+    for process in [worker, *(worker.children(recursive=True) if "all" in told else ())]:
+        process.send_signal(signal.Signals[told.split()[0]])
+    assert deployed.wait(timeout=120) == 0, (tmp_path / "worker").read_text()
+    assert not of_workspace(workspace)
+    assert saved(workspace)
+    assert summary(workspace)["status"] == "interrupted"
+    [folder] = (workspace / "runs").iterdir()
+    assert (folder / "report.html").exists()  # the run has said all that it had to
+    with running(command(workspace, config), dict(api.environ), printed) as run:
+        assert run.wait(timeout=400) == 0, printed.read_text()
+    assert "goes on" in printed.read_text()
+    assert summary(workspace)["status"] == "completed"
+    rows = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
+    rows = [o for o in rows if o["op"] == "metrics" and o["step"] == "signal-1"]
+    computed = [o["at"] for o in rows if any("tokens_per_second" in name for name in o["values"])]
+    assert computed == list(range(1, len(computed) + 1))  # none again
 
 
 def test_the_script_around_a_worker_lets_flow_runs_save_first(api: Api, tmp_path: Path) -> None:
@@ -213,10 +232,9 @@ def test_the_script_around_a_worker_lets_flow_runs_save_first(api: Api, tmp_path
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PREFECT_WORKER_WEBSERVER_PORT": str(server.free_port()),
     }
-    config = {**CONFIG, "execution": {"checkpoints": {"seconds": 3600, "every": 1000}}}  # none but the one at the end
     with running(["sh", "deployments/worker.sh"], environ, tmp_path / "worker") as worker:
         until(lambda: api.filter("deployments", deployments={"name": {"any_": ["micro"]}}))
-        started(api, workspace, config, lambda: training(workspace))
+        started(api, workspace, AT_THE_END, lambda: training(workspace))
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=120) == 0, (tmp_path / "worker").read_text()
     assert not of_workspace(workspace)

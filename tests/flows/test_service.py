@@ -321,6 +321,24 @@ def test_a_run_survives_its_server_and_up_starts_that_alone(service: Service) ->
 
 
 @pytest.mark.long
+def test_a_worker_that_is_told_to_stop_lets_runs_save_and_up_starts_it_again(service: Service) -> None:
+    stage = {"name": "math", "context": 96, "steps": 5000, "reward": "math"}
+    config = {**SMALL, "seed": 8, "signal": {"objective": {"learning_rate": 1e-6}, "stages": [stage]}}
+    config["execution"] = {"checkpoints": {"seconds": 3600, "every": 10000}}  # none but the one at the end
+    id, before = service.start(config), service.state
+    until(lambda: any(f.stat().st_size for f in service.workspace.glob("staging/signal-1-*/metrics.jsonl")), 300)
+    assert not list(service.workspace.glob("checkpoints/signal-1/*/updates/*/manifest.json"))
+    worker, its = psutil.Process(service.state["worker"]["process"]["pid"]), service.processes_of(id)
+    worker.terminate()
+    until(lambda: not alive([worker, *its]), 90)
+    assert list(service.workspace.glob("checkpoints/signal-1/*/updates/*/manifest.json"))
+    assert service.flow_run(id)["state_type"] == "CRASHED"
+    again = service.command("up")
+    assert again.returncode == 0, again.stderr
+    assert {name for name in before if before[name] != service.state[name]} == {"worker"}
+
+
+@pytest.mark.long
 def test_down_ends_runs_that_have_lost_their_worker(service: Service) -> None:
     id = service.start({**SMALL, "seed": 7})
     until(lambda: "RUNNING" in {t["state_type"] for t in service.api.task_runs(id).values()}, 200)

@@ -1,0 +1,85 @@
+"""Prefect's process worker, as this environment has it: what it does about its flow runs when it is asked to end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+
+from flows.processes import SAME_SECONDS
+from tests.flows.conftest import ROOT, Api
+from tests.flows.saving import saving
+
+pytestmark = pytest.mark.service
+
+
+def until(true: Callable[[], object], worker: subprocess.Popen[bytes], printed: Path) -> None:
+    limit = time.monotonic() + 200
+    while not true():
+        assert worker.poll() is None and time.monotonic() < limit, printed.read_text()
+        time.sleep(0.1)
+
+
+@contextmanager
+def serving(pool: str, ignored: bool, api: Api, printed: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of that pool as somebody starts it by hand, SIGINT `ignored` as in a script's background."""
+    words = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    with printed.open("wb") as output:
+        worker = subprocess.Popen(
+            words, env=dict(api.environ), cwd=ROOT, stdout=output, stderr=output,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
+        )  # fmt: skip
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def flow_run(pool: str, folder: Path, seconds: float) -> str:
+    """A run of `saving` that waits in a new pool."""
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        deployment = client.create_deployment(
+            client.create_flow(saving), "saving", entrypoint="tests/flows/saving.py:saving", path=str(ROOT),
+            work_pool_name=pool, pull_steps=[{"flows.clone.enter": {}}], enforce_parameter_schema=False,
+        )  # fmt: skip
+        parameters = {"folder": str(folder), "seconds": seconds}
+        return str(client.create_flow_run_from_deployment(deployment, parameters=parameters).id)
+
+
+@pytest.mark.parametrize(
+    ("number", "saved"),
+    [
+        pytest.param(signal.SIGTERM, True, id="twice asked to end"),
+        pytest.param(signal.SIGINT, False, id="a second Ctrl-C", marks=pytest.mark.long),
+    ],
+)
+def test_a_worker_lets_its_flow_runs_save_before_it_ends(
+    number: signal.Signals, saved: bool, server: Api, tmp_path: Path
+) -> None:
+    pool, printed = f"asked by {number.name}", tmp_path / "printed"
+    id = flow_run(pool, tmp_path, 3 if saved else 300)
+    with serving(pool, saved, server, printed) as worker:
+        until((tmp_path / "begun").exists, worker, printed)
+        [flow] = [one for one in psutil.Process(worker.pid).children() if id in one.environ().values()]
+        worker.send_signal(number)
+        until((tmp_path / "asked").exists, worker, printed)
+        time.sleep(2 * SAME_SECONDS)
+        worker.send_signal(number)
+        assert worker.wait(timeout=60) == 0, printed.read_text()
+        assert not flow.is_running()
+    assert (tmp_path / "saved").exists() is saved
+    assert "save what they have" in printed.read_text() and "didn't end" not in printed.read_text()
+    [told] = server.filter("flow_runs", flow_runs={"id": {"any_": [id]}})
+    assert told["state_type"] == "CRASHED"
