@@ -34,7 +34,7 @@ from prefect.states import Running
 from pydantic import Field
 
 from flows.automations import LEFT
-from flows.hooks import links
+from flows.hooks import links, remember
 from tasks.notifications import Message, tell
 from tasks.session import Session
 from vibethinker.artifacts import write_json
@@ -42,10 +42,12 @@ from vibethinker.errors import RejectedError
 from vibethinker.estimates import estimate
 from vibethinker.plan import role_of
 from vibethinker.reporting import text
+from vibethinker.reporting.highlights import score
 
 Gate = Literal["signal", "promotion"]
 
 ANSWERS = "approvals.json"  # of a run's folder
+HERE = "Prefect"  # what `links` calls the page on which somebody is asked
 LOOK_SECONDS = 2  # how often a paused run asks whether it was answered
 INPUTS = 200  # of a flow run, of which a question has three: more than anybody asks
 ASKED = {"signal": "the signal phase", "promotion": "the registration of the final model in MLflow"}
@@ -109,6 +111,7 @@ def ask(gate: Gate, session: Session) -> None:
 def _asked(gate: Gate, session: Session, question: str, suspended: bool) -> Approval:
     """Ask, and wait for what is said."""
     summary = session.run.save()
+    remember(session.run.folder, session.tracker and session.tracker.url)  # by now it knows the run's own page
     seconds, key = max(1, round(session.config.approvals.hours * 3600)), f"{question}-{flow_run.run_count}"
     text = f"Approve {ASKED[gate]} of `{session.run.id}`?\n\n" + details(gate, session, summary)
     form = Approval.with_initial_data(description=text)
@@ -175,39 +178,41 @@ def _announce(gate: Gate, session: Session, summary: Mapping[str, Any], name: st
     # Nobody may miss that a run waits, so no rate limit: there is no workspace to keep one in.
     tell(told, session.config.notifications, say=get_run_logger().warning, name=name, folder=run.folder)
     [*_, step] = (s for s in session.plan.steps if role_of(s) == {"signal": "signal", "promotion": "report"}[gate])
-    where = dict(places).get("Prefect", "Prefect's UI")
+    where = dict(places).get(HERE, "Prefect's UI")
     session.display.event(step, {"event": "waiting", "text": f"waits for approval in {where}"})
 
 
 def details(gate: Gate, session: Session, summary: Mapping[str, Any], plain: bool = False) -> str:
     """What somebody has to know to decide, in Markdown or as plain lines."""
-    page = session.run.folder / "report.html"
+    run = session.run
+    places = [place for place in links(str(flow_run.get_id()), session.plan.workspace, run.folder) if place[0] != HERE]
     if gate == "promotion":
-        return text.achieved(summary) if plain else f"{text.markdown(summary)}\nReport: `{page}`\n"
-    rows = list(_scores(summary))
+        return text.achieved(summary) if plain else text.markdown(summary, places)
+    header, *rows = _scores(summary)
     cost = _cost(session)
     if plain:
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
         lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
         ]
         return "\n".join([*lines, cost, *(f"warning: {warning}" for warning in summary["warnings"])])
-    table = ["| model | problems | metric | score |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
     warnings = [f"- warning: {warning}" for warning in summary["warnings"]]
-    parts = ["\n".join(table) if rows else "", cost, "\n".join(warnings), f"Report: `{page}`"]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    scores = [text.SCORES, text.table(header, rows)] if rows else []
+    return "\n\n".join(part for part in [*scores, cost, "\n".join(warnings), text.linked(places)] if part) + "\n"
 
 
-def _scores(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Model, problems, metric, score with its interval, as percentages: of each set the average and the best of k."""
-    for model in summary["models"]:
-        for problems, metrics in model["scores"].items():
-            means = [name for name in metrics if name.startswith("avg@")][:1]
-            best = [name for name in metrics if name.startswith("pass@")][-1:]
-            for name in (*means, *best):
-                s = metrics[name]
-                shown = f"{s['value'] * 100:.1f} [{s['low'] * 100:.1f}, {s['high'] * 100:.1f}]"
-                yield model["id"], problems, name, shown
+def _scores(summary: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A header, and a row a model and set of problems: the average and the best of k, as percentages with intervals.
+    The newest model comes first, since that is what goes on, and specialists last."""
+    models = sorted(reversed(summary["models"]), key=lambda model: model["id"].startswith("specialist-"))
+    sets = [(model["id"], *scores) for model in models for scores in model["scores"].items()]
+    names = list(dict.fromkeys(name for _, _, metrics in sets for name in metrics))
+    columns = [name for name in names if name.startswith("avg@")][:1]
+    columns += [name for name in names if name.startswith("pass@")][-1:]
+    yield ["model", "problems", *columns]
+    for model, problems, metrics in sets:
+        yield [model, problems, *(score(metrics[name]) if name in metrics else "" for name in columns)]
 
 
 def _cost(session: Session) -> str:

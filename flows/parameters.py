@@ -55,13 +55,15 @@ def _overrides() -> dict[str, Any]:
     del whole["properties"]["profile"]  # a parameter of its own
     schema = _partial(whole, whole["$defs"])
     for name, section in schema["properties"].items():
+        text = section.pop("description")
+        text = f"{text[0].upper()}{text[1:]}."
         if section.get("type") == "object":
-            text = f"{section.pop('description')}: {', '.join(section['properties'])}"
-            schema["properties"][name] = {"type": "object", "description": text, "if": True, "then": section}
+            text += f" JSON with any of: {', '.join(section['properties'])}."
+            section = {"type": "object", "if": True, "then": section}
         elif section.get("type") == "boolean":
-            text = f"{section.pop('description')}; true or false"
-            schema["properties"][name] = {"description": text, "if": True, "then": section}
-        schema["properties"][name]["title"] = name
+            text += " JSON: true or false."
+            section = {"if": True, "then": section}
+        schema["properties"][name] = {**section, "title": name, "description": text}
     text = 'Settings laid over the profile, as in {"signal": {"objective": {"group_size": 8}}}; empty for the profile.'
     return {**schema, "description": text}
 

@@ -25,12 +25,14 @@ START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
 LOOK_SECONDS = 0.2
 NAMES = {"prefect": "Prefect's server", "mlflow": "MLflow", "worker": "The worker"}
 
-# Nothing calls home, and no page advertises.
+# Nothing calls home, and no page advertises. Prefect's newer UI asks amplitude.com for its settings from the browser,
+# whatever is set, and links in messages open the older one anyway.
 QUIET = {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_CLI_COLORS": "false",
 }
 

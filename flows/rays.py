@@ -90,8 +90,7 @@ class Cluster:
         try:
             goes = step_task.kind in cluster.ROLES and all(state.is_completed() for state in states)
             if not goes or session.stopping.is_set() or session.published(step):
-                task = step_task.task.with_options(retries=retries)
-                future = task.submit(session.run.id, step.id, wait_for=states)
+                future = step_task.of(step, retries).submit(session.run.id, step.id, wait_for=states)
                 future.wait()
                 return future.state
             return self._on_cluster(step_task, step, states, retries)

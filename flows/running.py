@@ -56,7 +56,7 @@ class Running:
                 if self.cluster:
                     self._futures[step.id] = self.cluster.start(step_task, step, needs)
                     continue
-                self._futures[step.id] = step_task.task.with_options(retries=retries).submit(
+                self._futures[step.id] = step_task.of(step, retries).submit(
                     self.session.run.id, step.id, wait_for=needs
                 )
 
@@ -208,7 +208,12 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
     run.save()  # only now, so that a run that was killed before it had noted all for MLflow goes on
     if status != "interrupted":
-        artifacts.summary(current.config.profile, text.markdown(summary))
+        places = [
+            ("MLflow", tracker and tracker.page()),
+            ("Report", (tracker and tracker.page(page.name)) or str(page)),
+        ]
+        said = text.markdown(summary, [(name, at) for name, at in places if at])
+        artifacts.summary(current.config.profile, said)
         if not artifacts.drain():
             get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
     if tracker:

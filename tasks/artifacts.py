@@ -1,4 +1,4 @@
-"""Prefect artifacts: a progress bar a training step, tables for probing and evaluation, a summary a run.
+"""Prefect artifacts: the progress of each step, tables for data, probing, fusion and evaluation, a summary a run.
 
 Keys are stable, so that the UI shows an artifact's history over runs. A thread sends them, in order and each
 progress only in its latest state, so that a server that doesn't answer holds nothing up: a step's events are heard in
@@ -27,9 +27,15 @@ from prefect.logging import get_run_logger
 from vibethinker.artifacts import Artifact
 from vibethinker.plan import Step, role_of
 from vibethinker.reporting.card import markdown
+from vibethinker.reporting.highlights import score
 
 UPDATE_SECONDS = 2.0  # an update is a call to the server
 DRAIN_SECONDS = 20.0
+# Of a step's output, what its table is made of.
+FILES = {"data": "card.json", "probe": "probe.json", "fusion": "fusion.json", "evaluation": "scores.json"}
+ORDER = ("avg", "pass", "cons")
+
+Row = dict[str, str | int]
 
 
 class _Sender:
@@ -86,22 +92,28 @@ class Progress:
     """The progress artifact of one step, made at its first report."""
 
     def __init__(self, step: Step) -> None:
-        self._step, self._id, self._at = step, None, 0.0
+        self._step, self._id, self._at, self._end = step, None, 0.0, "done"
 
-    def update(self, done: int, total: int) -> None:
-        """`done` of `total` are finished; sent at most every UPDATE_SECONDS, the end always."""
-        now = time.monotonic()
+    def update(self, done: int, total: int, text: str) -> None:
+        """`done` of `total` are finished, and `text`; sent at most every UPDATE_SECONDS, the end always."""
+        now, percent, said = time.monotonic(), 100.0 * done / max(1, total), f"{done} of {total} {text}".rstrip()
+        self._end = said if done == total else "done"
         if done < total and now - self._at < UPDATE_SECONDS:
             return
-        self._at, percent = now, 100.0 * done / max(1, total)
-        _sender.send(self._step.id, lambda: self._send(percent))
+        self._at = now
+        _sender.send(self._step.id, lambda: self._send(percent, said))
 
-    def _send(self, percent: float) -> None:
+    def end(self) -> None:
+        """The step is done, however far it said it was."""
+        said = self._end
+        _sender.send(self._step.id, lambda: self._send(100.0, said))
+
+    def _send(self, percent: float, said: str) -> None:
         if self._id is None:
-            made: Any = create_progress_artifact(percent, key=key(self._step.id), description=self._step.id)
+            made: Any = create_progress_artifact(percent, key=key(self._step.id), description=said)
             self._id: UUID | None = made
         else:
-            update_progress_artifact(self._id, percent)
+            update_progress_artifact(self._id, percent, said)
 
 
 def results(step: Step, artifact: Artifact) -> None:
@@ -110,21 +122,54 @@ def results(step: Step, artifact: Artifact) -> None:
 
 
 def _results(step: Step, artifact: Artifact) -> None:
-    if role_of(step) == "data":
-        card = json.loads((artifact.folder / "card.json").read_text())
-        create_markdown_artifact(markdown(card), key=key("data-card"), description="What the data is made of")
-    elif role_of(step) == "probe" and (artifact.folder / "probe.json").exists():
-        probe = json.loads((artifact.folder / "probe.json").read_text())
-        rows = [
-            {"checkpoint": c["checkpoint"], **{f"Pass@{k}": _interval(v) for k, v in c["pass_at"].items()}}
-            for c in probe["candidates"]
-        ]
-        text = f"Chosen by Pass@{probe['k']}: {probe['selected']}"
-        create_table_artifact(rows, key=key(f"{step.id}-table"), description=text)
-    elif role_of(step) == "evaluation":
-        scores = json.loads((artifact.folder / "scores.json").read_text())
-        rows = [{"set": name, **{m: _interval(v) for m, v in metrics.items()}} for name, metrics in scores.items()]
-        create_table_artifact(rows, key=key(f"{step.id}-table"), description=step.id)
+    role = role_of(step)
+    if role not in FILES or not (file := artifact.folder / FILES[role]).exists():
+        return
+    found = json.loads(file.read_text())
+    if role == "data":
+        create_markdown_artifact(markdown(found), key=key("data-card"), description="What the data is made of")
+        return
+    rows, text = {"probe": _probe, "fusion": _fusion, "evaluation": _evaluation}[role](step, found)
+    create_table_artifact(rows, key=key(f"{step.id}-table"), description=text)
+
+
+def _probe(step: Step, found: dict[str, Any]) -> tuple[list[Row], str]:
+    """A row a checkpoint."""
+    rows = [
+        {
+            "checkpoint": c["checkpoint"],
+            **{f"pass@{k}": score(v) for k, v in c["pass_at"].items()},
+            "cut off": _percent(c["truncated"]),
+            "chosen": "✓" if c["checkpoint"] == found["selected"] else "",
+        }
+        for c in found["candidates"]
+    ]
+    k, problems = found["k"], f"{found['candidates'][0]['problems']} problems of {found['domain']}"
+    text = f"{found['selected']} goes on: it solved most of {problems} in {k} tries (pass@{k})."
+    return rows, f"{text} In %, with 95 % intervals."
+
+
+def _fusion(step: Step, found: dict[str, Any]) -> tuple[list[Row], str]:
+    """A row a specialist."""
+    rows = [
+        {"specialist": domain, "checkpoint": found["sources"][domain], "weight": f"{weight:.3f}"}
+        for domain, weight in found["weights"].items()
+    ]
+    return rows, f"{found['method'].capitalize()} mean of these checkpoints, by these weights."
+
+
+def _evaluation(step: Step, found: dict[str, Any]) -> tuple[list[Row], str]:
+    """A row a set of problems."""
+    rows = []
+    for name, metrics in found.items():
+        shares = sorted((m for m in metrics if "@" in m), key=lambda m: ORDER.index(m.partition("@")[0]))
+        row = {"set": name, "problems": metrics[shares[0]]["problems"], **{m: score(metrics[m]) for m in shares}}
+        tokens, cut = metrics["mean_tokens"]["value"], _percent(metrics["truncated"]["value"])
+        rows.append({**row, "tokens": f"{tokens:.0f}", "cut off": cut})
+    text = (
+        f"Scores of {step.id.removeprefix('evaluation-')} in %, with 95 % intervals: solved per try (avg), in any of k "
+    )
+    return rows, text + "tries (pass), by the majority of k answers (cons)."
 
 
 def summary(profile: str, text: str) -> None:
@@ -138,5 +183,5 @@ def key(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _interval(score: dict[str, Any]) -> str:
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+def _percent(share: float) -> str:
+    return f"{share * 100:.0f} %"

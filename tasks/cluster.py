@@ -158,7 +158,7 @@ def _run(description: Description) -> Any:
 
     def hear(event: Event) -> None:
         if event["event"] == "progress":
-            progress.update(event["done"], event["total"])
+            progress.update(event["done"], event["total"], event["text"])
             teller.progress(event["done"], event["total"], event["text"])
         elif event["event"] == "waiting":
             log.info("%s %s", step.id, event["text"])
@@ -185,6 +185,7 @@ def _run(description: Description) -> Any:
         raise
     made = store.input(step.id, step.fingerprint)
     _share(remote, step, made, description["inputs"], warned)
+    progress.end()
     artifacts.results(step, made)
     artifacts.drain()
     return cached(step, made, warned) if reused else outcome(step, made, warned)

@@ -43,6 +43,11 @@ class StepTask(NamedTuple):
     kind: str
     task: Task[[str, str], Any]
 
+    def of(self, step: Step, retries: int) -> Task[[str, str], Any]:
+        """The task of one step. While a run of it waits for others, Prefect calls it by the task's name, by which the
+        steps of a kind couldn't be told apart."""
+        return self.task.with_options(name=step.id, retries=retries)
+
 
 def _worth_retrying(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return isinstance(state.result(raise_on_failure=False), InfrastructureError)
@@ -102,7 +107,7 @@ def _run(session: Session, step: Step) -> Any:
             return
         session.display.event(step, event)
         if event["event"] == "progress":
-            progress.update(event["done"], event["total"])
+            progress.update(event["done"], event["total"], event["text"])
             teller.progress(event["done"], event["total"], event["text"])
         elif event["event"] == "metrics" and tracked:
             tracked.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
@@ -140,6 +145,7 @@ def _run(session: Session, step: Step) -> Any:
     session.share(step, artifact)
     if tracked:
         _tell_end(tracked, step, artifact)
+    progress.end()
     artifacts.results(step, artifact)
     if reused:  # another run, for which this one has waited, made it
         session.run.update(step.id, "cached", artifact)

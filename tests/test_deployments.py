@@ -231,6 +231,7 @@ def test_every_service_is_watched_restarted_and_waited_for(compose: dict[str, An
         assert service["image"].endswith(f":${{VIBETHINKER_VERSION:-{__version__}}}")
         assert service["environment"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
         assert service["environment"]["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+        assert service["environment"]["PREFECT_SERVER_UI_V2_ENABLED"] == "false"
         file = (FOLDER / service["build"]["context"] / service["build"]["dockerfile"]).read_text()
         assert f" AS {service['build'].get('target', 'trainer')}\n" in file
     assert services["worker"]["depends_on"].keys() == {"prefect", "mlflow"}

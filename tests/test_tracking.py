@@ -162,7 +162,7 @@ def test_a_store_that_is_down_costs_one_warning_and_keeps_everything_for_later(s
         step.metrics(at, {"reward": at}, at, at)
     step.finish("FINISHED")
     assert ended(tracker, "FINISHED") is False
-    assert tracker.run_id is None and tracker.url == dead_uri
+    assert tracker.run_id is None and tracker.url == dead_uri and tracker.page("report.html") is None
     assert len(warnings) == 1 and "tracking.jsonl" in warnings[0]
     lines = [json.loads(line) for line in (folder / "tracking.jsonl").read_text().splitlines()]
     assert [o["op"] for o in lines] == ["run", "step", *["metrics"] * 50, "finish", "finish"]

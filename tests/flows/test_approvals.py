@@ -99,7 +99,8 @@ def test_a_run_asks_before_the_signal_phase_and_ends_by_a_no(api: Api, micro: Fi
         states = {s["id"]: s["state"] for s in json.loads((folder / "summary.json").read_text())["steps"]}
         assert {states[i] for i in states if i.startswith("evaluation-") and "signal" not in i} == {"cached"}
         assert {states["signal-1"], states["signal-2"], states["report"]} == {"waiting"}
-        for part in ("| base | algebra | avg@2 |", "| fusion | code | pass@2 |", "| specialist-code | code |",
+        assert shown.index("| fusion | algebra | ") < shown.index("| base | algebra | ")  # what goes on comes first
+        for part in ("| model | problems | avg@2 | pass@2 |", "| fusion | code | ", "| specialist-code | code | ",
                      "Estimate for signal-2: ", str(folder / "report.html")):  # fmt: skip
             assert part in shown
         [post] = slack.posts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,12 +67,24 @@ def span(run: dict[str, Any]) -> tuple[datetime, datetime]:
 
 
 def test_artifacts_show_progress_tables_and_a_summary(api: Api, micro: Finished) -> None:
-    found = {a["key"]: a["type"] for a in api.filter("artifacts", limit=200)}
-    assert found["specialist-algebra"] == "progress"
-    assert found["signal-1"] == "progress"
-    assert found["probe-algebra-table"] == "table"
-    assert found["evaluation-fusion-table"] == "table"
-    assert found["summary-micro"] == "markdown"
+    flow_run = api.flow_run(micro.summary["run_id"])["id"]
+    of_run = {"id": {"any_": [flow_run]}}
+    made = api.filter("artifacts", flow_runs=of_run, limit=200)
+    found = {a["key"]: (a["type"], a["data"], a["description"]) for a in made}
+    for step in micro.plan["steps"]:
+        kind, percent, _ = found[step["id"]]
+        assert (kind, float(percent)) == ("progress", 100), step["id"]
+    assert re.match(r"4 of 4 loss \d", found["specialist-algebra"][2])
+    for key, columns in {
+        "probe-algebra-table": {"checkpoint", "pass@2", "cut off", "chosen"},
+        "fusion-table": {"specialist", "checkpoint", "weight"},
+        "evaluation-fusion-table": {"set", "problems", "avg@2", "pass@2", "tokens"},
+    }.items():
+        kind, rows, _ = found[key]
+        assert kind == "table"
+        assert columns <= set(json.loads(rows)[0])
+    assert found["data-card"][0] == found["summary-micro"][0] == "markdown"
+    assert f"Report: `{micro.folder / 'report.html'}`" in found["summary-micro"][1]
 
 
 def test_models_generate_and_everything_published_is_whole(micro: Finished) -> None:

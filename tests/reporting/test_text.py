@@ -73,8 +73,10 @@ def test_a_server_is_named_without_its_password(summary, tmp_path):
     assert "https://mlflow.example/team" in shown and "secret" not in shown
 
 
-def test_the_markdown_has_a_table_and_no_path(summary):
-    shown = text.markdown({**summary, "warnings": ["a | <b> *c*"]})
+def test_the_markdown_has_a_table_and_the_places_that_it_is_given(summary):
+    places = [("MLflow", "http://127.0.0.1:5000/#/page"), ("Report", "/there/report.html")]
+    shown = text.markdown({**summary, "warnings": ["a | <b> *c*"]}, places)
+    assert "[MLflow](http://127.0.0.1:5000/#/page) · Report: `/there/report.html`" in shown
     assert "| model | math avg@8 | math pass@8 | code avg@8 | code pass@8 |" in shown
     assert "Signal: solved more often" in shown and r"a \| \<b\> \*c\*" in shown
     assert "/runs/" not in shown

@@ -31,6 +31,11 @@ def points(difference: float) -> str:
     return f"{difference * 100:+.1f}".replace("-", "−")
 
 
+def score(of: Mapping[str, float]) -> str:
+    """A share with its interval, as percentages."""
+    return f"{of['value'] * 100:.1f} {interval(of, True)}"
+
+
 def interval(of: Mapping[str, float], share: bool = False) -> str:
     """`[low, high]`, as percentages or as signed percentage points."""
     ends = (of["low"], of["high"])

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from vibethinker.reporting.highlights import highlights, interval, points
+from vibethinker.reporting.highlights import highlights, interval, points, score
 from vibethinker.runs import program
 from vibethinker.tracking import store_uri
 
 WIDTH = 100
 WARNINGS = 3  # shown in the terminal; the rest is in the report
 ERRORS = 4
+SCORES = "Scores in %, with 95 % intervals:"
 
 
 def summarise(summary: Mapping[str, Any], workspace: Path) -> str:
@@ -57,14 +58,13 @@ def achieved(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def markdown(summary: Mapping[str, Any]) -> str:
-    """The same in Markdown, without this machine's paths."""
-    parts = [f"## {_plain(summary['run_id'])}: {summary['status']}", _counts(summary)]
+def markdown(summary: Mapping[str, Any], places: Iterable[tuple[str, str]] = ()) -> str:
+    """The same in Markdown; `places` are names with an address or path, where there is more."""
+    parts = [f"## {_plain(summary['run_id'])}: {summary['status']}", _counts(summary), linked(places)]
     parts += [f"**{s['id']}** failed: {_plain(s['error'])}" for s in summary["steps"] if "error" in s]
     header, rows = _table(summary)
     if rows:
-        lines = [header, ["---"] * len(header), *rows]
-        parts.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+        parts += [SCORES, table(header, rows)]
     gains = highlights(summary["comparisons"])
     parts.append(
         "\n".join(
@@ -74,6 +74,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
     )
     parts.append("\n".join(f"- warning: {_plain(text)}" for text in summary["warnings"]))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def linked(places: Iterable[tuple[str, str]]) -> str:
+    """Names as links to their addresses in Markdown, or with the paths that they are at."""
+    texts = (f"[{name}]({at})" if at.startswith(("http://", "https://")) else f"{name}: `{at}`" for name, at in places)
+    return " · ".join(texts)
 
 
 def _counts(summary: Mapping[str, Any]) -> str:
@@ -87,6 +98,8 @@ def _counts(summary: Mapping[str, Any]) -> str:
 
 def duration(seconds: float) -> str:
     """A time as people say it: its two largest units."""
+    if 0 < seconds < 1:
+        return "under 1 s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
@@ -104,7 +117,7 @@ def _table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for model in order:
         cells = [scores[model].get(scope, {}).get(metric) for scope, metric in columns]
-        rows.append([model, *(f"{c['value'] * 100:.1f} {interval(c, True)}" if c else "" for c in cells)])
+        rows.append([model, *(score(c) if c else "" for c in cells)])
     return header, rows
 
 

@@ -92,10 +92,18 @@ class RunTracker:
     @property
     def url(self) -> str:
         """Where to look at the run: its page on a server, else the store's address."""
-        page = without_password(self._uri).rstrip("/")
-        if self.run_id is None or not page.startswith(("http://", "https://")):
-            return page
-        return f"{page}/#/experiments/{self._delivery.experiment_id}/runs/{self.run_id}"
+        return self.page() or without_password(self._uri).rstrip("/")
+
+    def page(self, artifact: str = "") -> str | None:
+        """The run's page on a server, or that of a file attached to it; None where there is none (yet).
+
+        Without the last words of its address MLflow shows a training as an evaluation of agents.
+        """
+        server = without_password(self._uri).rstrip("/")
+        if self.run_id is None or not server.startswith(("http://", "https://")):
+            return None
+        page = f"{server}/#/experiments/{self._delivery.experiment_id}/runs/{self.run_id}"
+        return page + (f"/artifacts/{artifact}" if artifact else "") + "?workflowType=machine_learning"
 
     def step(self, step_id: str, fingerprint: str, tags: Mapping[str, str] | None = None) -> StepTracker:
         """Start the child run of a step, or continue it when the step is retried."""
