@@ -21,22 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vibethinker import environment, faults, preemption, steps
+from vibethinker import environment, faults, preemption, steps, telemetry
 from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.redaction import learn, redact
 from vibethinker.worker import ranks
 from vibethinker.worker.endings import classify
 
-# Nothing calls home, whatever a library's default is.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "UNSLOTH_DISABLE_STATISTICS": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "WANDB_MODE": "disabled",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-}
+QUIET = telemetry.OFF | {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 
 
 QUIET_SECONDS = 10.0  # of a step that reads or writes large files
@@ -65,7 +57,7 @@ class PipeEmitter:
 
     def warning(self, text: str) -> None:
         """See `steps.Emitter`."""
-        self.send("warning", text=text)
+        self.send("warning", text=redact(text))
 
     def ranks(self, pids: Sequence[int]) -> None:
         """See `ranks.Parent`."""
@@ -108,6 +100,7 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     preemption.install()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to everyone; the flow process decides
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    learn(request["execution"].get("secrets", {}).values())
     emitter = PipeEmitter(events, request["id"])
     try:
         result = execute(request, emitter)
