@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Protocol
 
 from vibethinker import collecting, hardware
@@ -262,12 +263,10 @@ def opened(
 
 
 def _start_over(plan: Plan, step_id: str, display: Display) -> None:
-    step, told = plan[step_id], False
+    step = plan[step_id]
 
+    @cache  # so that it is said once
     def waiting() -> None:
-        nonlocal told
-        if not told:
-            display.event(step, {"event": "warning", "text": "Another run makes it; it's refreshed after that."})
-        told = True
+        display.event(step, {"event": "warning", "text": "Another run makes it; it's refreshed after that."})
 
     Store(plan.workspace).start_over(step.id, step.fingerprint, waiting)
