@@ -75,6 +75,21 @@ def save_when_asked(context: StepContext) -> Metrics:
     return {}
 
 
+def note_when_asked(context: StepContext) -> Metrics:
+    """Note that this rank was asked to stop, which the first tells to do once all are here."""
+    with preemption.held():
+        (context.checkpoints / f"here-{os.environ['RANK']}").touch()
+        while len(list(context.checkpoints.glob("here-*"))) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.02)
+        context.emit.metrics(0, {})
+        while not preemption.asked():
+            time.sleep(0.02)
+        (context.checkpoints / f"asked-{os.environ['RANK']}").touch()
+        time.sleep(1.5)
+    preemption.check()
+    return {}
+
+
 def reword(context: StepContext) -> Metrics:
     """Be asked to stop within a library that tells any failure in its own words."""
     try:

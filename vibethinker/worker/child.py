@@ -84,7 +84,7 @@ def main() -> None:
     """A fresh process: the request is stdin's first line, and stdin's end means that the server is gone."""
     request = json.loads(sys.stdin.buffer.readline())
     events = os.dup(1)
-    threading.Thread(target=_die_with_stdin, daemon=True).start()
+    threading.Thread(target=die_with_stdin, daemon=True).start()
     run(request, events)
 
 
@@ -138,18 +138,13 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
-        # Else Unsloth writes the code that it generates into the current folder.
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
-        if request["kind"] == "specialist":
-            # Passes differ in length, so that fixed blocks of memory would be freed and taken anew; vLLM, which may
-            # sleep, can't do with it.
-            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        set_up_libraries(request["kind"], checkpoints)
         started = time.monotonic()
         context = steps.StepContext(
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )
         try:
-            metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
+            metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter, store.workspace)
         except PreemptedError:
             raise
         except Exception as error:
@@ -176,6 +171,16 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         return _result(artifact, reused=False)
 
 
+def set_up_libraries(kind: str, checkpoints: Path) -> None:
+    """Set what a step's libraries read when they are imported."""
+    # Else Unsloth writes the code that it generates into the current folder.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
+    if kind == "specialist":
+        # Passes differ in length, so that fixed blocks of memory would be freed and taken anew; vLLM, which may sleep,
+        # can't do with it.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def _blame_inputs(
     store: Store, named: Mapping[str, Sequence[str]], digests: Mapping[str, str], error: Exception
 ) -> None:
@@ -200,7 +205,8 @@ def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
     }
 
 
-def _die_with_stdin() -> None:
+def die_with_stdin() -> None:
+    """End this process and its group once whoever started it is gone."""
     while os.read(0, 1 << 16):
         pass
     os.killpg(0, signal.SIGKILL)

@@ -10,12 +10,16 @@ later ones: the step's failure is the first that names a class (out of memory, d
 the first of all. Rank 0's main thread may wait in a collective that never returns, so a thread of its own watches the
 others and ends the process.
 
-Left out: ranks on other machines, and restarting a single rank.
+Where a step is spread over several machines (`execution.nodes`), each has its part of the ranks, and to rank 0 another
+machine is like one more rank (`vibethinker.worker.nodes`).
+
+Left out: restarting a single rank.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -27,18 +31,20 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from vibethinker import steps
+from vibethinker import preemption, steps
 from vibethinker.artifacts import SCRATCH
 from vibethinker.errors import CHILD_EXITS, ConfigurationError, InfrastructureError, VibeThinkerError
-from vibethinker.worker import exhaustion
+from vibethinker.worker import exhaustion, nodes
 from vibethinker.worker.endings import classify, die_with_parent, killed_by
 
 # The embedded base isn't among them: a network of a million weights gains nothing, and Muon wants whole matrices.
 TRAINS = ("specialist", "signal")
 TICK_SECONDS = 0.1
+LOOPBACK = "127.0.0.1"
 GRACE_SECONDS = 3.0  # for a rank that names the cause, after another has complained about its loss
 FINISH_SECONDS = 60.0  # for the other ranks, once rank 0 has all that the step makes
 
@@ -71,10 +77,18 @@ def count(kind: str, execution: Mapping[str, Any]) -> int:
     return execution.get("processes", 1) if kind in TRAINS or kind not in steps.STEP_FUNCTIONS else 1
 
 
-def run(kind: str, context: steps.StepContext, gpus: str | None, parent: Parent) -> steps.Metrics:
+def here(kind: str, execution: Mapping[str, Any]) -> int:
+    """Processes of a step on one machine."""
+    return count(kind, execution) // (execution.get("nodes", 1) if count(kind, execution) > 1 else 1)
+
+
+def run(
+    kind: str, context: steps.StepContext, gpus: str | None, parent: Parent, workspace: Path | None = None
+) -> steps.Metrics:
     """Run a step's function in as many processes as it takes, and return what rank 0's returned.
 
     Args:
+        workspace: in which other machines are called for.
         gpus: comma-separated names as CUDA_VISIBLE_DEVICES has them, one a process; None: those that this process sees.
 
     Raises:
@@ -85,27 +99,37 @@ def run(kind: str, context: steps.StepContext, gpus: str | None, parent: Parent)
     execution["processes"] = processes = count(kind, execution)
     if processes == 1:
         return steps.resolve(kind, _backend(context))(replace(context, execution=execution))
+    local = here(kind, execution)
     for name in ("threads", "verifier_workers"):
-        execution[name] = max(1, execution[name] // processes)
-    names = _gpus(gpus, processes) if execution["device"] == "cuda" else None
-    scratch = context.output.with_name(context.output.name + SCRATCH)
-    shutil.rmtree(scratch, ignore_errors=True)
-    os.environ.update(_environment(processes, execution["threads"]))
-    context = replace(context, execution=execution)
-    ranks = _Ranks(parent)
-    try:
-        for rank in range(1, processes):
-            output = scratch / str(rank)
-            output.mkdir(parents=True)
-            ranks.start(rank, kind, replace(context, output=output, emit=Silent()), names)
-        _become(0, names)
+        execution[name] = max(1, execution[name] // local)
+    context, scratch = replace(context, execution=execution), context.output.with_name(context.output.name + SCRATCH)
+    address = (execution["main_address"] or socket.gethostname()) if local < processes else LOOPBACK
+    port, others = _free_port(address), list[nodes.Node]()
+    with contextlib.ExitStack() as stack:
+        if local < processes:
+            assert workspace is not None
+            others = stack.enter_context(nodes.called(kind, context, workspace, address, port))
+        ranks = Ranks(processes, parent, others)
+        stack.callback(ranks.end, scratch)
+        names = prepare(context, local, address, port, gpus)
+        ranks.start(range(1, local), kind, context, scratch, names)
+        _become(0, names[0] if names else None)
         with ranks.watched():
             metrics = steps.resolve(kind, _backend(context))(context)
             ranks.wait()
         return metrics
-    finally:
-        ranks.kill()
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def prepare(context: steps.StepContext, local: int, address: str, port: int, gpus: str | None = None) -> list[str]:
+    """Set what this machine's ranks inherit; the GPU of each, none on a CPU.
+
+    Args:
+        local: how many they are.
+        address, port: of the store by which all of the step find each other.
+    """
+    execution = context.execution
+    os.environ.update(_environment(execution["processes"], local, execution["threads"], address, port))
+    return _gpus(gpus, local) if execution["device"] == "cuda" else []
 
 
 def _backend(context: steps.StepContext) -> str:
@@ -119,28 +143,77 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-@dataclass
 class _Rank:
-    number: int
-    pid: int
-    words: int  # the pipe on which it says why it failed
-    status: int | None = None
-    failure: VibeThinkerError | None = None
-    failed_at: float = 0.0
+    """A rank that this process has forked; `words` is the pipe on which it says why it failed."""
+
+    def __init__(self, number: int, total: int, pid: int, words: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        self.failure: VibeThinkerError | None = None
+        self.failed_at = 0.0
+        self._place, self._words, self._victims = f"rank {number} of {total}", words, exhaustion.killed()
+
+    def look(self) -> None:
+        """Notice whether it has ended, and what it said."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.status = os.waitstatus_to_exitcode(status)
+        if self.failure is None:
+            with contextlib.suppress(BlockingIOError):
+                if words := os.read(self._words, 1 << 16):
+                    said = json.loads(words)
+                    error = CHILD_EXITS.get(said["status"], VibeThinkerError)
+                    self.failure, self.failed_at = error(self._where(said["message"])), said["time"]
+        if self.failure is None and self.status:
+            error, how = CHILD_EXITS.get(self.status, InfrastructureError), f"ended with status {self.status}"
+            if self.status < 0:
+                error, how = killed_by(-self.status, self._victims)
+            self.failure, self.failed_at = error(self._where(f"The process was {how}")), time.monotonic()
+
+    def stop(self) -> None:
+        """Ask it to save and leave."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it, if it still runs."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.status = -signal.SIGKILL
+
+    def _where(self, message: str) -> str:
+        return f"{message.rstrip('.')} ({self._place})."
 
 
-class _Ranks:
-    """Ranks 1 … n-1 as rank 0 sees them."""
+class Ranks:
+    """The ranks that this process has forked, and for rank 0 the other machines of the step.
 
-    def __init__(self, parent: Parent) -> None:
-        self._parent = parent
-        self._ranks: list[_Rank] = []
-        self._victims = exhaustion.killed()
+    Args:
+        total: ranks of the step.
+        others: other machines, by now connected.
+    """
+
+    def __init__(self, total: int, parent: Parent | None = None, others: Sequence[nodes.Node] = ()) -> None:
+        self._total, self._parent, self._others = total, parent, others
+        self._ranks: list[_Rank | nodes.Node] = list(others)
         self._over = threading.Event()
         self._deciding = threading.Lock()
 
-    def start(self, number: int, kind: str, context: steps.StepContext, gpus: list[str] | None) -> None:
-        """Fork one rank; in the rank itself this doesn't return."""
+    def start(
+        self, numbers: Sequence[int], kind: str, context: steps.StepContext, scratch: Path, gpus: Sequence[str]
+    ) -> None:
+        """Fork these ranks, each with an output of its own that is dropped; in a rank itself this doesn't return."""
+        shutil.rmtree(scratch, ignore_errors=True)
+        for number in numbers:
+            output = scratch / str(number)
+            output.mkdir(parents=True)
+            gpu = gpus[number % len(gpus)] if gpus else None
+            self._fork(number, kind, replace(context, output=output, emit=Silent()), gpu)
+
+    def _fork(self, number: int, kind: str, context: steps.StepContext, gpu: str | None) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         words, send = os.pipe()
@@ -149,17 +222,18 @@ class _Ranks:
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            _live(number, kind, context, gpus, send)
+            _live(number, kind, context, gpu, send)
         os.close(send)
         os.set_blocking(words, False)
-        self._ranks.append(_Rank(number, pid, words))
+        self._ranks.append(_Rank(number, self._total, pid, words))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Within the block a rank's failure ends this process; one of this rank becomes the step's cause."""
         watcher = threading.Thread(target=self._watch, name="ranks", daemon=True)
         watcher.start()
-        self._parent.ranks([rank.pid for rank in self._ranks])
+        assert self._parent
+        self._parent.ranks([rank.pid for rank in self._ranks if isinstance(rank, _Rank)])
         try:
             yield
         except BaseException as error:
@@ -176,54 +250,51 @@ class _Ranks:
     def wait(self) -> None:
         """Until the other ranks have ended; what is left after FINISH_SECONDS has nothing to add and is killed."""
         limit = time.monotonic() + FINISH_SECONDS
-        while time.monotonic() < limit and any(rank.status is None for rank in self._ranks):
+        while time.monotonic() < limit and not self.done():
             time.sleep(TICK_SECONDS / 4)
             with self._deciding:
-                self._look()
-                if any(rank.status for rank in self._ranks):
-                    raise self._cause(None)
+                if (cause := self.failed()) is not None:
+                    raise cause
 
-    def kill(self) -> None:
-        """End all that still run."""
+    def stop(self) -> None:
+        """Ask all to save and leave."""
         for rank in self._ranks:
-            if rank.status is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank.pid, signal.SIGKILL)
-                os.waitpid(rank.pid, 0)
-                rank.status = -signal.SIGKILL
+            rank.stop()
+
+    def failed(self) -> VibeThinkerError | BaseException | None:
+        """Of what the step has failed, if one of them has."""
+        self._look()
+        return self._cause(None) if any(rank.status for rank in self._ranks) else None
+
+    def done(self) -> bool:
+        """Whether all have ended, when last looked at."""
+        return all(rank.status is not None for rank in self._ranks)
+
+    def end(self, scratch: Path) -> None:
+        """End all that still run, and remove what they wrote."""
+        for rank in self._ranks:
+            rank.kill()
+        shutil.rmtree(scratch, ignore_errors=True)
 
     def _watch(self) -> None:
+        asked = False
         while not self._over.wait(TICK_SECONDS):
             with self._deciding:
                 if self._over.is_set():
                     return
-                self._look()
-                if any(rank.status for rank in self._ranks):
-                    cause = self._cause(None)
-                    self.kill()
-                    self._parent.fail(cause)
+                if (cause := self.failed()) is not None:
+                    for rank in self._ranks:
+                        rank.kill()
+                    assert self._parent
+                    self._parent.fail(classify(cause))
+                if preemption.asked() and not asked:  # as the ranks of this machine were, by the same signal
+                    asked = True
+                    for other in self._others:
+                        other.stop()
 
     def _look(self) -> None:
-        """Notice which ranks have ended, and what they said."""
         for rank in self._ranks:
-            if rank.status is None:
-                pid, status = os.waitpid(rank.pid, os.WNOHANG)
-                if pid:
-                    rank.status = os.waitstatus_to_exitcode(status)
-            if rank.failure is None:
-                with contextlib.suppress(BlockingIOError):
-                    if words := os.read(rank.words, 1 << 16):
-                        said = json.loads(words)
-                        error = CHILD_EXITS.get(said["status"], VibeThinkerError)
-                        rank.failure, rank.failed_at = error(self._where(rank, said["message"])), said["time"]
-            if rank.failure is None and rank.status:
-                error, how = CHILD_EXITS.get(rank.status, InfrastructureError), f"ended with status {rank.status}"
-                if rank.status < 0:
-                    error, how = killed_by(-rank.status, self._victims)
-                rank.failure, rank.failed_at = error(self._where(rank, f"The process was {how}")), time.monotonic()
-
-    def _where(self, rank: _Rank, message: str) -> str:
-        return f"{message.rstrip('.')} (rank {rank.number} of {len(self._ranks) + 1})."
+            rank.look()
 
     def _cause(self, own: BaseException | None) -> VibeThinkerError | BaseException:
         """Of this rank's failure and the others' the one that came first, those that name a class before all."""
@@ -243,13 +314,13 @@ def _is_general(error: BaseException) -> bool:
     return type(classify(error)) is VibeThinkerError
 
 
-def _live(number: int, kind: str, context: steps.StepContext, gpus: list[str] | None, words: int) -> NoReturn:
+def _live(number: int, kind: str, context: steps.StepContext, gpu: str | None, words: int) -> NoReturn:
     """What rank `number` does from its fork to its end."""
     status = 0
     try:
         if sys.platform == "linux":
             die_with_parent()
-        _become(number, gpus)
+        _become(number, gpu)
         steps.resolve(kind, _backend(context))(context)
     except BaseException as error:
         failure = classify(error)
@@ -260,36 +331,52 @@ def _live(number: int, kind: str, context: steps.StepContext, gpus: list[str] | 
     leave(status)
 
 
-def _become(rank: int, gpus: list[str] | None) -> None:
+def _become(rank: int, gpu: str | None) -> None:
     os.environ["RANK"] = str(rank)
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[rank]
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
-def _environment(processes: int, threads: int) -> dict[str, str]:
-    """What accelerate, torch and NCCL read, alike for all ranks.
+def _environment(processes: int, local: int, threads: int, address: str, port: int) -> dict[str, str]:
+    """What accelerate, torch and NCCL read, alike for all ranks of a machine.
 
-    All have LOCAL_RANK 0, since each sees one GPU, which is then its first. All are on one machine, so they talk over
-    the loopback: a container's own name often leads nowhere. NVLink multicast fails in virtual machines that pass GPUs
+    All have LOCAL_RANK 0, since each sees one GPU, which is then its first. Those of one machine talk over the
+    loopback: a container's own name often leads nowhere. NVLink multicast fails in virtual machines that pass GPUs
     through, and two to eight GPUs lose little without it.
     """
     loopback = "lo" if sys.platform == "linux" else "lo0"
     fixed = {
         "WORLD_SIZE": str(processes),
         "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "LOCAL_WORLD_SIZE": str(local),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(threads),
     }
-    usual = {"NCCL_NVLS_ENABLE": "0", "NCCL_SOCKET_IFNAME": loopback, "GLOO_SOCKET_IFNAME": loopback}
+    usual = {"NCCL_NVLS_ENABLE": "0"}
+    if is_loopback(address):
+        usual |= {"NCCL_SOCKET_IFNAME": loopback, "GLOO_SOCKET_IFNAME": loopback}
     return fixed | {name: value for name, value in usual.items() if name not in os.environ}
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+def is_loopback(address: str) -> bool:
+    """Whether an address or name is of this machine alone."""
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
+    except OSError:
+        return False
+
+
+def _free_port(address: str) -> int:
+    """A port of this machine at the address by which the step's ranks reach it."""
+    try:
+        with socket.create_server((address, 0)) as one:
+            return one.getsockname()[1]
+    except OSError as error:
+        raise ConfigurationError(
+            f"This machine can't be reached at {address!r} ({error.strerror}): set execution.main_address to one of "
+            "its own addresses that the other machines reach."
+        ) from None
 
 
 def _gpus(named: str | None, processes: int) -> list[str]:
