@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from flows import parts
 from tests.flows import telling
 from tests.flows.conftest import ROOT, vibethinker
 from tests.flows.serving import QUICK, Service, started
-from tests.flows.working import deployment_run
+from tests.flows.working import PREFECT, deployment_run
 from tests.leaks import PLANTED, WORDS, leaks
 from tests.slack import Slack
 from tests.waiting import until
@@ -142,6 +143,10 @@ def test_an_upgrade_leaves_schedules_as_the_team_has_set_them(service: Service) 
         assert httpx.get(f"{url}/{name}", timeout=30).json()["value"] != "another version"
         schedules = {schedule["schedule"]["cron"]: schedule["active"] for schedule in deployment()["schedules"]}
         assert schedules == {ours["schedule"]["cron"]: True, "0 4 * * *": True}
+        words = [*PREFECT, "deploy", "--name", "vibethinker-3b"]
+        by_hand = subprocess.run(words, env=dict(service.api.environ), cwd=ROOT, capture_output=True, text=True)
+        assert by_hand.returncode == 0, by_hand.stdout + by_hand.stderr
+        assert {one["schedule"]["cron"]: one["active"] for one in deployment()["schedules"]} == schedules
     finally:  # which removes the runs that they have begun to plan
         for schedule in deployment()["schedules"]:
             ask("PATCH", f"{of}/{schedule['id']}", {"active": False})
