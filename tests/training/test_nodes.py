@@ -162,7 +162,7 @@ def test_a_stranger_is_not_let_in(new: Callable[..., Step], join: Callable[[Step
     running = threading.Thread(target=lambda: made.append(step.run()))
     running.start()
     call = until(lambda: Call.read(Path(step.request["workspace"])))
-    for words in (f"{'0' * 32} 1", f"{call.word} 0", f"{call.word} 2", f"{call.word} x", ""):
+    for words in (f"{'0' * 32} 1", f"{call.word} 0", f"{call.word} 2", f"{call.word} x", "é 1", ""):
         with socket.create_connection((call.address, call.port)) as stranger:
             stranger.sendall(f"{words}\n".encode())
             assert stranger.recv(100) == b""

@@ -25,7 +25,7 @@ from vibethinker import preemption
 from vibethinker.errors import VibeThinkerError
 from vibethinker.worker import child, ranks
 from vibethinker.worker.endings import classify
-from vibethinker.worker.nodes import Call
+from vibethinker.worker.nodes import Call, watch
 
 LOOK_SECONDS, CONNECT_SECONDS, TICK_SECONDS = 0.5, 10.0, 0.1
 
@@ -65,6 +65,7 @@ def _answer(call: Call, node: int) -> socket.socket | None:
         connection = socket.create_connection((call.address, call.port), CONNECT_SECONDS)
         connection.sendall(f"{call.word} {node}\n".encode())
         if connection.recv(100) == b"welcome\n":
+            watch(connection)
             return connection
         connection.close()
     except OSError:

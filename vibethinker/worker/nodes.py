@@ -147,6 +147,14 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
                     node.kill()
 
 
+def watch(connection: socket.socket) -> None:
+    """Have the connection break within a minute where the other machine is off, or the network between them."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 class _Telling:
     """Says now and then what is waited for, which proves that the step lives."""
 
@@ -167,8 +175,9 @@ def _welcome(connection: socket.socket, call: Call, nodes: dict[int, Node]) -> N
             word, _, number = words.readline(100).strip().partition(" ")
         if secrets.compare_digest(word, call.word) and int(number) in set(range(1, call.nodes)) - nodes.keys():
             connection.sendall(b"welcome\n")
+            watch(connection)
             nodes[int(number)] = Node(int(number), connection)
             return
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         pass
     connection.close()
