@@ -14,7 +14,7 @@ import httpx
 
 def until(
     true: Callable[[], Any],
-    seconds: float = 60,
+    seconds: float = 300,
     process: subprocess.Popen[Any] | None = None,
     printed: Path | None = None,
 ) -> Any:

@@ -91,7 +91,7 @@ def test_a_run_goes_on_when_its_own_prefect_server_dies(tmp_path: Path, config: 
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environ["PREFECT_HOME"] = str(tmp_path / "no profile")
     with running(command(workspace, config), environ, printed) as run:
-        until(lambda: saved(workspace) or run.poll() is not None, 300)
+        until(lambda: saved(workspace) or run.poll() is not None)
         [its] = [p for p in psutil.Process(run.pid).children() if "flows.server" in p.cmdline()]
         its.kill()
         assert run.wait(timeout=400) == 0, printed.read_text()
@@ -107,7 +107,7 @@ def test_a_run_goes_on_when_prefects_server_was_away(tmp_path: Path, config: Pat
         one.wait()
         environ = {**os.environ, **environment(home), "PREFECT_API_URL": one.url}
         with running(command(workspace, config), environ, printed) as run, pytest.MonkeyPatch.context() as patch:
-            until(lambda: saved(workspace) or run.poll() is not None, 300)
+            until(lambda: saved(workspace) or run.poll() is not None)
             patch.setattr(server, "REPLACE_SECONDS", 45.0)  # in which the stage ends and others begin
             one._process.kill()
             assert run.wait(timeout=500) == 0, printed.read_text()
@@ -131,7 +131,7 @@ def test_a_server_that_is_gone_for_good_ends_the_run_and_loses_nothing(tmp_path:
             **os.environ, **environment(home), "PREFECT_API_URL": one.url, "PREFECT_CLIENT_MAX_RETRIES": "2",
         }  # fmt: skip
         with running(command(workspace, config), environ, printed) as run:
-            until(lambda: saved(workspace) or run.poll() is not None, 300)
+            until(lambda: saved(workspace) or run.poll() is not None)
             one.close()
             assert run.wait(timeout=400) == 1, printed.read_text()
     finally:
@@ -156,7 +156,7 @@ def training(workspace: Path) -> bool:
 def started(api: Api, workspace: Path, config: dict[str, Any] = CONFIG, met: Callable[[], bool] | None = None) -> str:
     """The id of a flow run of the deployment `micro`, once its stage has saved an update, or is `met` otherwise."""
     id = deployment_run(api, "micro", workspace=str(workspace), config=config)
-    until(met or (lambda: saved(workspace)), 300)
+    until(met or (lambda: saved(workspace)))
     return id
 
 
@@ -195,7 +195,7 @@ def test_the_script_around_a_worker_lets_flow_runs_save_first(api: Api, tmp_path
     }
     config = {**CONFIG, "execution": {"checkpoints": {"seconds": 3600, "every": 1000}}}  # none but the one at the end
     with running(["sh", "deployments/worker.sh"], environ, tmp_path / "worker") as worker:
-        until(lambda: api.filter("deployments", deployments={"name": {"any_": ["micro"]}}), 300)
+        until(lambda: api.filter("deployments", deployments={"name": {"any_": ["micro"]}}))
         started(api, workspace, config, lambda: training(workspace))
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=120) == 0, (tmp_path / "worker").read_text()
