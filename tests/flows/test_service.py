@@ -175,7 +175,7 @@ def test_a_run_is_cancelled_and_one_that_fails_says_why(service: Service, tmp_pa
     body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     httpx.post(f"{service.api.url}/flow_runs/{cancelled}/set_state", json=body, timeout=30)
     until(lambda: not service.processes_of(cancelled), 40)
-    assert service.ended(cancelled, 20)["state_type"] == "CANCELLED"
+    assert service.ended(cancelled, 120)["state_type"] == "CANCELLED"
     failed = service.ended(failing, 120)
     assert failed["state_type"] == "FAILED"
     assert "can't be used" in failed["state"]["message"]
