@@ -25,7 +25,7 @@ from vibethinker import environment, faults, preemption, steps, telemetry
 from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.redaction import learn, redact
-from vibethinker.worker import ranks
+from vibethinker.worker import family, ranks
 from vibethinker.worker.endings import classify
 
 QUIET = telemetry.OFF | {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
@@ -60,14 +60,14 @@ class PipeEmitter:
         self.send("warning", text=redact(text))
 
     def ranks(self, pids: Sequence[int]) -> None:
-        """See `ranks.Parent`."""
+        """See `family.Parent`."""
         self.send("ranks", pids=list(pids))
 
     def fail(self, failure: VibeThinkerError) -> NoReturn:
-        """See `ranks.Parent`."""
+        """See `family.Parent`."""
         with contextlib.suppress(OSError):  # nobody listens any more; the status still tells
             self.send("end", kind=failure.kind, message=str(failure))
-        ranks.leave(failure.child_exit)
+        family.leave(failure.child_exit)
 
     def send(self, event: str, **fields: Any) -> None:
         """Write one event whole; a pipe that nobody reads any more ends the process, since its flow is gone."""
@@ -109,7 +109,7 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     except BaseException as error:
         traceback.print_exc()
         emitter.fail(classify(error))
-    ranks.leave(0)
+    family.leave(0)
 
 
 def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:

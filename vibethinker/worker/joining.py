@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from vibethinker import preemption
 from vibethinker.errors import VibeThinkerError
-from vibethinker.worker import child, ranks
+from vibethinker.worker import child, family, ranks
 from vibethinker.worker.endings import classify
 from vibethinker.worker.nodes import Call, watch
 
@@ -102,7 +102,7 @@ def main(node: int, descriptor: int) -> NoReturn:
             failure = classify(error)
             status = failure.child_exit
             _tell(connection, status, str(failure))
-    ranks.leave(status)
+    family.leave(status)
 
 
 def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path) -> None:
@@ -111,27 +111,27 @@ def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path) 
     Raises:
         VibeThinkerError: one of them failed.
     """
-    context = call.of_node(scratch, ranks.Silent())
+    context = call.of_node(scratch, family.Silent())
     local = ranks.here(call.kind, context.execution)
     names = ranks.prepare(context, local, call.address, call.store_port)
-    family = ranks.Ranks(context.execution["processes"])
+    mine = family.Ranks(context.execution["processes"])
     try:
-        family.start(range(node * local, (node + 1) * local), call.kind, context, scratch, names)
+        mine.start(range(node * local, (node + 1) * local), call.kind, context, scratch, names)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its ranks are asked one by one
         connection.settimeout(TICK_SECONDS)
-        while (cause := family.failed()) is None and not family.done():
+        while (cause := mine.failed()) is None and not mine.done():
             try:
                 heard = connection.recv(100)
             except TimeoutError:
                 continue
             if not heard:
                 raise VibeThinkerError("The machine that called is gone.")
-            family.stop()
+            mine.stop()
         if cause is not None:
             raise cause
         _tell(connection, 0, "")
     finally:
-        family.end(scratch)
+        mine.end(scratch)
 
 
 def _tell(connection: socket.socket, status: int, message: str) -> None:
