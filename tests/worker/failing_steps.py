@@ -216,3 +216,10 @@ def train_a_specialist(context: StepContext) -> Metrics:
     if tokens > int(os.environ["VIBETHINKER_TEST_TOKENS"]):
         raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tokens} MiB.")
     return sft.run(context)
+
+
+def warn_of_keys(context: StepContext) -> Metrics:
+    """Warn and fail with keys: one of the environment, and one that came with the request."""
+    keys = f"{os.environ['SOME_API_KEY']} and {context.execution['secrets']['block']}"
+    context.emit.warning(f"refused: {keys}")
+    raise DataError(f"refused: {keys}")
