@@ -35,7 +35,8 @@ from pydantic import Field
 
 from flows.automations import LEFT
 from flows.hooks import links, remember
-from tasks.notifications import Message, tell
+from tasks.messages import Message
+from tasks.notifications import tell
 from tasks.session import Session
 from vibethinker.artifacts import write_json
 from vibethinker.errors import RejectedError

@@ -29,11 +29,18 @@ LOST = "No heartbeat came from this run"  # by which the second automation knows
 # What Prefect's workers say of a flow run whose process never came to be, or whose pod is gone: it has no hooks.
 UNHEARD = ["Failed to submit flow run*", "Flow run could not*", "No active or succeeded pods found*"]
 SUBJECT = "{{ flow_run.name }} crashed"
+# JSON as Prefect's templates write it has no quote of the shell's.
 BODY = """{{ flow_run.state.message }}
 Flow: {{ flow.name }}
 PAGE
-Go on by starting it again with the same parameters, in Prefect's UI (Retry) or by \
-`prefect deployment run`: what was published and saved is reused."""
+{% if deployment.name %}Go on by Retry in Prefect's UI, or by
+```
+prefect deployment run '{{ flow.name }}/{{ deployment.name }}'\
+{% for name, value in flow_run.parameters.items() if value is not none %} --param '{{ name }}={{ value | tojson }}'\
+{% endfor %}
+```
+{% else %}Go on by starting it again with the same parameters.
+{% endif %}What was published and saved is reused."""
 
 
 def register(block: str, lost_seconds: float = LOST_SECONDS) -> list[str]:

@@ -28,6 +28,7 @@ from vibethinker.commands.inspect import show_plan
 from vibethinker.commands.options import Planned, plan_options, planned
 from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.plan import StepState, states
+from vibethinker.redaction import passwords, redact
 
 FULL = 1 << 20  # bytes free, below which a failure of the server's is the disk's
 RETRIES = 8  # of a request to Prefect, the wait before each doubled, about 8 minutes in all
@@ -85,7 +86,6 @@ def _stop_at_signals() -> None:
 def _deliver_left_over(asked: Planned) -> None:
     """Send MLflow what it was not told of this workspace's runs, as it was away then."""
     from vibethinker.tracking import deliver_left_over, store_uri
-    from vibethinker.tracking.addresses import hidden
 
     def warn(text: str) -> None:
         click.echo(f"Warning: {text}", err=True)
@@ -95,7 +95,7 @@ def _deliver_left_over(asked: Planned) -> None:
     try:
         deliver_left_over(workspace / "runs", uri, workspace, warn)
     except Exception as error:  # of MLflow's client, anything
-        reason = hidden(" ".join(str(error).split()), uri)[:200]
+        reason = redact(" ".join(str(error).split()), passwords(uri))[:200]
         warn(f"measurements still wait for MLflow, which can't be written ({type(error).__name__}: {reason}).")
 
 

@@ -24,7 +24,8 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from flows.server import is_temporary
-from tasks.notifications import Message, tell
+from tasks.messages import Message
+from tasks.notifications import tell
 from vibethinker import config as configuration
 from vibethinker import errors, locks, runs
 from vibethinker.artifacts import write_json
@@ -61,7 +62,9 @@ def ended(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     workspace = configuration.workspace((flow_run.parameters or {}).get("workspace"))
     folder = _folder(workspace, str(flow_run.id))
     settings = _settings(folder)
+    say = flow_run_logger(flow_run, flow).warning
     if state.is_completed() and not settings.success:
+        tell(None, settings, say=say, workspace=workspace)
         return
     # Prefect's worker may know the flow run only as it was before its process began.
     count = max(flow_run.run_count, _read(folder / NOTE).get("run_count", 0) if folder else 0)
@@ -69,7 +72,7 @@ def ended(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     tell(
         message(flow, flow_run, state, workspace, folder),
         settings,
-        say=flow_run_logger(flow_run, flow).warning,
+        say=say,
         name=f"{flow_run.id}-{count}-ended",
         folder=folder,
         workspace=workspace,

@@ -16,6 +16,7 @@ import click
 
 from flows import processes
 from flows.processes import MARK, Process
+from vibethinker import telemetry
 from vibethinker.artifacts import write_json
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.tracking.addresses import without_password
@@ -24,17 +25,6 @@ SCHEMA = 1
 START_SECONDS = 180.0  # for a server or worker, on a machine that is busy
 LOOK_SECONDS = 0.2
 NAMES = {"prefect": "Prefect's server", "mlflow": "MLflow", "worker": "The worker"}
-
-# Nothing calls home, and no page advertises. Prefect's newer UI asks amplitude.com for its settings from the browser,
-# whatever is set, and links in messages open the older one anyway.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_SERVER_UI_V2_ENABLED": "false",
-    "PREFECT_CLI_COLORS": "false",
-}
 
 
 @dataclass
@@ -100,7 +90,7 @@ class State:
 
 def environ_of(state: State) -> dict[str, str]:
     """Of everything that is started; what the user has set, stays."""
-    return {**QUIET, **os.environ, MARK: state.mark}
+    return {**telemetry.OFF, "PREFECT_CLI_COLORS": "false", **os.environ, MARK: state.mark}
 
 
 def is_ours(part: Part, named: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from vibethinker.operations import Notifications
 
 POOL = "vibethinker"
 QUEUES = {"interactive": 1, "default": 2, "batch": 3}  # name → priority; the lowest number goes first
+USUAL = "usual"  # the slug of prefect.yaml's schedules
 DEPLOYED = "vibethinker_deployed"  # a variable of Prefect's: the digest of what is deployed there
 
 
@@ -62,6 +64,16 @@ def deploy(environ: Mapping[str, str]) -> list[str]:
     with suppress(ObjectAlreadyExists):
         Variable.set(DEPLOYED, digest, overwrite=True)
     return [f"{len(_names())} deployments"]
+
+
+def switched_on() -> dict[str, bool]:
+    """Whether the usual schedule of each deployment is switched on, for prefect.yaml, which would switch all off; keys
+    are names as templates can have them. A deployment that isn't there yet begins with it switched off."""
+    found = dict.fromkeys(_names(), False)
+    for deployment in _deployments():
+        usual = [one for one in deployment.schedules if one.slug == USUAL or len(deployment.schedules) == 1]
+        found[deployment.name] = any(schedule.active for schedule in usual)
+    return {re.sub(r"\W", "_", name): on for name, on in found.items()}
 
 
 def heard(name: str) -> float | None:
@@ -152,12 +164,16 @@ def _names() -> set[str]:
 
 
 def _deployed() -> set[str]:
+    return {deployment.name for deployment in _deployments()}
+
+
+def _deployments() -> list[Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 
     with get_client(sync_client=True) as client:
         wanted = DeploymentFilter(tags=DeploymentFilterTags(all_=[POOL]))
-        return {deployment.name for deployment in client.read_deployments(deployment_filter=wanted)}
+        return client.read_deployments(deployment_filter=wanted)
 
 
 def _digest() -> str:

@@ -206,7 +206,7 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
             tracker.dataset("data", data.digest, str(data.folder), "training")
         metrics = next((s["metrics"] for s in summary["steps"] if s["id"] == "report"), {})
         tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
-    run.save()  # only now, so that a run that was killed before it had noted all for MLflow goes on
+    summary = run.save()  # only now, so that a run that was killed before it had noted all for MLflow goes on
     if status != "interrupted":
         places = [
             ("MLflow", tracker and tracker.page()),
@@ -216,9 +216,9 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         artifacts.summary(current.config.profile, said)
         if not artifacts.drain():
             get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
-    if tracker:
-        _close(current, tracker)
-    return run.save()
+    if tracker and not _close(current, tracker):
+        return run.save()
+    return summary
 
 
 def _suspend(current: Session) -> None:
@@ -229,15 +229,19 @@ def _suspend(current: Session) -> None:
     artifacts.drain()
     if tracker:
         tracker.finish("SCHEDULED")  # MLflow's word for what goes on later
-        _close(current, tracker)
+        if not _close(current, tracker):
+            run.save()
 
 
-def _close(current: Session, tracker: RunTracker) -> None:
-    if not tracker.close():
+def _close(current: Session, tracker: RunTracker) -> bool:
+    """Whether MLflow has all of it; if not, there is one more warning."""
+    delivered = tracker.close()
+    if not delivered:
         current.run.warn(
             "Some of this run's measurements haven't reached MLflow yet: the same command sends them later."
         )
     hooks.remember(current.run.folder, tracker.url)  # by now it knows the run's own page
+    return delivered
 
 
 def _write_page(current: Session, summary: dict[str, Any]) -> Path:

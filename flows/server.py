@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from vibethinker import locks
+from vibethinker import locks, telemetry
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, InfrastructureError
 
@@ -112,10 +112,8 @@ def deliver() -> None:
 
 def environment(home: Path) -> dict[str, str]:
     """Prefect's settings for a run on its own server; nothing calls home."""
-    return {
+    return telemetry.OFF | {
         "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_CLI_COLORS": "false",

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import click
@@ -97,13 +98,11 @@ def down(workspace: str | None) -> None:
 @contextmanager
 def _alone(workspace: Path) -> Iterator[Path]:
     """The service's folder, while no other command changes it."""
-    home, told = workspace / "service", False
+    home = workspace / "service"
 
+    @cache  # so that it is said once
     def waiting() -> None:
-        nonlocal told
-        if not told:
-            click.echo(f"Another `up` or `down` is at work in {home}; waiting for its end.", err=True)
-        told = True
+        click.echo(f"Another `up` or `down` is at work in {home}; waiting for its end.", err=True)
 
     with locks.held(home / "lock", waiting):
         yield home

@@ -174,7 +174,7 @@ def _run(description: Description) -> Any:
             with _stopped_by_flag(bench, description["run_id"]):
                 reused = bench.execute(step, description["inputs"], gpu, cores, hear)["reused"]
         finally:
-            teller.tell(last=True)
+            teller.end()
     except VibeThinkerError as error:
         seconds = pause_before_retry(error, task_run.get_run_count(), config, bench.stopping)
         if seconds is not None:

@@ -1,6 +1,7 @@
 """What a step's process says, in its task run's log: some of its lines and of its progress, bounded, without secrets.
 
-All of it is in the step's own log file, which `vibethinker logs` shows. A failure of ours is one sentence, so Prefect's
+All of it is in the step's own log file, which `vibethinker logs` shows, and which is cleaned of secrets at the step's
+end. A failure of ours is one sentence, so Prefect's
 record of it is told once and without the traceback, which would name this project's code alone.
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from vibethinker.errors import VibeThinkerError
-from vibethinker.redaction import redact
+from vibethinker.redaction import clean, redact
 
 SECONDS = 10.0  # between two tellings of one step
 SHARE = 100  # the longer a step has run, the rarer: tellings are this share of that apart, some 700 in a week
@@ -36,12 +37,19 @@ class Teller:
         """Note how far it is, to be told with the next lines."""
         self._progress = f"{done}/{total} {text}".rstrip()
 
-    def tell(self, *, last: bool = False) -> None:
-        """Tell what is new, if the last telling is long enough ago; at the end, whatever hasn't been told."""
+    def tell(self) -> None:
+        """Tell what is new, if the last telling is long enough ago."""
         now = time.monotonic()
-        if not last and now - self._at < max(SECONDS, (now - self._began) / SHARE):
-            return
-        self._at = now
+        if now - self._at >= max(SECONDS, (now - self._began) / SHARE):
+            self._at = now
+            self._tell(last=False)
+
+    def end(self) -> None:
+        """Tell whatever hasn't been told, and take secrets out of the file: the step's process has ended."""
+        self._tell(last=True)
+        clean(self._path)
+
+    def _tell(self, last: bool) -> None:
         lines = [*self._lines(last), *([self._progress] if self._progress else [])]
         self._progress = ""
         if lines:
@@ -73,7 +81,9 @@ class Teller:
         return not self._in_traceback
 
 
-class _Sentence(logging.Filter):
+class _Fit(logging.Filter):
+    """Lets records pass as they may be read by everybody."""
+
     def __init__(self) -> None:
         super().__init__()
         self._told: WeakKeyDictionary[BaseException, set[str]] = WeakKeyDictionary()  # failure → loggers
@@ -81,6 +91,7 @@ class _Sentence(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if not isinstance(error, VibeThinkerError):
+            record.msg, record.args = redact(record.getMessage()), ()
             return True
         told = self._told.setdefault(error, set())
         if record.name in told:
@@ -90,10 +101,10 @@ class _Sentence(logging.Filter):
         return True
 
 
-_SENTENCE = _Sentence()
+_FIT = _Fit()
 
 
 def tell_sentences() -> None:
-    """Have Prefect tell our failures by their sentence, from now on."""
+    """Have Prefect tell our failures by their sentence, and nothing with secrets, from now on."""
     for name in _RUNS:
-        logging.getLogger(name).addFilter(_SENTENCE)
+        logging.getLogger(name).addFilter(_FIT)

@@ -1,28 +1,30 @@
 """Messages about a run to Slack, and to whatever apprise can reach.
 
 A message is told once: its name is claimed by a file in the run's folder before it is sent, whichever process of the
-run is the first. Of one kind and profile one message is sent in `notifications.quiet_seconds`; the next one says how
-many were left out. Sending has SEND_SECONDS in a thread of its own, so that neither Slack nor a server that is asked
-for the webhook holds a run up; what fails is a warning in the run's log. Secrets are taken out of every text.
+run is the first. Of one kind and profile one message is sent in `notifications.quiet_seconds`; what was left out is
+told in one message by whoever is the first after that: the next message of that kind, the end of another run, or a
+process that is started to wait for it (`tasks.later`). Sending has SEND_SECONDS in a thread of its own, so that neither
+Slack nor a server that is asked for the webhook holds a run up; what fails is a warning in the run's log. Secrets are
+taken out of every text.
 
 Prefect's own block for Slack refuses addresses of this machine's network; prefect_slack's posts to them.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vibethinker import locks
-from vibethinker.artifacts import write_json
+from tasks import quiet
+from tasks.messages import Message, escape, owed_message, with_owed
 from vibethinker.errors import ConfigurationError
 from vibethinker.operations import Notifications
 from vibethinker.redaction import redact
@@ -30,61 +32,7 @@ from vibethinker.redaction import redact
 WEBHOOK_VARIABLE = "SLACK_WEBHOOK_URL"
 POST_SECONDS = 3  # for Slack to answer
 SEND_SECONDS = 6.0  # for everything, the look for the webhook included
-TOLD, QUIET = "told", "notifications.json"  # of a run's folder; of a workspace
-# Slack's limits, in characters, less some for the marks around a text.
-HEADER, FIELD, SECTION, CONTEXT = 150, 2000, 2900, 2900
-
-
-@dataclass(frozen=True)
-class Message:
-    """What is told: `title` in one line, `text` in a sentence or more, and what there is to look at.
-
-    `kind` is what rate limits count (failure, crash, cancellation, diverged, approval, success, test). `excerpt` is
-    shown as it is, such as the last lines of a log; `links` are pairs of a name and an address or a path; `command` is
-    the one that resumes.
-    """
-
-    kind: str
-    title: str
-    text: str
-    fields: Sequence[tuple[str, str]] = ()
-    excerpt: str = ""
-    command: str = ""
-    links: Sequence[tuple[str, str]] = ()
-
-    def redacted(self, secrets: Sequence[str] = ()) -> Message:
-        """The message without secrets; see `vibethinker.redaction`."""
-
-        def shown(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-            return tuple((name, redact(value, secrets)) for name, value in pairs)
-
-        texts = {name: redact(getattr(self, name), secrets) for name in ("title", "text", "excerpt", "command")}
-        return replace(self, **texts, fields=shown(self.fields), links=shown(self.links))
-
-    def plain(self) -> str:
-        """The message without Slack's form, for its fallback and for mails."""
-        lines = [self.title, self.text, *(f"{name}: {value}" for name, value in (*self.fields, *self.links))]
-        lines += ["", self.excerpt] if self.excerpt else []
-        lines += ["", "Go on by:", f"  {self.command}"] if self.command else []
-        return "\n".join(lines)
-
-    def blocks(self) -> list[dict[str, Any]]:
-        """The message in Slack's Block Kit."""
-        made: list[dict[str, Any]] = [
-            {"type": "header", "text": {"type": "plain_text", "text": _cut(self.title, HEADER)}}
-        ]
-        made.append(_section(_escape(_cut(self.text, SECTION))))
-        if self.fields:
-            cells = [f"*{_escape(name)}*\n{_escape(_cut(value, FIELD - 100))}" for name, value in self.fields[:10]]
-            made.append({"type": "section", "fields": [{"type": "mrkdwn", "text": cell} for cell in cells]})
-        if self.excerpt:
-            made.append(_section(_code(self.excerpt, keep_end=True)))
-        if self.command:
-            made.append(_section("Go on by:\n" + _code(self.command)))
-        if self.links:
-            text = "  ·  ".join(_link(name, where) for name, where in self.links)
-            made.append({"type": "context", "elements": [{"type": "mrkdwn", "text": _cut(text, CONTEXT)}]})
-        return made
+TOLD = "told"  # of a run's folder
 
 
 @dataclass
@@ -109,8 +57,8 @@ class Channels:
         found = cls.at_hand(settings)
         return found if found.webhook is not None else cls(_kept_webhook(settings), found.addresses)
 
-    def __bool__(self) -> bool:
-        return self.webhook is not None or bool(self.addresses)
+    def __len__(self) -> int:
+        return (self.webhook is not None) + bool(self.addresses)
 
     def described(self) -> str:
         """Them, without their addresses."""
@@ -140,7 +88,7 @@ class Channels:
             return None
         client = self.webhook.get_client(sync_client=True)
         client.timeout, client.retry_handlers = POST_SECONDS, []
-        answer = client.send(text=_escape(message.plain()), blocks=message.blocks(), unfurl_links=False)
+        answer = client.send(text=escape(message.plain()), blocks=message.blocks(), unfurl_links=False)
         return None if answer.status_code == 200 else f"status {answer.status_code}: {str(answer.body)[:100]}"
 
     def _apprise(self, message: Message) -> str | None:
@@ -157,7 +105,7 @@ class Channels:
 
 
 def tell(
-    message: Message,
+    message: Message | None,
     settings: Notifications,
     *,
     say: Callable[[str], None],
@@ -166,10 +114,11 @@ def tell(
     workspace: Path | None = None,
     about: str = "",
 ) -> None:
-    """Send a message unless it was told already or comes too soon; returns within SEND_SECONDS and raises nothing.
+    """Send a message unless it was told already or comes too soon, and whatever was left out and may be told now;
+    returns within SEND_SECONDS and raises nothing.
 
     Args:
-        message: what to tell.
+        message: what to tell; None: only what was left out.
         settings: who is told, and how often.
         say: gets a sentence for each failure.
         name: what the message is of, in the run: it is told once by this name; without `folder` always.
@@ -178,22 +127,24 @@ def tell(
         about: the deployment or profile; a rate limit is for one of them and one kind of message.
     """
     done = threading.Event()
+    limited = workspace if workspace is not None and workspace.is_dir() and settings.quiet_seconds > 0 else None
+    title = message.title if message else "about what was left out"
 
-    def news() -> Message | None:
-        """What is to be sent, if it wasn't told already and doesn't come too soon."""
-        if folder is not None and name and not claim(folder, name):
-            return None
-        due, left_out = _due(workspace, f"{about} {message.kind}", settings.quiet_seconds)
-        return _with(message, left_out) if due else None
+    def news() -> list[Message]:
+        """What is to be sent."""
+        sent = []
+        if message is not None and (folder is None or not name or claim(folder, name)):
+            sent += _unless_too_soon(message, settings, limited, about)
+        return sent + [owed_message(owed) for owed in quiet.take(limited, settings.quiet_seconds)] if limited else sent
 
     def attempt() -> None:
         try:
             channels = Channels.at_hand(settings)
             sent = news() if channels else None
-            if sent is not None:
-                for sentence in channels.send(sent):
+            for one in sent or ():
+                for sentence in channels.send(one):
                     say(sentence)
-            if channels.webhook is not None or (channels and sent is None):
+            if channels.webhook is not None or sent == []:
                 return
             # Only now, since the server may be away: that keeps no mail back.
             try:
@@ -201,17 +152,46 @@ def tell(
             except Exception as error:
                 say(redact(f"Prefect's server can't be asked for Slack's webhook ({type(error).__name__}: {error})."))
                 return
-            if kept and (sent := sent or news()) is not None:
-                for sentence in kept.send(sent.redacted(channels.secrets())):
+            for one in (news() if sent is None else sent) if kept else ():
+                for sentence in kept.send(one.redacted(channels.secrets())):
                     say(sentence)
         except Exception as error:
-            say(redact(f"The message {message.title!r} could not be sent ({type(error).__name__}: {error})."))
+            say(redact(f"The message {title!r} could not be sent ({type(error).__name__}: {error})."))
         finally:
             done.set()
 
+    if message is None and not (limited and quiet.is_owed(limited, settings.quiet_seconds)):
+        return
     threading.Thread(target=copy_context().run, args=(attempt,), name="notifications", daemon=True).start()
     if not done.wait(SEND_SECONDS):
-        say(f"The message {message.title!r} was not taken within {SEND_SECONDS:g} s.")
+        say(f"The message {title!r} was not taken within {SEND_SECONDS:g} s.")
+
+
+def _unless_too_soon(message: Message, settings: Notifications, workspace: Path | None, about: str) -> list[Message]:
+    """The message, with what is owed of its kind; nothing where it is left out, which another process then tells."""
+    if workspace is None:
+        return [message]
+    due, owed, wait = quiet.ask(workspace, about, message.kind, redact(message.title), settings.quiet_seconds)
+    if wait is not None:
+        start_later(workspace, settings, wait)
+    return [with_owed(message, owed)] if due else []
+
+
+def start_later(workspace: Path, settings: Notifications, seconds: float) -> None:
+    """Start a process that tells in so many seconds what is owed then, if nobody has: this one may have ended."""
+    words = [str(workspace), settings.model_dump_json(), f"{seconds:.1f}"]
+    subprocess.Popen(
+        [sys.executable, "-m", "tasks.later", *words], start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def tell_owed(workspace: Path, settings: Notifications, seconds: float) -> None:
+    """Tell what is owed of all kinds of which nothing was told for `seconds`; what nobody takes goes on being owed."""
+    channels = Channels.of(settings)
+    for owed in quiet.take(workspace, seconds) if channels else ():
+        if len(channels.send(owed_message(owed))) == len(channels):
+            quiet.put_back(workspace, owed)
 
 
 def claim(folder: Path, name: str) -> bool:
@@ -222,30 +202,6 @@ def claim(folder: Path, name: str) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _due(workspace: Path | None, key: str, quiet: float) -> tuple[bool, int]:
-    """Whether enough time has passed since the last one of this key, and how many were left out since then."""
-    if workspace is None or not workspace.is_dir() or quiet <= 0:
-        return True, 0
-    with locks.held(workspace / "locks" / "notifications"):
-        path = workspace / QUIET
-        try:
-            known = json.loads(path.read_text())
-        except (OSError, ValueError):
-            known = {}
-        last, now = known.get(key, {"at": 0.0, "left_out": 0}), time.time()
-        due = not 0 <= now - last["at"] < quiet  # a clock that was set back is no reason to be silent
-        known[key] = {"at": now, "left_out": 0} if due else {**last, "left_out": last["left_out"] + 1}
-        write_json(path, known)
-    return due, last["left_out"] if due else 0
-
-
-def _with(message: Message, left_out: int) -> Message:
-    if not left_out:
-        return message
-    note = ("Left out", f"{left_out} more of this kind, soon after the last one")
-    return replace(message, fields=(*message.fields, note))
 
 
 def slack_block() -> Any:
@@ -271,30 +227,3 @@ def _kept_webhook(settings: Notifications) -> Any:
         return slack_block().load(settings.slack_block)
     except ValueError:  # there is no such block
         return None
-
-
-def _section(text: str) -> dict[str, Any]:
-    return {"type": "section", "text": {"type": "mrkdwn", "text": text}}
-
-
-def _code(text: str, keep_end: bool = False) -> str:
-    """A code block; what is too long loses its beginning, if its end is what matters, or else its end."""
-    shown = _escape(text).replace("```", "'''")
-    shown = "…" + shown[-SECTION:] if keep_end and len(shown) > SECTION else _cut(shown, SECTION)
-    return f"```\n{shown}\n```"
-
-
-def _link(name: str, where: str) -> str:
-    address = where.startswith(("http://", "https://"))
-    return (
-        f"<{_escape(where).replace('|', '%7C')}|{_escape(name)}>" if address else f"{_escape(name)}: `{_escape(where)}`"
-    )
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _escape(text: str) -> str:
-    """What Slack reads as marks of its own."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -123,7 +123,7 @@ def _run(session: Session, step: Step) -> Any:
         try:
             reused = session.execute(step, hear)["reused"]
         finally:
-            teller.tell(last=True)
+            teller.end()
         faults.point("step.ended", step.id)
     except VibeThinkerError as error:
         if _back_off(session, step, error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 from vibethinker.plan import Step
+from vibethinker.redaction import learn
 
 
 def of_step(step: Step, config: Config) -> dict[str, str]:
@@ -19,10 +20,12 @@ def of_step(step: Step, config: Config) -> dict[str, str]:
     from prefect.blocks.system import Secret
 
     try:
-        return {server.key_secret: str(Secret.load(server.key_secret).get())}
+        value = str(Secret.load(server.key_secret).get())
     except Exception as error:
         # The reason goes into logs, so it is only the kind of error, never what was read.
         raise ConfigurationError(
             f"data.teacher.server.key_secret {server.key_secret!r} can't be read ({type(error).__name__}): create the "
             f"Secret block of that name, or leave it unset and set {server.key_variable}."
         ) from None
+    learn([value])
+    return {server.key_secret: value}

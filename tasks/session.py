@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Protocol
 
 from vibethinker import collecting, hardware
@@ -162,8 +163,9 @@ class Session:
             with self.slots.take(width, expected) as held:
                 yield None if self.gpus is None else "", max(1, hardware.cores() * held // self.slots.total)
             return
-        processes = ranks.count(step.kind, {"processes": self.config.execution.processes})
-        whole = processes if processes > 1 or role_of(step) in ALONE else 0
+        spread = self.config.execution.model_dump(include={"processes", "nodes"})
+        several = ranks.count(step.kind, spread) > 1
+        whole = ranks.here(step.kind, spread) if several or role_of(step) in ALONE else 0
         waits = lambda text: hear({"event": "waiting", "text": text})  # noqa: E731
         with self.gpus.take(whole, expected, check=self.bench.check_going, waits=waits) as devices:
             parts = len(self.gpus.devices) * self.config.execution.steps_per_gpu
@@ -262,12 +264,10 @@ def opened(
 
 
 def _start_over(plan: Plan, step_id: str, display: Display) -> None:
-    step, told = plan[step_id], False
+    step = plan[step_id]
 
+    @cache  # so that it is said once
     def waiting() -> None:
-        nonlocal told
-        if not told:
-            display.event(step, {"event": "warning", "text": "Another run makes it; it's refreshed after that."})
-        told = True
+        display.event(step, {"event": "warning", "text": "Another run makes it; it's refreshed after that."})
 
     Store(plan.workspace).start_over(step.id, step.fingerprint, waiting)

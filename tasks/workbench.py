@@ -22,6 +22,7 @@ from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
 from vibethinker.needs import memory_need, place_of, shared_by
 from vibethinker.plan import Step
+from vibethinker.redaction import clean
 from vibethinker.worker.host import Event, Host
 
 from . import secrets
@@ -118,6 +119,7 @@ class Workbench:
                     self._host.leave(self.leave_seconds)
                 finally:
                     self._host.close()
+                    clean(self._logs / "worker.log")
 
     @property
     def _logs(self) -> Path:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from vibethinker import redaction
+from vibethinker.errors import DataError
 from vibethinker.redaction import HIDDEN, redact
 
 ENVIRON = {
@@ -85,3 +89,43 @@ def test_what_is_no_secret_stays(text: str) -> None:
 
 def test_given_secrets_are_hidden_whole_even_if_one_is_a_part_of_another() -> None:
     assert redact("a secret-and-more", ["secret", "secret-and-more"], {}) == f"a {HIDDEN}"
+
+
+@pytest.mark.parametrize("sent", ["hunter2hunter2", "bWU6aHVudGVyMmh1bnRlcjI=", "pa55%2Fword", "pa55/word"])
+def test_a_password_is_hidden_in_each_form_in_which_it_is_sent(sent: str) -> None:
+    environ = {
+        "MLFLOW_TRACKING_USERNAME": "me",
+        "MLFLOW_TRACKING_PASSWORD": "hunter2hunter2",
+        "DATABASE_URL": "postgresql://prefect:pa55%2Fword@db:5432/prefect",
+    }
+    assert redact(f"before {sent} after", environ=environ) == f"before {HIDDEN} after"
+
+
+def test_a_password_that_is_its_user_s_name_is_a_word_like_others() -> None:
+    environ = {"DATABASE_URL": "postgresql://prefect:prefect@db:5432/prefect"}
+    assert redact("prefect deployment run", environ=environ) == "prefect deployment run"
+
+
+def test_what_was_learned_is_hidden_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_learned", set())
+    assert redact("of a block", environ={}) == "of a block"
+    redaction.learn(["of a block"])
+    assert redact("of a block", environ={}) == HIDDEN
+
+
+def test_a_failure_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "a-planted-key")
+    assert str(DataError("refused: a-planted-key")) == f"refused: {HIDDEN}"
+
+
+def test_a_file_is_cleaned_and_one_without_secrets_is_left_as_it_is(tmp_path: Path) -> None:
+    log, other = tmp_path / "log", tmp_path / "other"
+    log.write_bytes(b"\xffhf_abcdefghijklmnop\r\nrest")
+    redaction.clean(log)
+    assert log.read_bytes() == b"\xff" + HIDDEN.encode() + b"\r\nrest"
+    other.write_bytes(b"\xffnothing\r\n")
+    other.chmod(0o400)
+    before = other.stat().st_mtime_ns
+    redaction.clean(other)
+    assert (other.read_bytes(), other.stat().st_mtime_ns) == (b"\xffnothing\r\n", before)
+    redaction.clean(tmp_path / "there is none")

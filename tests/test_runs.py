@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vibethinker import config, runs
+from vibethinker.errors import DataError
 from vibethinker.plan import Plan, Step, states
 from vibethinker.runs import Run
 
@@ -92,3 +93,16 @@ def test_a_folder_whose_making_was_cut_short_is_no_run(tmp_path: Path) -> None:
     first = ended(tmp_path, "failed")
     (tmp_path / "runs" / "cut" / "logs").mkdir(parents=True)
     assert begun(tmp_path).id == first.id
+
+
+def test_a_summary_has_no_secret_that_a_warning_or_a_failure_repeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "a-planted-key")
+    run = begun(tmp_path)
+    run.warn("refused: a-planted-key")
+    run.update("data", "failed", error=DataError("refused: a-planted-key"))
+    run.close()
+    summary = runs.read_summary(run.folder)
+    assert summary["warnings"] == ["a warning", "refused: [hidden]"]
+    assert summary["steps"][0]["error"] == "refused: [hidden]"

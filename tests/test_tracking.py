@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from vibethinker import telemetry
 from vibethinker.errors import ConfigurationError
 from vibethinker.tracking import RunTracker, store_uri
 from vibethinker.tracking.delivery import Delivery
@@ -366,7 +367,7 @@ def test_the_store_is_the_setting_then_the_environment_then_the_workspace(tmp_pa
 
 
 def test_telemetry_is_off_before_mlflow_is_loaded(client):
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "true"
+    assert os.environ.items() >= telemetry.OFF.items()
 
 
 def test_without_mlflow_the_mend_is_named(tmp_path, monkeypatch):

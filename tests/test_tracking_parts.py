@@ -7,8 +7,8 @@ from base64 import b64encode
 
 import pytest
 
+from vibethinker.redaction import passwords, redact
 from vibethinker.tracking import without_password
-from vibethinker.tracking.addresses import hidden
 from vibethinker.tracking.journal import Journal, read_all
 
 
@@ -37,9 +37,9 @@ def test_what_a_store_repeats_of_its_password_is_hidden(monkeypatch: pytest.Monk
     uri = "http://me:pass%2Fword@mlflow:5000/path?x=1"
     sent = b64encode(b"me:pass/word").decode()
     said = f"403: {uri} said Basic {sent}, pass/word and Bearer the-token"
-    assert hidden(said, uri) == (
-        "403: http://me:[hidden]@mlflow:5000/path?x=1 said Basic [hidden], [hidden] and Bearer [hidden]"
+    assert redact(said, passwords(uri)) == (
+        "403: http://[hidden]@mlflow:5000/path?x=1 said Basic [hidden], [hidden] and Bearer [hidden]"
     )
-    assert hidden("not about it", "sqlite:///mlflow.db") == "not about it"
+    assert redact("not about it", passwords("sqlite:///mlflow.db")) == "not about it"
     assert without_password(uri) == "http://mlflow:5000/path"
     assert without_password("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"

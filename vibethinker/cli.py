@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "vibethinker.commands.inspect:report",
     "validate": "vibethinker.commands.inspect:validate",
     "gc": "vibethinker.commands.gc:gc",
+    "join": "vibethinker.commands.join:join",
     "data": "vibethinker.commands.data:data",
     "train-specialist": "vibethinker.commands.train:train_specialist",
     "probe": "vibethinker.commands.probe:probe",

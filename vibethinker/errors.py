@@ -7,13 +7,19 @@ even when no event arrived. What to do about each class is decided by the tasks,
 
 from __future__ import annotations
 
+from vibethinker.redaction import redact
+
 
 class VibeThinkerError(Exception):
-    """A failure whose message is meant for the user."""
+    """A failure whose message is meant for the user, and goes to logs, Prefect and Slack: it may repeat what a server
+    or a library said, so secrets are taken out of it."""
 
     kind = "failure"
     exit_code = 1
     child_exit = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 class ConfigurationError(VibeThinkerError):

@@ -49,6 +49,8 @@ def execution_settings(config: Config, threads: int, paths: Mapping[str, str], w
         "checkpoints": config.execution.checkpoints.model_dump(),
         "divergence": config.execution.divergence.model_dump(),
         "processes": config.execution.processes,
+        "nodes": config.execution.nodes,
+        "main_address": config.execution.main_address,
         "sharding": config.execution.sharding,
         "sandbox": verifiers.execution(config.sandbox),
         "verifier_workers": min(verification.workers, threads),

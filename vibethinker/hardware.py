@@ -78,16 +78,28 @@ def first_gpus(count: int) -> str:
 
 
 def check_processes(config: Config) -> None:
-    """Refuse more processes a step than there are GPUs for them.
+    """Refuse more processes a step than there are GPUs for them, and such as can't be spread over its machines.
 
     Raises:
-        ConfigurationError: there are.
+        ConfigurationError: they are.
     """
-    processes = config.execution.processes
-    if device(config) == "cuda" and processes > gpus():
+    execution = config.execution
+    if execution.processes % execution.nodes:
         raise ConfigurationError(
-            f"execution.processes is {processes} but this machine shows {gpus()} NVIDIA GPU(s), and each process takes "
-            f"one: set it to at most {gpus()}."
+            f"execution.processes is {execution.processes} and can't be spread evenly over {execution.nodes} machines "
+            "(execution.nodes): make it a multiple of that."
+        )
+    if execution.nodes > 1 and config.scaling.runner == "ray":
+        raise ConfigurationError(
+            "A step that Ray runs can't be spread over machines: leave execution.nodes at 1, or scaling.runner at "
+            "threads."
+        )
+    most = gpus() * execution.nodes
+    if device(config) == "cuda" and execution.processes > most:
+        of = f", of which there are to be {execution.nodes}" if execution.nodes > 1 else ""
+        raise ConfigurationError(
+            f"execution.processes is {execution.processes} but this machine{of} shows {gpus()} NVIDIA GPU(s), and each "
+            f"process takes one: set it to at most {most}."
         )
 
 

@@ -120,6 +120,13 @@ class Execution(Settings):
     processes: int = setting(
         1, "processes of one training step, each on a GPU of its own (or a part of the CPU)", ge=1, execution=True
     )
+    nodes: int = setting(
+        1, "machines over which those processes are spread evenly; the others run `vibethinker join`", ge=1,
+        execution=True,
+    )  # fmt: skip
+    main_address: str | None = setting(
+        None, "where the other machines reach this one; None: by its name", execution=True
+    )
     sharding: Literal["ddp", "fsdp"] = setting(
         "ddp", "several processes: each holds the whole model (DDP), or a part of it (FSDP2)", execution=True
     )

@@ -1,15 +1,19 @@
-"""Secrets taken out of a text before it leaves for where others read it: a chat, a mail.
+"""Secrets taken out of a text before it leaves for where others read it: a log, a summary, a chat, a mail.
 
-What counts as one: the value of an environment variable that is named like a key, a password in an address, an
-argument or setting named like one, and what has the form of a well-known kind of token. The rest of an address stays,
-so that a reader still knows which server is meant.
+What counts as one: the value of an environment variable that is named like a key, also as it is sent in an address or
+as Basic authorisation; a value that this process has learned (`learn`); a password in an address, an argument or
+setting named like one, and what has the form of a well-known kind of token. The rest of an address stays, so that a
+reader still knows which server is meant.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "[hidden]"
 SHORTEST = 6  # characters of a value: shorter ones are words that occur anywhere
@@ -41,6 +45,14 @@ _BEARER = re.compile(r"\b(Bearer|(?<=uthorization: )Basic)\s+[A-Za-z0-9._~+/=-]{
 _PRIVATE = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 
 
+_learned: set[str] = set()
+
+
+def learn(secrets: Iterable[str]) -> None:
+    """Hide these values too, wherever this process redacts from now on: keys that are in no variable."""
+    _learned.update(secrets)
+
+
 def redact(text: str, secrets: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> str:
     """The text with HIDDEN in the place of every secret.
 
@@ -49,10 +61,10 @@ def redact(text: str, secrets: Iterable[str] = (), environ: Mapping[str, str] | 
         secrets: further values that mustn't be shown, such as the webhook that is posted to.
         environ: in which to look for values; the process's own environment if None.
     """
-    known = {*secrets, *values(os.environ if environ is None else environ)}
-    for value in sorted(known, key=len, reverse=True):  # the longer first: one may be a part of another
-        if len(value) >= SHORTEST:
-            text = text.replace(value, HIDDEN)
+    known = {*secrets, *_learned, *values(os.environ if environ is None else environ)}
+    forms = {form for value in known if value for form in (value, quote(value, safe=""), _encoded(value))}
+    for form in sorted(forms, key=len, reverse=True):  # the longer first: one may be a part of another
+        text = text.replace(form, HIDDEN)
     text = _PRIVATE.sub(HIDDEN, text)
     text = _WEBHOOK.sub(rf"\1{HIDDEN}", text)
     text = _ADDRESS.sub(rf"\1{HIDDEN}@", text)
@@ -62,12 +74,45 @@ def redact(text: str, secrets: Iterable[str] = (), environ: Mapping[str, str] | 
     return _ASSIGNED.sub(lambda m: m[0] if HIDDEN in m[3] else f"{m[1]}{m[2]}{HIDDEN}", text)
 
 
+def clean(path: Path) -> None:
+    """Take secrets out of a text file that nobody writes to any more, if it has any."""
+    try:
+        text = path.read_bytes().decode(errors="surrogateescape")
+    except FileNotFoundError:
+        return
+    if (shown := redact(text)) != text:
+        path.write_bytes(shown.encode(errors="surrogateescape"))
+
+
 def values(environ: Mapping[str, str]) -> set[str]:
-    """The values of variables that are named like secrets; a list of addresses counts one by one. Paths are none."""
+    """The values of variables that are named like secrets; a list of addresses counts one by one, each with its
+    password. Paths are none, nor is a password that is its user's name."""
     found: set[str] = set()
     for name, value in environ.items():
-        if _VARIABLE.search(name):
-            found |= {value} if not _ADDRESSES.search(name) else set(value.split())
-        elif _ADDRESSES.search(name):
-            found |= {one for one in value.split() if _ADDRESS.match(one)}
+        if _ADDRESSES.search(name):
+            addresses = value.split()
+            found |= {one for one in addresses if _VARIABLE.search(name) or _ADDRESS.match(one)}
+            for one in addresses:
+                found |= passwords(one)
+        elif _VARIABLE.search(name):
+            found.add(value)
+            if user := environ.get(f"{name.removesuffix('PASSWORD')}USERNAME"):
+                found.add(f"{user}:{value}")
     return {value for value in found if len(value) >= SHORTEST and not value.startswith(("/", "~", "./"))}
+
+
+def passwords(address: str) -> set[str]:
+    """What is secret in an address: its password, plain and as it is written there, and as Basic authorisation sends
+    it, with the user."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return set()
+    written, user = parts.password or "", unquote(parts.username or "")
+    if not written or unquote(written) == user:
+        return set()
+    return {written, unquote(written), f"{user}:{unquote(written)}"}
+
+
+def _encoded(value: str) -> str:
+    return b64encode(value.encode(errors="surrogateescape")).decode()

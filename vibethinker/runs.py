@@ -31,6 +31,7 @@ from vibethinker.artifacts import Artifact, Store, write_json, write_text
 from vibethinker.config import environment_settings
 from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.plan import Plan, StepState
+from vibethinker.redaction import redact
 
 SCHEMA = 1
 ALIVE, STARTING = "alive", ".starting"  # locks: of a run's folder, and of a workspace's locks
@@ -104,7 +105,8 @@ class Run:
         values = self.plan.config.model_dump(mode="json", by_alias=True)
         write_text(self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
         write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
-        self._warnings += [text for text in warnings if text not in self._warnings]
+        for text in warnings:
+            self.warn(text)
         self.save()
         # The last one: by it a folder counts as a run.
         state = {"resume": self.resume_command, "started": time.time(), "number": number, "refreshed": self._refreshed}
@@ -129,7 +131,8 @@ class Run:
         self.save()
 
     def warn(self, text: str) -> None:
-        """Keep a warning for the summary and the report."""
+        """Keep a warning for the summary and the report, without secrets."""
+        text = redact(text)
         with self._lock:
             if text not in self._warnings:
                 self._warnings.append(text)

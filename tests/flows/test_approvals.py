@@ -19,8 +19,9 @@ import yaml
 
 from flows import automations
 from tests.flows.conftest import ROOT, Api, Finished, vibethinker
-from tests.flows.working import deployment_run, state_of, until, worker
+from tests.flows.working import deployment_run, state_of, worker
 from tests.slack import Slack
+from tests.waiting import until
 
 pytestmark = pytest.mark.service
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -12,13 +14,16 @@ import httpx
 import psutil
 import pytest
 from click.testing import CliRunner
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
 
 from flows import automations
 from flows.notify import notify
 from tests.flows.conftest import Api, registered
-from tests.flows.working import deployment_run, state_of, until, worker
+from tests.flows.working import PREFECT, deployment_run, state_of, worker
 from tests.slack import Slack
+from tests.waiting import until
 from vibethinker import doctor
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.operations import Notifications
@@ -145,6 +150,30 @@ def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, sl
     assert f"/runs/flow-run/{flow_run['id']}" in post["text"]
     assert "starting it again" in post["text"]
     time.sleep(3)
+    assert len(slack.posts) == 1
+
+
+def test_of_a_run_that_no_worker_could_start_the_command_is_told_that_starts_it_again(
+    server: Api, slack: Slack
+) -> None:
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test")
+    schema = {"type": "object", "properties": {name: {} for name in ("profile", "config", "refresh", "replaced")}}
+    given = {"profile": "micro", "config": {"data": {"directory": "it's <here> & `there`"}}, "refresh": ["base"]}
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow_from_name("vibethinker-stub")
+        deployment = client.create_deployment(
+            flow_id, "of the test", parameters={"profile": "tiny", "replaced": None}, parameter_openapi_schema=schema
+        )
+        flow_run = client.create_flow_run_from_deployment(deployment, parameters=given)
+        client.set_flow_run_state(flow_run.id, Crashed(message="Flow run could not be submitted"), force=True)
+    [post] = slack.until(1)
+    [command] = [line for line in html.unescape(post["text"]).splitlines() if line.startswith("prefect ")]
+    words = [*PREFECT, *shlex.split(command)[1:]]
+    done = subprocess.run(words, env=dict(server.environ), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    runs = server.filter("flow_runs", deployments={"id": {"any_": [str(deployment)]}})
+    assert [run["parameters"] for run in runs] == [given | {"replaced": None}] * 2
     assert len(slack.posts) == 1
 
 

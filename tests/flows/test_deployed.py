@@ -8,11 +8,9 @@ import re
 import signal
 import subprocess
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +22,7 @@ from tests import postgres
 from tests.flows.conftest import ROOT, Api
 from tests.flows.working import deployment_run
 from tests.leaks import Listening, beyond_loopback, leaks
+from tests.waiting import until
 
 pytestmark = [pytest.mark.service, pytest.mark.long]
 
@@ -44,16 +43,6 @@ def running(command: list[str], environ: dict[str, str], printed: Path) -> Itera
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def until(true: Callable[[], Any], process: subprocess.Popen[bytes], printed: Path) -> None:
-    limit = time.monotonic() + START_SECONDS
-    while True:
-        with suppress(httpx.HTTPError):
-            if true():
-                return
-        assert process.poll() is None and time.monotonic() < limit, printed.read_text()
-        time.sleep(0.2)
 
 
 def of(name: str, password: str, **places: str) -> tuple[list[str], dict[str, str]]:
@@ -92,8 +81,10 @@ def test_both_servers_run_on_postgresql(tmp_path: Path) -> None:
             running(words, {**plain, **environ, "PATH": PATH}, logs[0]) as first,
             running(tracking, {**plain, **its, "PATH": PATH}, logs[1]) as second,
         ):
-            until(lambda: httpx.get(f"http://{at}:{ports[0]}/api/health").json() is True, first, logs[0])
-            until(lambda: httpx.get(f"http://{at}:{ports[1]}/health").status_code == 200, second, logs[1])
+            until(lambda: httpx.get(f"http://{at}:{ports[0]}/api/health").json() is True, START_SECONDS, first, logs[0])
+            until(
+                lambda: httpx.get(f"http://{at}:{ports[1]}/health").status_code == 200, START_SECONDS, second, logs[1]
+            )
             page = httpx.get(f"http://{at}:{ports[0]}/", follow_redirects=True)
             assert page.status_code == 200 and "html" in page.headers["content-type"], "the UI of an image of ours"
             check_tracking(f"http://{at}:{ports[1]}")
@@ -135,10 +126,12 @@ def test_a_worker_s_container_registers_everything_tells_its_health_and_lets_run
     environ["VIBETHINKER_WORKSPACE"] = str(tmp_path / "workspace")
     with Listening() as listening, running(["sh", "deployments/worker.sh"], environ, printed) as worker:
         health = f"http://127.0.0.1:{port}/health"
-        until(lambda: httpx.get(health).status_code == 200 and online(api), worker, printed)
+        until(lambda: httpx.get(health).status_code == 200 and online(api), START_SECONDS, worker, printed)
         assert {"micro", "tiny", "vibethinker-1.5b"} <= {one["name"] for one in api.filter("deployments")}
         id = deployment_run(api, "micro", profile="micro")
-        until(lambda: "RUNNING" in {t["state_type"] for t in api.task_runs(id).values()}, worker, printed)
+        until(
+            lambda: "RUNNING" in {t["state_type"] for t in api.task_runs(id).values()}, START_SECONDS, worker, printed
+        )
         worker.terminate()
         assert worker.wait(SAVE_SECONDS + 30) == 0, printed.read_text()
     [summary] = (tmp_path / "workspace" / "runs").glob("*/summary.json")

@@ -48,7 +48,7 @@ def begun(tmp_path: Path) -> Run:
 def end(slack: Slack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FlowRun]:
     """End a flow run of the given run's folder, if any, in a state."""
     monkeypatch.setenv("SLACK_WEBHOOK_URL", slack.url)
-    monkeypatch.setattr("tasks.notifications._due", lambda *limits: (True, 0))
+    monkeypatch.setattr("tasks.notifications.quiet.ask", lambda *limits: (True, None, None))
 
     def ended(
         state: State, run: Run | None = None, again: FlowRun | None = None, count: int = 1, **values: object

@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ import pytest
 from flows.server import free_port, lasting
 from tasks.leases import limit_name
 from tests.flows.conftest import ROOT, Api
+from tests.waiting import until
 from vibethinker import config, doctor, holders
 
 pytestmark = pytest.mark.service
@@ -215,7 +215,7 @@ def serving(environ: Mapping[str, str], port: str, folder: Path) -> Iterator[Non
     with (folder / "server.log").open("a") as log:
         server = subprocess.Popen(command, env=dict(environ), stdout=log, stderr=log)
     try:
-        wait_for(lambda: httpx.get(f"{environ['PREFECT_API_URL']}/health", timeout=2).status_code == 200, 90)
+        until(lambda: httpx.get(f"{environ['PREFECT_API_URL']}/health", timeout=2).status_code == 200, 90)
         yield
     finally:
         server.terminate()
@@ -240,7 +240,7 @@ def test_doctor_tells_who_holds_a_gpu_and_since_when(
     def who(device: str) -> str:
         return leases()[limit_name(device)].text
 
-    wait_for(lambda: told["run"] in who("7"), 30)  # events are kept in batches
+    until(lambda: told["run"] in who("7"), 30)  # events are kept in batches
     after = datetime.now(UTC)
     assert f": 1 of 1 held, by specialist-algebra of {told['run']} (Running) since " in who("7")
     [holds] = next(one for one in holders.gpu_limits(api.url) if one.name == limit_name("7")).holders
@@ -251,7 +251,7 @@ def test_doctor_tells_who_holds_a_gpu_and_since_when(
 
     assert holder.stdin
     holder.stdin.close()  # it gives the GPU back, and takes it again
-    wait_for(lambda: "specialist-geometry" in who("7"), 30)
+    until(lambda: "specialist-geometry" in who("7"), 30)
     assert "specialist-algebra" not in who("7")
     holder.kill()
     holder.wait()
@@ -262,15 +262,3 @@ def test_doctor_tells_who_holds_a_gpu_and_since_when(
     assert "(Crashed)" in dead.text
     httpx.patch(f"{api.url}/v2/concurrency_limits/{limit_name('7')}", json={"active_slots": 0}).raise_for_status()
     assert who("7") == f"{limit_name('7')}: free", "what a dead holder took and lost is nobody's"
-
-
-def wait_for(answers: Any, seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        try:
-            if answers():
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError("it never answered")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,8 @@ import pytest
 from flows import server
 from flows.server import Server, environment
 from tests.flows.conftest import ROOT, Api
+from tests.flows.working import deployment_run, worker
+from tests.waiting import until
 
 pytestmark = [pytest.mark.service, pytest.mark.long]
 
@@ -35,13 +36,6 @@ CONFIG: dict[str, Any] = {
     },
     "execution": {"checkpoints": {"seconds": 0.5}},
 }
-
-
-def until(true: Callable[[], Any], seconds: float = 300) -> None:
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit, "it took too long"
-        time.sleep(0.1)
 
 
 def saved(workspace: Path) -> bool:
@@ -150,14 +144,8 @@ def test_a_server_that_is_gone_for_good_ends_the_run_and_loses_nothing(tmp_path:
 @pytest.fixture
 def deployed(api: Api, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Prefect worker that serves this clone's deployments."""
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    environ = {**api.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*prefect, "work-pool", "create", "vibethinker", "--type", "process", "--overwrite"],
-                   env=environ, cwd=ROOT, check=True, capture_output=True)  # fmt: skip
-    subprocess.run([*prefect, "deploy", "--name", "micro"], env=environ, cwd=ROOT, check=True, capture_output=True)
-    words = [*prefect, "worker", "start", "--pool", "vibethinker", "--name", tmp_path.name]
-    with running(words, environ, tmp_path / "worker") as worker:
-        yield worker
+    with worker(api, tmp_path / "worker") as process:
+        yield process
 
 
 def training(workspace: Path) -> bool:
@@ -167,17 +155,9 @@ def training(workspace: Path) -> bool:
 
 def started(api: Api, workspace: Path, config: dict[str, Any] = CONFIG, met: Callable[[], bool] | None = None) -> str:
     """The id of a flow run of the deployment `micro`, once its stage has saved an update, or is `met` otherwise."""
-    [deployment] = api.filter("deployments", deployments={"name": {"any_": ["micro"]}})
-    words = ["deployment", "run", "--id", deployment["id"], "--param", f"workspace={json.dumps(str(workspace))}",
-             "--param", f"config={json.dumps(config)}"]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "prefect", *words], env=dict(api.environ), cwd=ROOT,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    id = deployment_run(api, "micro", workspace=str(workspace), config=config)
     until(met or (lambda: saved(workspace)))
-    [flow_run] = api.filter(
-        "flow_runs", deployments={"id": {"any_": [deployment["id"]]}}, sort="START_TIME_DESC", limit=1
-    )
-    return flow_run["id"]
+    return id
 
 
 def test_cancelling_in_prefect_ends_every_process_and_the_next_run_goes_on(

@@ -11,8 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import psutil
 import pytest
 
 from tests.flows.conftest import ROOT, Api, Finished, vibethinker
+from tests.waiting import until
 from vibethinker.artifacts import content_digest
 
 pytestmark = [
@@ -47,16 +47,6 @@ def title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def until(process: subprocess.Popen[Any], found: Callable[[], Any], seconds: float = 240) -> Any:
-    """What `found` returns, once it is something."""
-    limit = time.monotonic() + seconds
-    while not (answer := found()):
-        assert process.poll() is None, f"it ended with {process.returncode}"
-        assert time.monotonic() < limit, "it took too long"
-        time.sleep(0.02)
-    return answer
 
 
 def training(process: subprocess.Popen[Any], workspace: Path) -> psutil.Process | None:
@@ -109,7 +99,7 @@ def test_specialists_on_a_cluster_have_the_same_bytes_though_a_worker_is_killed(
             stdout=output, stderr=output,
         )  # fmt: skip
     try:
-        victim = until(run, lambda: training(run, there))
+        victim = until(lambda: training(run, there), 240, run)
         assert listening_beyond_loopback(run) == []
         victim.kill()
         assert run.wait(300) == 0, log.read_text()
@@ -171,7 +161,7 @@ def test_nothing_of_a_cluster_outlives_an_ended_run(
     )  # fmt: skip
     everyone: list[psutil.Process] = []
     try:
-        until(run, lambda: training(run, tmp_path))
+        until(lambda: training(run, tmp_path), 240, run)
         everyone = list(family(run))
         computing = [p for p in everyone if "vibethinker" in title(p) or title(p).startswith("ray::Train")]
         assert len(computing) > 3

@@ -5,13 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +15,14 @@ import psutil
 import pytest
 import yaml
 
-from flows import parts, processes
-from tests.flows.conftest import ROOT, Api, vibethinker
+from flows import parts
+from tests.flows import telling
+from tests.flows.conftest import ROOT, vibethinker
+from tests.flows.serving import QUICK, Service, started
+from tests.flows.working import PREFECT, deployment_run
+from tests.leaks import PLANTED, WORDS, leaks
+from tests.slack import Slack
+from tests.waiting import until
 
 pytestmark = pytest.mark.service
 
@@ -31,103 +32,22 @@ SMALL: dict[str, Any] = {
     "evaluation": {"samples": 1, "k": [1]},
     "signal": {"stages": [{"name": "math", "context": 96, "steps": 2, "reward": "math"}]},
 }
-QUICK = {"env": {"VIBETHINKER_PRELOAD": "json"}}  # for a run that fails before it needs a trainer
-
-
-def until(true: Callable[[], Any], seconds: float) -> Any:
-    limit = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < limit, "it took too long"
-        time.sleep(0.2)
-    return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def alive(them: Iterable[psutil.Process]) -> list[psutil.Process]:
     return [process for process in them if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def ports() -> list[str]:
-    return ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
-
-
-@dataclass(frozen=True)
-class Service:
-    """What `up` has started in a workspace, and what it printed."""
-
-    workspace: Path
-    environ: Mapping[str, str]
-    output: str
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return json.loads((self.workspace / "service" / "state.json").read_text())
-
-    @property
-    def api(self) -> Api:
-        return Api(self.state["prefect"]["url"], self.environ)
-
-    def command(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        return vibethinker(*words, "--workspace", str(self.workspace), environ={**self.environ, **environ})
-
-    def marked(self) -> dict[int, psutil.Process]:
-        """All its processes, flow runs and their steps among them."""
-        return {one.pid: psutil.Process(one.pid) for one in processes.marked(self.state["mark"])}
-
-    def processes_of(self, flow_run: str) -> list[psutil.Process]:
-        """Of a flow run: its engine, the host of its steps, and those."""
-        found = []
-        for process in self.marked().values():
-            with suppress(psutil.Error):
-                if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run:
-                    found.append(process)
-        return found
-
-    def post(self, deployment: str, **body: Any) -> httpx.Response:
-        [found] = self.api.filter("deployments", deployments={"name": {"any_": [deployment]}})
-        for _ in range(10):
-            answer = httpx.post(f"{self.api.url}/deployments/{found['id']}/create_flow_run", json=body, timeout=30)
-            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite is locked; Prefect's client asks again
-                break
-            time.sleep(1)
-        return answer
-
-    def start(self, config: Mapping[str, Any], **body: Any) -> str:
-        """The id of a new run of the deployment `micro`."""
-        answer = self.post("micro", parameters={"profile": "micro", "config": config}, **body)
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
-
-    def flow_run(self, id: str) -> dict[str, Any]:
-        return httpx.get(f"{self.api.url}/flow_runs/{id}", timeout=30).json()
-
-    def ended(self, id: str, seconds: float) -> dict[str, Any]:
-        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        until(lambda: self.flow_run(id)["state_type"] in final, seconds)
-        return self.flow_run(id)
-
-    def logs(self, flow_run: str) -> str:
-        rows = self.api.filter("logs", logs={"flow_run_id": {"any_": [flow_run]}})
-        return "\n".join(row["message"] for row in rows)
-
-
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    folder = tmp_path_factory.mktemp("service")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    environ["PREFECT_HOME"] = str(folder / "no profile")
-    workspace = folder / "workspace"
-    done = vibethinker("up", *ports(), "--workspace", str(workspace), environ=environ)
-    try:
-        assert done.returncode == 0, done.stdout + done.stderr
-        yield Service(workspace, environ, done.stdout)
-    finally:
-        vibethinker("down", "--workspace", str(workspace), environ=environ)
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Slack]]:
+    """What `up` starts, and the Slack of all its runs."""
+    with started(tmp_path_factory.mktemp("service")) as them:
+        yield them
+
+
+@pytest.fixture
+def service(both: tuple[Service, Slack]) -> Service:
+    return both[0]
 
 
 def test_everything_is_there_when_up_says_so(service: Service) -> None:
@@ -223,6 +143,10 @@ def test_an_upgrade_leaves_schedules_as_the_team_has_set_them(service: Service) 
         assert httpx.get(f"{url}/{name}", timeout=30).json()["value"] != "another version"
         schedules = {schedule["schedule"]["cron"]: schedule["active"] for schedule in deployment()["schedules"]}
         assert schedules == {ours["schedule"]["cron"]: True, "0 4 * * *": True}
+        words = [*PREFECT, "deploy", "--name", "vibethinker-3b"]
+        by_hand = subprocess.run(words, env=dict(service.api.environ), cwd=ROOT, capture_output=True, text=True)
+        assert by_hand.returncode == 0, by_hand.stdout + by_hand.stderr
+        assert {one["schedule"]["cron"]: one["active"] for one in deployment()["schedules"]} == schedules
     finally:  # which removes the runs that they have begun to plan
         for schedule in deployment()["schedules"]:
             ask("PATCH", f"{of}/{schedule['id']}", {"active": False})
@@ -251,7 +175,7 @@ def test_a_run_is_cancelled_and_one_that_fails_says_why(service: Service, tmp_pa
     body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     httpx.post(f"{service.api.url}/flow_runs/{cancelled}/set_state", json=body, timeout=30)
     until(lambda: not service.processes_of(cancelled), 40)
-    assert service.ended(cancelled, 20)["state_type"] == "CANCELLED"
+    assert service.ended(cancelled, 120)["state_type"] == "CANCELLED"
     failed = service.ended(failing, 120)
     assert failed["state_type"] == "FAILED"
     assert "can't be used" in failed["state"]["message"]
@@ -260,19 +184,15 @@ def test_a_run_is_cancelled_and_one_that_fails_says_why(service: Service, tmp_pa
     assert "Traceback" not in logs
 
 
-def test_a_deployment_runs_to_completion(service: Service) -> None:
-    words = ["deployment", "run", "vibethinker/micro", "--param", f"config={json.dumps(SMALL)}"]
-    started = subprocess.run(
-        [sys.executable, "-m", "prefect", *words],
-        env={**service.environ, "PREFECT_API_URL": service.api.url}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert started.returncode == 0, started.stdout + started.stderr
-    [flow_run] = service.api.filter("flow_runs", sort="EXPECTED_START_TIME_DESC", limit=1)
-    ended = service.ended(flow_run["id"], 300)
+def test_a_deployment_of_micro_runs_to_completion(both: tuple[Service, Slack]) -> None:
+    service, slack = both
+    id = deployment_run(service.api, "micro")
+    ended = service.ended(id, 400)
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
-    [folder] = (service.workspace / "runs").glob(f"{ended['name']}")
+    folder = service.workspace / "runs" / ended["name"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "completed"
+    assert {step["state"] for step in summary["steps"]} == {"done"}
     assert set(ended["tags"]) == {"vibethinker", "cpu", "profile:micro", "model:embedded"}
     tasks = service.api.task_runs(ended["id"])
     assert tasks.keys() == {step["id"] for step in summary["steps"]}
@@ -281,6 +201,61 @@ def test_a_deployment_runs_to_completion(service: Service) -> None:
     body = {"experiment_ids": ["1"], "filter": f"tags.`mlflow.runName` = '{ended['name']}'"}
     runs = httpx.post(f"{mlflow}/api/2.0/mlflow/runs/search", json=body, timeout=30).json()["runs"]
     assert [run["info"]["status"] for run in runs] == ["FINISHED"]
+    until(lambda: not service.processes_of(id))
+    assert not told_of(slack, id)  # nobody has asked to hear of success
+
+
+def test_a_deployment_s_run_that_fails_is_told_of_once_with_all_there_is_to_know(
+    both: tuple[Service, Slack], tmp_path: Path
+) -> None:
+    service, slack = both
+    config = {"signal": {"objective": {"learning_rate": 2e-4}}, "notifications": {"quiet_seconds": 0}}
+    environ = {"VIBETHINKER_PRELOAD": telling.__name__}
+    id = deployment_run(service.api, "micro", {"env": environ}, config=config)
+    ended = service.ended(id, 300)
+    assert ended["state_type"] == "FAILED"
+    until(lambda: not service.processes_of(id))
+    [post] = told_of(slack, id)
+    folder = service.workspace / "runs" / ended["name"]
+    resume = json.loads((folder / "state.json").read_text())["resume"]
+    header, sentence, facts, log, command, links = post["blocks"]
+    assert header == {"type": "header", "text": {"type": "plain_text", "text": f"{folder.name} diverged in signal-1"}}
+    assert sentence["text"]["text"] == f"{telling.FAILURE}, with {PLACES}."
+    cells = dict(cell["text"].split("\n") for cell in facts["fields"])
+    assert cells["*Step*"] == "signal-1 (stage math)"
+    assert cells["*Reason*"] == "diverged"
+    assert log["text"]["text"].endswith(f"DivergedError: {telling.FAILURE}, with {PLACES}.\n```")
+    assert command["text"]["text"] == f"Go on by:\n```\n{resume}\n```"
+    assert f"--config {folder / 'config.yaml'}" in resume
+    page = service.api.url.removesuffix("/api")
+    for link in (f"<{page}/runs/flow-run/{id}|Prefect>", f"<{service.state['mlflow']['url']}/#/", "report.html"):
+        assert link in links["elements"][0]["text"]
+    assert {block["type"] for block in (sentence, facts, log, command)} == {"section"}
+    assert all(part in post["text"] for part in (telling.FAILURE, resume, page))  # for where blocks aren't shown
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"signal-1: signal-1 is about to fail with {PLACES}" in summary["warnings"]
+    assert f"the last words are {PLACES}\n" in (folder / "logs" / "signal-1.log").read_text()
+
+
+PLACES = " ".join(["[hidden]"] * len(PLANTED))
+
+
+def told_of(slack: Slack, flow_run: str) -> list[dict[str, Any]]:
+    """The messages about a flow run."""
+    return [post for post in slack.posts if f"/runs/flow-run/{flow_run}" in post["text"]]
+
+
+def test_no_secret_is_in_anything_that_the_service_and_its_runs_leave_or_post(
+    both: tuple[Service, Slack], tmp_path: Path
+) -> None:
+    service, slack = both
+    (tmp_path / "posted").write_text("\n".join(slack.texts()))
+    (tmp_path / "printed").write_text(service.output)
+    words = (*WORDS, slack.address, "hook-of-the-test")
+    for folder in (tmp_path, service.workspace):
+        assert not list(leaks(folder, words))
+    found = {Path(line.partition(": ")[0]).name for line in leaks(service.workspace, (telling.FAILURE,))}
+    assert {"prefect.db", "worker.log", "summary.json", "signal-1.log", "report.html"} <= found, "it is looked at"
 
 
 def test_another_workspace_uses_the_servers_that_the_environment_names(service: Service, tmp_path: Path) -> None:
@@ -290,7 +265,7 @@ def test_another_workspace_uses_the_servers_that_the_environment_names(service: 
         "PREFECT_API_URL": service.api.url,
         "MLFLOW_TRACKING_URI": mlflow.replace("//", "//someone:hush@"),
     }
-    other = Service(tmp_path / "other", environ, "")
+    other = Service(tmp_path / "other", environ)
     started = other.command("up")
     try:
         assert started.returncode == 0, started.stdout + started.stderr

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,14 @@ def worker(api: Api, printed: Path, **environ: str) -> Iterator[subprocess.Popen
             process.wait()
 
 
-def deployment_run(api: Api, name: str, **parameters: Any) -> str:
-    """Ask for a run of a deployment; returns the flow run's id."""
+def deployment_run(api: Api, name: str, variables: Mapping[str, Any] | None = None, **parameters: Any) -> str:
+    """Ask for a run of the whole recipe's deployment of this name, with job variables; returns the flow run's id."""
     [deployment] = api.filter("deployments", deployments={"name": {"any_": [name]}})
-    words = [w for key, value in parameters.items() for w in ("--param", f"{key}={json.dumps(value)}")]
-    done = subprocess.run([*PREFECT, "deployment", "run", "--id", deployment["id"], *words], env=dict(api.environ),
-                          cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    given = [("--param", pair) for pair in parameters.items()]
+    given += [("--job-variable", pair) for pair in (variables or {}).items()]
+    words = [word for option, (key, value) in given for word in (option, f"{key}={json.dumps(value)}")]
+    command = [*PREFECT, "deployment", "run", f"vibethinker/{name}", *words]
+    done = subprocess.run(command, env=dict(api.environ), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     [flow_run] = api.filter(
         "flow_runs", deployments={"id": {"any_": [deployment["id"]]}}, sort="EXPECTED_START_TIME_DESC", limit=1
@@ -58,11 +59,3 @@ def state_of(api: Api, flow_run_id: str) -> str:
     """The type of a flow run's state."""
     [flow_run] = api.filter("flow_runs", flow_runs={"id": {"any_": [flow_run_id]}})
     return flow_run["state_type"]
-
-
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    """Wait for something to become true."""
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit, "it took too long"
-        time.sleep(0.2)

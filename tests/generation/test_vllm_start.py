@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vibethinker.generation.vllm_start import _turn
-from vibethinker.worker import ranks
+from vibethinker.worker import family, ranks
 
 ALIKE: dict[str, Any] = {"model": "skeleton", "max_model_len": 2048, "gpu_memory_utilization": 0.9}
 
@@ -56,8 +56,8 @@ def test_the_first_engine_that_compiles_is_waited_for(tmp_path):
 def test_ranks_of_one_step_start_together(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")  # so that what the rank sets is undone
     with _turn(tmp_path, "GPU-0", ALIKE):
-        for name, value in ranks._environment(processes=2, threads=1).items():
+        for name, value in ranks._environment(2, 2, 1, "127.0.0.1", 1).items():
             monkeypatch.setenv(name, value)
-        ranks._become(1, None)
+        family.become(1, None)
         with _turn(tmp_path, "GPU-0", ALIKE):
             pass

@@ -42,8 +42,8 @@ def test_new_lines_and_progress_are_told_once(log: Path, monkeypatch: pytest.Mon
     teller.progress(3, 9, "loss 0.5")
     teller.tell()
     write(log, "f\n")
-    teller.tell(last=True)
-    teller.tell(last=True)
+    teller.end()
+    teller.end()
     assert kept.told == [["one", "two", "3/9 loss 0.5"], ["half"]]
 
 
@@ -54,7 +54,7 @@ def test_nothing_is_told_before_its_time_and_the_rest_at_the_end(log: Path) -> N
     teller.tell()
     assert not kept.told
     write(log, "without an end of line")
-    teller.tell(last=True)
+    teller.end()
     assert kept.told == [["one", "without an end of line"]]
 
 
@@ -63,7 +63,7 @@ def test_however_much_is_written_little_is_told(log: Path, text: str) -> None:
     kept = Kept()
     teller = Teller(log, kept)
     write(log, text)
-    teller.tell(last=True)
+    teller.end()
     [told] = kept.told
     assert len(told) <= LINES + 1
     assert all(len(line) <= WIDTH for line in told)
@@ -73,7 +73,7 @@ def test_of_a_traceback_the_last_line_is_told(log: Path) -> None:
     kept = Kept()
     teller = Teller(log, kept)
     write(log, 'before\nTraceback (most recent call last):\n  File "a.py", line 1\n    b()\nKeyError: 3\nafter\n')
-    teller.tell(last=True)
+    teller.end()
     assert kept.told == [["... all lines: vibethinker logs signal-1", "before", "KeyError: 3", "after"]]
 
 
@@ -103,5 +103,16 @@ def test_a_key_that_a_library_prints_is_not_told(log: Path, monkeypatch: pytest.
     kept = Kept()
     teller = Teller(log, kept)
     write(log, "asking with a-planted-key\n")
-    teller.tell(last=True)
+    teller.end()
     assert kept.told == [["asking with [hidden]"]]
+    assert log.read_text() == "of an earlier attempt\nasking with [hidden]\n"
+
+
+def test_a_line_of_prefect_s_log_has_no_key(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_API_KEY", "a-planted-key")
+    logs.tell_sentences()
+    logger = logging.getLogger("prefect.task_runs")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.warning("refused %s of %d", "a-planted-key", 3)
+    assert [record.getMessage() for record in caplog.records] == ["refused [hidden] of 3"]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks import notifications
-from tasks.notifications import Channels, Message, claim, tell
+from tasks import notifications, quiet
+from tasks.messages import Message
+from tasks.notifications import Channels, claim, tell
 from tests.slack import Slack
+from tests.waiting import until
 from vibethinker.operations import Notifications
 
 SETTINGS = Notifications(quiet_seconds=0)
@@ -99,21 +104,88 @@ def test_a_name_is_told_once_whoever_tells_it(slack: Slack, tmp_path: Path) -> N
     assert not claim(tmp_path, "a")
 
 
-def test_what_comes_too_soon_is_left_out_and_counted(slack: Slack, tmp_path: Path) -> None:
-    settings = Notifications(quiet_seconds=2)
-    said: list[str] = []
+@pytest.fixture
+def left_out(slack: Slack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Two of three messages about tiny came too soon; for which processes were to be started, and after how long."""
+    started: list[float] = []
+    monkeypatch.setattr(notifications, "start_later", lambda workspace, settings, seconds: started.append(seconds))
+    for number, about in enumerate(("tiny", "tiny", "tiny", "other")):
+        about_it = replace(FULL, title=f"{about}-{number} failed with hf_abcdefghijklmnop")
+        tell(about_it, Notifications(quiet_seconds=600), say=pytest.fail, workspace=tmp_path, about=about)
+    assert [text["text"].split()[0] for text in slack.posts] == ["tiny-0", "other-3"]
+    return started
 
-    def told(about: str) -> None:
-        tell(FULL, settings, say=said.append, workspace=tmp_path, about=about)
 
-    for about in ("tiny", "tiny", "tiny", "other"):
-        told(about)
-    assert len(slack.posts) == 2
-    time.sleep(2.1)
-    told("tiny")
+def test_what_comes_too_soon_is_told_with_the_next_one(slack: Slack, left_out: list[float], tmp_path: Path) -> None:
+    [seconds] = left_out
+    assert 590 < seconds <= 600
+    tell(FULL, Notifications(quiet_seconds=0.01), say=pytest.fail, workspace=tmp_path, about="tiny")
+    _, _, last = slack.texts()
+    assert "2 more since" in last
+    assert "tiny-1 failed" in last and "tiny-2 failed" in last
+    assert "hf_abc" not in last + (tmp_path / quiet.FILE).read_text()
+    tell(None, Notifications(quiet_seconds=0.01), say=pytest.fail, workspace=tmp_path)
     assert len(slack.posts) == 3
-    assert "2 more of this kind" in slack.texts()[2]
-    assert not said
+
+
+def test_what_came_too_soon_is_told_once_at_the_end_of_other_runs(
+    slack: Slack, left_out: list[float], tmp_path: Path
+) -> None:
+    tell(None, Notifications(quiet_seconds=600), say=pytest.fail, workspace=tmp_path)
+    assert len(slack.posts) == 2
+    ends = [
+        threading.Thread(
+            target=tell,
+            args=(None, Notifications(quiet_seconds=0.01)),
+            kwargs={"say": pytest.fail, "workspace": tmp_path},
+        )
+        for _ in range(4)
+    ]
+    for end in ends:
+        end.start()
+    for end in ends:
+        end.join()
+    _, _, post = slack.posts
+    assert post["blocks"][0]["text"]["text"].startswith("2 more failures of tiny since ")
+    assert "tiny-1 failed" in post["text"] and "tiny-2 failed" in post["text"]
+
+
+def waiting(workspace: Path) -> list[psutil.Process]:
+    """The processes that are to tell later."""
+    return [one for one in psutil.process_iter(["cmdline"]) if str(workspace) in (one.info["cmdline"] or ())]
+
+
+def test_what_came_too_soon_is_told_by_a_process_of_its_own(slack: Slack, tmp_path: Path) -> None:
+    for number in range(3):
+        about_it = replace(FULL, title=f"tiny-{number} failed")
+        tell(about_it, Notifications(quiet_seconds=1), say=pytest.fail, workspace=tmp_path, about="tiny")
+    assert len(waiting(tmp_path)) == 1
+    _, post = slack.until(2)
+    assert "2 more failures of tiny since" in post["text"]
+    until(lambda: not waiting(tmp_path))
+    assert len(slack.posts) == 2
+
+
+def test_asked_to_end_it_tells_at_once_and_what_nobody_takes_is_still_owed(slack: Slack, tmp_path: Path) -> None:
+    settings = Notifications(quiet_seconds=600)
+    for number in range(2):
+        tell(replace(FULL, title=f"tiny-{number} failed"), settings, say=pytest.fail, workspace=tmp_path, about="tiny")
+    slack.status = 500
+    [process] = waiting(tmp_path)
+    until(lambda: caught(process))
+    process.terminate()
+    until(lambda: not waiting(tmp_path))
+    assert len(slack.posts) == 2
+    slack.status = 200
+    tell(None, Notifications(quiet_seconds=0.01), say=pytest.fail, workspace=tmp_path)
+    assert "1 more failure of tiny since" in slack.posts[2]["text"]
+
+
+def caught(process: psutil.Process) -> bool:
+    """Whether it has begun to listen to SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) & 1 << (signal.SIGTERM - 1))
 
 
 @pytest.mark.parametrize(("status", "delay"), [(500, 0.0), (200, 20.0)])
@@ -177,8 +249,8 @@ def test_a_server_that_is_away_keeps_no_mail_back(
 
 
 def test_a_damaged_note_of_the_last_messages_is_none(slack: Slack, tmp_path: Path) -> None:
-    (tmp_path / notifications.QUIET).write_text("{")
+    (tmp_path / quiet.FILE).write_text("{")
     said: list[str] = []
     tell(FULL, Notifications(), say=said.append, workspace=tmp_path)
     assert (len(slack.posts), said) == (1, [])
-    assert json.loads((tmp_path / notifications.QUIET).read_text())
+    assert json.loads((tmp_path / quiet.FILE).read_text())

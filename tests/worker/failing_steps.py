@@ -75,6 +75,21 @@ def save_when_asked(context: StepContext) -> Metrics:
     return {}
 
 
+def note_when_asked(context: StepContext) -> Metrics:
+    """Note that this rank was asked to stop, which the first tells to do once all are here."""
+    with preemption.held():
+        (context.checkpoints / f"here-{os.environ['RANK']}").touch()
+        while len(list(context.checkpoints.glob("here-*"))) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.02)
+        context.emit.metrics(0, {})
+        while not preemption.asked():
+            time.sleep(0.02)
+        (context.checkpoints / f"asked-{os.environ['RANK']}").touch()
+        time.sleep(1.5)
+    preemption.check()
+    return {}
+
+
 def reword(context: StepContext) -> Metrics:
     """Be asked to stop within a library that tells any failure in its own words."""
     try:
@@ -201,3 +216,10 @@ def train_a_specialist(context: StepContext) -> Metrics:
     if tokens > int(os.environ["VIBETHINKER_TEST_TOKENS"]):
         raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tokens} MiB.")
     return sft.run(context)
+
+
+def warn_of_keys(context: StepContext) -> Metrics:
+    """Warn and fail with keys: one of the environment, and one that came with the request."""
+    keys = f"{os.environ['SOME_API_KEY']} and {context.execution['secrets']['block']}"
+    context.emit.warning(f"refused: {keys}")
+    raise DataError(f"refused: {keys}")

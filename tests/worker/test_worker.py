@@ -18,7 +18,7 @@ import pytest
 
 from tests.worker import failing_steps
 from vibethinker.artifacts import Store
-from vibethinker.errors import KINDS, InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.errors import KINDS, DataError, InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.worker.host import Event, Host
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,16 @@ def test_a_step_streams_its_events_and_publishes_its_output(host: Host, tmp_path
     assert result["metrics"] == {"length": 3}
     assert (Path(result["folder"]) / "value.txt").read_text() == "abc"
     assert "a library's noise" in (tmp_path / "step.log").read_text()
+
+
+def test_a_step_s_warning_and_failure_repeat_no_key_that_only_its_process_knows(tmp_path: Path) -> None:
+    environ = {"PYTHONPATH": str(ROOT), "VIBETHINKER_PRELOAD": "json", "SOME_API_KEY": "a-planted-key"}
+    execution = {"secrets": {"block": "of-a-block"}}
+    told: list[Event] = []
+    with Host(tmp_path / "worker.log", env=environ, fork=False) as host, pytest.raises(DataError) as caught:
+        host.run(request(tmp_path, failing_steps.warn_of_keys, execution=execution), told.append)
+    assert [event["text"] for event in told] == ["refused: [hidden] and [hidden]"]
+    assert str(caught.value) == "refused: [hidden] and [hidden]"
 
 
 def test_a_published_step_is_not_run_again(host: Host, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from vibethinker import footprint, locks
+from vibethinker import footprint, locks, telemetry
 from vibethinker.errors import ConfigurationError, OutOfMemoryError
 from vibethinker.footprint import Shape
 from vibethinker.generation.kinds import stored
@@ -42,10 +42,8 @@ if TYPE_CHECKING:
 
 # Read when vllm is imported or its engine is built: one process that calls nobody, not even to learn its own address,
 # and leaves the standard output to the command.
-_ENVIRONMENT = {
+_ENVIRONMENT = telemetry.OFF | {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }

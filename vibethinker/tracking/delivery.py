@@ -19,7 +19,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vibethinker.tracking.addresses import hidden
+from vibethinker import telemetry
+from vibethinker.redaction import passwords, redact
 from vibethinker.tracking.creation import create_store, sqlite_file
 from vibethinker.tracking.journal import STATE, Progress, delivering, read
 
@@ -168,7 +169,7 @@ class Delivery:
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            self._warn(f"MLflow refused {what}: {hidden(str(error), self._uri).splitlines()[0]}")
+            self._warn(f"MLflow refused {what}: {redact(str(error), passwords(self._uri)).splitlines()[0]}")
 
     def _on_run(self, operation: Operation) -> None:
         self._client.update_run(self.run_id, status="RUNNING")
@@ -271,7 +272,7 @@ def _parts(operations: list[tuple[int, Operation]]) -> Iterator[list[tuple[int, 
 
 def _import_quietly() -> None:
     """MLflow with telemetry off, and short waits, since the journal itself tries again."""
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+    os.environ.update(telemetry.OFF)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vibethinker.errors import ConfigurationError
+from vibethinker.redaction import passwords, redact
 from vibethinker.tracking import values
-from vibethinker.tracking.addresses import hidden, without_password
+from vibethinker.tracking.addresses import without_password
 from vibethinker.tracking.delivery import Child, Delivery, deliver_left_over
 from vibethinker.tracking.journal import Journal, Progress, read_all
 
@@ -196,7 +197,7 @@ class RunTracker:
             self._closing.wait(LINGER)
 
     def _outage(self, error: Exception) -> str:
-        lines = hidden(str(error), self._uri).strip().splitlines() or [""]
+        lines = redact(str(error), passwords(self._uri)).strip().splitlines() or [""]
         return (
             f"MLflow can't be written ({type(error).__name__}: {lines[0][:200]}); the run goes on, "
             f"its measurements are kept in {self._folder / 'tracking.jsonl'} and sent when it answers."

@@ -21,22 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vibethinker import environment, faults, preemption, steps
+from vibethinker import environment, faults, preemption, steps, telemetry
 from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
-from vibethinker.worker import ranks
+from vibethinker.redaction import learn, redact
+from vibethinker.worker import family, ranks
 from vibethinker.worker.endings import classify
 
-# Nothing calls home, whatever a library's default is.
-QUIET = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "UNSLOTH_DISABLE_STATISTICS": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "WANDB_MODE": "disabled",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-}
+QUIET = telemetry.OFF | {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 
 
 QUIET_SECONDS = 10.0  # of a step that reads or writes large files
@@ -65,17 +57,17 @@ class PipeEmitter:
 
     def warning(self, text: str) -> None:
         """See `steps.Emitter`."""
-        self.send("warning", text=text)
+        self.send("warning", text=redact(text))
 
     def ranks(self, pids: Sequence[int]) -> None:
-        """See `ranks.Parent`."""
+        """See `family.Parent`."""
         self.send("ranks", pids=list(pids))
 
     def fail(self, failure: VibeThinkerError) -> NoReturn:
-        """See `ranks.Parent`."""
+        """See `family.Parent`."""
         with contextlib.suppress(OSError):  # nobody listens any more; the status still tells
             self.send("end", kind=failure.kind, message=str(failure))
-        ranks.leave(failure.child_exit)
+        family.leave(failure.child_exit)
 
     def send(self, event: str, **fields: Any) -> None:
         """Write one event whole; a pipe that nobody reads any more ends the process, since its flow is gone."""
@@ -92,7 +84,7 @@ def main() -> None:
     """A fresh process: the request is stdin's first line, and stdin's end means that the server is gone."""
     request = json.loads(sys.stdin.buffer.readline())
     events = os.dup(1)
-    threading.Thread(target=_die_with_stdin, daemon=True).start()
+    threading.Thread(target=die_with_stdin, daemon=True).start()
     run(request, events)
 
 
@@ -108,6 +100,7 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     preemption.install()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to everyone; the flow process decides
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    learn(request["execution"].get("secrets", {}).values())
     emitter = PipeEmitter(events, request["id"])
     try:
         result = execute(request, emitter)
@@ -116,7 +109,7 @@ def run(request: Mapping[str, Any], events: int) -> NoReturn:
     except BaseException as error:
         traceback.print_exc()
         emitter.fail(classify(error))
-    ranks.leave(0)
+    family.leave(0)
 
 
 def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
@@ -145,18 +138,13 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
-        # Else Unsloth writes the code that it generates into the current folder.
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
-        if request["kind"] == "specialist":
-            # Passes differ in length, so that fixed blocks of memory would be freed and taken anew; vLLM, which may
-            # sleep, can't do with it.
-            os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        set_up_libraries(request["kind"], checkpoints)
         started = time.monotonic()
         context = steps.StepContext(
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )
         try:
-            metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter)
+            metrics = ranks.run(request["kind"], context, request.get("gpu"), emitter, store.workspace)
         except PreemptedError:
             raise
         except Exception as error:
@@ -183,6 +171,16 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         return _result(artifact, reused=False)
 
 
+def set_up_libraries(kind: str, checkpoints: Path) -> None:
+    """Set what a step's libraries read when they are imported."""
+    # Else Unsloth writes the code that it generates into the current folder.
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
+    if kind == "specialist":
+        # Passes differ in length, so that fixed blocks of memory would be freed and taken anew; vLLM, which may sleep,
+        # can't do with it.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
 def _blame_inputs(
     store: Store, named: Mapping[str, Sequence[str]], digests: Mapping[str, str], error: Exception
 ) -> None:
@@ -207,7 +205,8 @@ def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
     }
 
 
-def _die_with_stdin() -> None:
+def die_with_stdin() -> None:
+    """End this process and its group once whoever started it is gone."""
     while os.read(0, 1 << 16):
         pass
     os.killpg(0, signal.SIGKILL)

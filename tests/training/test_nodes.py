@@ -1,0 +1,181 @@
+"""One training step over two machines that share a workspace, played by two processes of this one on loopback."""
+
+# ruff: noqa: F811 (fixtures of another module)
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.training.test_processes import Step, contents, host, logged, new, specialist  # noqa: F401 (fixtures)
+from tests.waiting import until
+from tests.worker.test_worker import ROOT, assert_gone
+from vibethinker.errors import ConfigurationError, InfrastructureError, OutOfMemoryError, PreemptedError
+from vibethinker.worker import ranks
+from vibethinker.worker.host import Event
+from vibethinker.worker.nodes import FILE, Call
+
+pytestmark = pytest.mark.slow
+
+STEPS = "tests.worker.failing_steps"
+TWO = {"processes": 2, "nodes": 2, "main_address": "127.0.0.1"}
+
+
+@pytest.fixture
+def join() -> Iterator[Callable[[Step], subprocess.Popen[bytes]]]:
+    """A function that starts the second machine of a step's workspace."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start(step: Step, node: int = 1) -> subprocess.Popen[bytes]:
+        workspace = step.request["workspace"]
+        command = [sys.executable, "-m", "vibethinker", "join", "--node", str(node), "--workspace", workspace]
+        begun.append(subprocess.Popen(command, cwd=ROOT))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        one.kill()
+        one.wait()
+
+
+def below(process: subprocess.Popen[bytes]) -> dict[str, float]:
+    return {str(child.pid): child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+
+
+def test_two_machines_train_what_two_processes_of_one_train(
+    specialist: Callable[..., Step],
+    join: Callable[[Step], Any],
+) -> None:
+    one, two = specialist({}, processes=2), specialist({}, threads=1, **TWO)
+    join(two)
+    whole, spread = one.run(), two.run()
+    assert [row["loss"] for row in logged(spread)] == [row["loss"] for row in logged(whole)]
+    assert contents(spread) == contents(whole)
+    workspace = Path(two.request["workspace"])
+    assert not (workspace / FILE).exists()
+    assert not list((workspace / "staging").iterdir())
+
+
+def test_what_waits_says_for_whom_and_can_be_stopped(new: Callable[..., Step]) -> None:
+    events: list[Event] = []
+    step = new(f"{STEPS}:add_up", {}, {}, **TWO)
+    with pytest.raises(PreemptedError):
+        step.run(events.append, lambda: bool(events))
+    assert events[0]["text"] == "waiting for 1 of 2 machines: `vibethinker join --node 1`"
+    assert not (Path(step.request["workspace"]) / FILE).exists()
+
+
+def test_the_failure_on_another_machine_is_the_step_s_and_the_next_attempt_finds_it_again(
+    new: Callable[..., Step],
+    join: Callable[[Step], Any],
+) -> None:
+    step = new(f"{STEPS}:fail_on_a_rank", {"rank": 1, "error": "out_of_memory"}, {}, **TWO)
+    join(step)
+    for _ in range(2):
+        with pytest.raises(OutOfMemoryError, match=r"this is why \(rank 1 of 2\)"):
+            step.run()
+
+
+def test_a_machine_that_is_gone_ends_the_step_which_another_then_does(
+    new: Callable[..., Step],
+    join: Callable[[Step], Any],
+) -> None:
+    step, pids = new(f"{STEPS}:hang_on_a_rank", {}, {}, **TWO), dict[str, float]()
+    machine = join(step)
+
+    def hear(event: Event) -> None:
+        if event["event"] == "metrics":
+            pids.update(event["values"])
+            machine.kill()
+
+    with pytest.raises(InfrastructureError, match="node 1 is gone"):
+        step.run(hear)
+    assert_gone(pids)
+    step.request["kind"] = f"{STEPS}:add_up"
+    join(step)
+    manifest = json.loads((step.run() / "manifest.json").read_text())
+    assert (manifest["metrics"]["total"], manifest["metrics"]["ranks"]) == (3.0, 2)
+
+
+def test_the_ranks_of_another_machine_end_with_the_first_s_and_it_waits_for_the_next(
+    new: Callable[..., Step],
+    join: Callable[[Step], Any],
+) -> None:
+    step, pids = new(f"{STEPS}:hang_on_a_rank", {}, {}, **TWO), dict[str, float]()
+    machine = join(step)
+
+    def hear(event: Event) -> None:
+        if event["event"] == "metrics":
+            pids.update(event["values"] | below(machine))
+            psutil.Process(int(event["values"]["0"])).kill()
+
+    with pytest.raises(InfrastructureError, match="killed by SIGKILL"):
+        step.run(hear)
+    until(lambda: not below(machine), 20)
+    assert_gone(pids)
+    step.request["kind"] = f"{STEPS}:add_up"
+    assert step.run()
+
+
+def test_a_request_to_stop_reaches_the_other_machine(new: Callable[..., Step], join: Callable[[Step], Any]) -> None:
+    step, told = new(f"{STEPS}:note_when_asked", {}, {}, **TWO), list[Event]()
+    join(step)
+    with pytest.raises(PreemptedError):
+        step.run(told.append, lambda: any(event["event"] == "metrics" for event in told))
+    workspace = Path(step.request["workspace"])
+    assert sorted(path.name for path in workspace.glob("checkpoints/step/f/asked-*")) == ["asked-0", "asked-1"]
+
+
+@pytest.mark.long
+def test_both_machines_go_on_after_a_request_to_stop(
+    specialist: Callable[..., Step],
+    join: Callable[[Step], Any],
+) -> None:
+    often = {"threads": 1, "checkpoints": {"seconds": 1e6}, **TWO}
+    whole, step = specialist({"steps": 6}, **often), specialist({"steps": 6}, **often)
+    join(step)
+    join(whole)
+    told: list[int] = []
+
+    def hear(event: Event) -> None:
+        if event["event"] == "metrics":
+            told.append(event["step"])
+
+    with pytest.raises(PreemptedError):
+        step.run(hear, lambda: bool(told))
+    assert step.saved()
+    assert contents(step.run()) == contents(whole.run())
+
+
+def test_a_stranger_is_not_let_in(new: Callable[..., Step], join: Callable[[Step], Any]) -> None:
+    step = new(f"{STEPS}:add_up", {}, {}, **TWO)
+    made: list[Path] = []
+    running = threading.Thread(target=lambda: made.append(step.run()))
+    running.start()
+    call = until(lambda: Call.read(Path(step.request["workspace"])))
+    for words in (f"{'0' * 32} 1", f"{call.word} 0", f"{call.word} 2", f"{call.word} x", "é 1", ""):
+        with socket.create_connection((call.address, call.port)) as stranger:
+            stranger.sendall(f"{words}\n".encode())
+            assert stranger.recv(100) == b""
+    join(step)
+    running.join(60)
+    assert made
+
+
+def test_an_address_of_another_machine_is_refused(new: Callable[..., Step]) -> None:
+    step = new(f"{STEPS}:add_up", {}, {}, **TWO | {"main_address": "192.0.2.1"})
+    with pytest.raises(ConfigurationError, match=r"can't be reached at '192.0.2.1'.*main_address"):
+        step.run()
+
+
+def test_a_machine_has_its_part_of_the_processes() -> None:
+    assert [ranks.here(kind, {"processes": 8, "nodes": 2}) for kind in ("signal", "probe")] == [4, 1]

@@ -1,0 +1,142 @@
+"""A machine that takes part in training steps of another one: what `vibethinker join` does.
+
+It looks for a call in the workspace (`vibethinker.worker.nodes`), answers, and starts a process for its ranks of that
+step, which lasts as long as they and the connection do. What fails here fails the step, whose machine says so; the next
+attempt is another call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import NoReturn
+
+from vibethinker import preemption
+from vibethinker.errors import VibeThinkerError
+from vibethinker.worker import child, family, ranks
+from vibethinker.worker.endings import classify
+from vibethinker.worker.nodes import Call, watch
+
+LOOK_SECONDS, CONNECT_SECONDS, TICK_SECONDS = 0.5, 10.0, 0.1
+
+
+def join(workspace: Path, node: int, say: Callable[[str], None]) -> NoReturn:
+    """Take part in every step of the workspace that calls for so many machines, until this process is ended.
+
+    Args:
+        node: this machine's number, from 1; the machine that runs the step is 0.
+        say: told what begins and ends.
+    """
+    refused = ""  # the last call that could not be answered
+    while True:
+        call = Call.read(workspace)
+        if call is None or node >= call.nodes or call.word == refused:
+            time.sleep(LOOK_SECONDS)
+            continue
+        step = call.context["step_id"]
+        if not Path(call.context["checkpoints"]).is_dir():
+            say(
+                f"{step} has its folders at {call.context['checkpoints']}, which isn't here: mount the workspace there."
+            )
+            refused = call.word
+            continue
+        connection = _answer(call, node)
+        if connection is None:  # nobody waits any more, or another machine has this number
+            time.sleep(LOOK_SECONDS)
+            continue
+        say(f"{step}: ranks of node {node} begin.")
+        status = _run(call, node, connection)
+        say(f"{step}: ranks of node {node} have ended" + (f" with status {status}." if status else "."))
+
+
+def _answer(call: Call, node: int) -> socket.socket | None:
+    """A connection to the machine that called, if it lets this one in."""
+    try:
+        connection = socket.create_connection((call.address, call.port), CONNECT_SECONDS)
+        connection.sendall(f"{call.word} {node}\n".encode())
+        if connection.recv(100) == b"welcome\n":
+            watch(connection)
+            return connection
+        connection.close()
+    except OSError:
+        pass
+    return None
+
+
+def _run(call: Call, node: int, connection: socket.socket) -> int:
+    """Run this machine's ranks in a process of their own, which ends with this one; its exit status."""
+    command = [sys.executable, "-m", "vibethinker.worker", "node", str(node), str(connection.fileno())]
+    with connection:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, pass_fds=[connection.fileno()], start_new_session=True
+        )
+    assert process.stdin
+    process.stdin.write(json.dumps(asdict(call)).encode() + b"\n")
+    process.stdin.flush()
+    return process.wait()
+
+
+def main(node: int, descriptor: int) -> NoReturn:
+    """The process of a machine's ranks; the call is stdin's first line, and stdin's end means that `join` is gone."""
+    call = Call(**json.loads(sys.stdin.buffer.readline()))
+    threading.Thread(target=child.die_with_stdin, daemon=True).start()
+    os.environ.update(child.QUIET)
+    child.set_up_libraries(call.kind, Path(call.context["checkpoints"]))
+    preemption.install()  # for the ranks, which inherit it
+    connection = socket.socket(fileno=descriptor)
+    with tempfile.TemporaryDirectory(prefix="vibethinker-node-") as folder:
+        status = 0
+        try:
+            _take_part(call, node, connection, Path(folder) / "ranks")
+        except BaseException as error:
+            failure = classify(error)
+            status = failure.child_exit
+            _tell(connection, status, str(failure))
+    family.leave(status)
+
+
+def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path) -> None:
+    """Fork this machine's ranks and see them to their end, or to that of the machine that called.
+
+    Raises:
+        VibeThinkerError: one of them failed.
+    """
+    context = call.of_node(scratch, family.Silent())
+    local = ranks.here(call.kind, context.execution)
+    names = ranks.prepare(context, local, call.address, call.store_port)
+    mine = family.Ranks(context.execution["processes"])
+    try:
+        mine.start(range(node * local, (node + 1) * local), call.kind, context, scratch, names)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its ranks are asked one by one
+        connection.settimeout(TICK_SECONDS)
+        while (cause := mine.failed()) is None and not mine.done():
+            try:
+                heard = connection.recv(100)
+            except TimeoutError:
+                continue
+            if not heard:
+                raise VibeThinkerError("The machine that called is gone.")
+            mine.stop()
+        if cause is not None:
+            raise cause
+        _tell(connection, 0, "")
+    finally:
+        mine.end(scratch)
+
+
+def _tell(connection: socket.socket, status: int, message: str) -> None:
+    try:
+        connection.settimeout(CONNECT_SECONDS)
+        connection.sendall(json.dumps({"status": status, "message": message}).encode() + b"\n")
+    except OSError:  # nobody listens any more
+        pass
