@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,8 +23,9 @@ import yaml
 from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, Route, expect, sync_playwright
 
-from tests.flows.conftest import ROOT, vibethinker
-from tests.flows.test_service import Service, ports, until
+from tests.flows.conftest import ROOT
+from tests.flows.serving import Service, started
+from tests.waiting import until
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTH, HEIGHT = 1440, 900
@@ -36,20 +34,6 @@ DRAWN_MS = 3000  # for a graph to be drawn, with some movement
 SCREENS = 100  # of a long page, half of each new
 COLOURS = 255  # of a picture that is kept
 GREEN = (34, 160, 80)  # about the colour of completed steps
-
-
-@contextmanager
-def started(folder: Path) -> Iterator[Service]:
-    """What `vibethinker up` starts in this folder, until the `with` block ends."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
-    environ["PREFECT_HOME"] = str(folder / "no profile")
-    workspace = folder / "workspace"
-    done = vibethinker("up", *ports(), "--workspace", str(workspace), environ=environ)
-    try:
-        assert done.returncode == 0, done.stdout + done.stderr
-        yield Service(workspace, environ, done.stdout)
-    finally:
-        vibethinker("down", "--workspace", str(workspace), environ=environ)
 
 
 class Walk:
@@ -269,7 +253,7 @@ def walk(folder: Path, profile: str = "micro", images: Path | None = None, secon
         images: where the pictures go.
         seconds: for the run to come to its question, and again to its end.
     """
-    with started(folder) as service, sync_playwright() as playwright:
+    with started(folder) as (service, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
         visited = Walk(service, browser.new_context(viewport={"width": WIDTH, "height": HEIGHT}), images)
         try:
