@@ -26,7 +26,7 @@ from prefect.runtime import task_run
 from prefect.tasks import Task
 
 from tasks import artifacts
-from tasks.logs import Teller
+from tasks.logs import Teller, ours
 from tasks.recipe import OPTIONS, cached, outcome, pause_before_retry, tell_made
 from tasks.session import Session, named_inputs
 from tasks.workbench import Workbench
@@ -170,11 +170,12 @@ def _run(description: Description) -> Any:
     gpu, cores = _granted()
     log.info("%s, fingerprint %s, runs%s", step.id, step.fingerprint[:12], f" on GPU {gpu}" if gpu else "")
     try:
-        try:
-            with _stopped_by_flag(bench, description["run_id"]):
-                reused = bench.execute(step, description["inputs"], gpu, cores, hear)["reused"]
-        finally:
-            teller.end()
+        with ours(log):
+            try:
+                with _stopped_by_flag(bench, description["run_id"]):
+                    reused = bench.execute(step, description["inputs"], gpu, cores, hear)["reused"]
+            finally:
+                teller.end()
     except VibeThinkerError as error:
         seconds = pause_before_retry(error, task_run.get_run_count(), config, bench.stopping)
         if seconds is not None:

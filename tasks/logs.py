@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from vibethinker.errors import VibeThinkerError
 from vibethinker.redaction import clean, redact
+from vibethinker.worker.endings import classify
 
 SECONDS = 10.0  # between two tellings of one step
 SHARE = 100  # the longer a step has run, the rarer: tellings are this share of that apart, some 700 in a week
 LINES, WIDTH = 20, 400  # told at once, and characters of one
 TAIL = 1 << 16  # bytes of the file that are looked at
 
+_PLAIN = logging.Formatter()
 _RUNS = ("prefect.flow_runs", "prefect.task_runs", "prefect.engine")
 
 
@@ -47,13 +51,16 @@ class Teller:
     def end(self) -> None:
         """Tell whatever hasn't been told, and take secrets out of the file: the step's process has ended."""
         self._tell(last=True)
-        clean(self._path)
+        try:
+            clean(self._path)
+        except OSError as error:  # how the step has ended matters more
+            self._logger.warning(f"Secrets may be in {self._path}, which could not be written without them ({error}).")
 
     def _tell(self, last: bool) -> None:
-        lines = [*self._lines(last), *([self._progress] if self._progress else [])]
+        lines = [*self._lines(last), *([redact(self._progress)] if self._progress else [])]
         self._progress = ""
         if lines:
-            self._logger.info(redact("\n".join(lines)))
+            self._logger.info("\n".join(lines))
 
     def _lines(self, last: bool) -> list[str]:
         """The newest of the lines that were written since."""
@@ -66,7 +73,8 @@ class Teller:
             text = file.read(TAIL)
         whole = text if last else text[: text.rfind(b"\n") + 1]
         self._position += skipped + len(whole)
-        lines = [line for line in whole.decode(errors="replace").splitlines() if line.strip()]
+        # Before lines are cut or left out, by which half of a key could stay.
+        lines = [line for line in redact(whole.decode(errors="replace")).splitlines() if line.strip()]
         kept = [line[:WIDTH] for line in lines if self._is_told(line)][-LINES:]
         if skipped or len(kept) < len(lines):
             kept.insert(0, f"... all lines: vibethinker logs {self._path.stem}")
@@ -91,7 +99,13 @@ class _Fit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if not isinstance(error, VibeThinkerError):
-            record.msg, record.args = redact(record.getMessage()), ()
+            try:
+                record.msg, record.args = redact(record.getMessage()), ()
+            except (TypeError, ValueError):  # the words don't fit the format, of which logging itself tells
+                return True
+            if record.exc_info:
+                record.exc_text = redact(_PLAIN.formatException(record.exc_info))
+                record.exc_info = None
             return True
         told = self._told.setdefault(error, set())
         if record.name in told:
@@ -102,6 +116,19 @@ class _Fit(logging.Filter):
 
 
 _FIT = _Fit()
+
+
+@contextmanager
+def ours(logger: Any) -> Iterator[None]:
+    """Within the block any other exception becomes one of ours, without secrets, since Prefect keeps what it says in
+    the state of a run; its traceback is in the log."""
+    try:
+        yield
+    except VibeThinkerError:
+        raise
+    except Exception as error:
+        logger.exception("A fault in this program:")
+        raise classify(error) from error
 
 
 def tell_sentences() -> None:

@@ -23,7 +23,7 @@ from prefect.states import Completed
 from prefect.tasks import Task
 
 from tasks import artifacts
-from tasks.logs import Teller
+from tasks.logs import Teller, ours
 from tasks.session import Session, find
 from vibethinker import faults
 from vibethinker.artifacts import Artifact
@@ -120,10 +120,11 @@ def _run(session: Session, step: Step) -> Any:
 
     try:
         faults.point("step.start", step.id)
-        try:
-            reused = session.execute(step, hear)["reused"]
-        finally:
-            teller.end()
+        with ours(get_run_logger()):
+            try:
+                reused = session.execute(step, hear)["reused"]
+            finally:
+                teller.end()
         faults.point("step.ended", step.id)
     except VibeThinkerError as error:
         if _back_off(session, step, error):

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ class Workbench:
                     self._host.leave(self.leave_seconds)
                 finally:
                     self._host.close()
-                    clean(self._logs / "worker.log")
+                    with suppress(OSError):  # how the run has ended matters more
+                        clean(self._logs / "worker.log")
 
     @property
     def _logs(self) -> Path:

@@ -129,3 +129,64 @@ def test_a_file_is_cleaned_and_one_without_secrets_is_left_as_it_is(tmp_path: Pa
     redaction.clean(other)
     assert (other.read_bytes(), other.stat().st_mtime_ns) == (b"\xffnothing\r\n", before)
     redaction.clean(tmp_path / "there is none")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("hunter2hunter2\n", "hunter2hunter2"),  # of a file, as Kubernetes mounts secrets
+        ("/9j/4AAQSkZJRg+abc", "/9j/4AAQSkZJRg+abc"),  # base64 that begins like a path
+        ('qu"o\\te-ä', '"qu\\"o\\\\te-\\u00e4"'),  # in JSON
+        ("\udcff\udcfe123456", "%FF%FE123456"),  # no text at all
+    ],
+)
+def test_a_value_is_hidden_however_it_was_written(value: str, shown: str) -> None:
+    assert value.strip() not in redact(f"before {value.strip()} after", environ={"API_KEY": value})
+    assert HIDDEN in redact(f"before {shown} after", environ={"API_KEY": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POSTGRES_PASSWORD", "prefect"),
+        ("SECRET_NAME", "vibethinker-secrets"),
+        ("MLFLOW_TRACKING_AUTH", "databricks"),
+        ("DB_PASSWORD", "workspace"),
+    ],
+)
+def test_a_common_word_leaves_commands_and_paths_as_they_are(name: str, value: str) -> None:
+    text = f"prefect deployment run vibethinker/tiny --workspace /data/workspace/x # {name}"
+    assert redact(text, environ={name: value}) == text
+
+
+def test_a_word_that_is_a_password_is_hidden_where_it_stands_for_itself() -> None:
+    assert redact("refused hunter.", environ={"DB_PASSWORD": "hunter"}) == f"refused {HIDDEN}."
+
+
+def test_short_values_that_were_learned_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_learned", {"x"})
+    assert redact("execution.max_tokens", environ={}) == "execution.max_tokens"
+
+
+def test_a_long_scheme_before_an_address_keeps_no_password() -> None:
+    assert "pa55word" not in redact("a-" * 1000 + "postgresql://me:pa55word@db", environ={})
+
+
+def test_a_file_that_can_t_be_written_anew_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    log.write_text("hf_abcdefghijklmnop\n" * 100)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        redaction.clean(log)
+    assert log.read_text() == "hf_abcdefghijklmnop\n" * 100
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_private_key_on_the_border_of_two_parts_is_hidden_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "PART", 40)
+    log = tmp_path / "log"
+    log.write_text("before\n-----BEGIN PRIVATE KEY-----\nMIIEabc\nMIIEdef\n-----END PRIVATE KEY-----\nafter\n")
+    redaction.clean(log)
+    assert log.read_text() == f"before\n{HIDDEN}\nafter\n"

@@ -8,25 +8,34 @@ reader still knows which server is meant.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "[hidden]"
 SHORTEST = 6  # characters of a value: shorter ones are words that occur anywhere
+WORD = 12  # characters below which a value of letters alone is hidden only where it stands for itself
+# What stands in the place of a key for servers that want none, and names that hardly anybody keeps secret.
+COMMON = frozenset({"changeme", "mlflow", "nokey", "notneeded", "password", "postgres", "prefect", "vibethinker"})
+PART = 1 << 20  # characters of a file that are looked at together
 
 _NAMED = r"api_?key|access_?key|secret_?key|private_?key|secret|token|passw(?:or)?d|credentials?|webhook|auth"
 _VARIABLE = re.compile(rf"(?:^|_)(?:{_NAMED}|key|pass|pwd|pat|dsn|apprise)(?:_|\d|$)", re.IGNORECASE)
+_NO_SECRET = re.compile(r"_(?:NAME|TYPE)$|^MLFLOW_TRACKING_AUTH$", re.IGNORECASE)
 _ADDRESSES = re.compile(r"_(?:URLS?|URI)$", re.IGNORECASE)
 _ASSIGNED = re.compile(
     r"\b((?:api|access|secret|private|account|auth)[_-]?(?:key|token)|client[_-]?secret|secret|passw(?:or)?d)"
     r"(['\"]?\s*[=:]\s*['\"]?)([^\s'\",;&]{4,})",
     re.IGNORECASE,
 )
-_ADDRESS = re.compile(r"\b([a-z][a-z0-9+.-]*://)([^\s/@'\"<>]*)@", re.IGNORECASE)
+# Bounded, so that text in which hardly anything else stands takes no time that grows with its square.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]{1,20}://)([^\s/@'\"<>]{0,1000})@", re.IGNORECASE)
 _QUERY = re.compile(rf"([?&](?:{_NAMED}|sig(?:nature)?|x-amz-[a-z-]+|key)=)[^&\s'\"<>]+", re.IGNORECASE)
 _TOKENS = re.compile(
     r"""(?<![A-Za-z0-9])(?:
@@ -62,9 +71,12 @@ def redact(text: str, secrets: Iterable[str] = (), environ: Mapping[str, str] | 
         environ: in which to look for values; the process's own environment if None.
     """
     known = {*secrets, *_learned, *values(os.environ if environ is None else environ)}
-    forms = {form for value in known if value for form in (value, quote(value, safe=""), _encoded(value))}
+    forms = {form for value in known for form in _forms(value)}
     for form in sorted(forms, key=len, reverse=True):  # the longer first: one may be a part of another
-        text = text.replace(form, HIDDEN)
+        if form.isalpha() and len(form) < WORD:
+            text = re.sub(rf"(?<![\w/-])(?<!\w\.){form}(?![\w/-]|\.\w)", HIDDEN, text)
+        else:
+            text = text.replace(form, HIDDEN)
     text = _PRIVATE.sub(HIDDEN, text)
     text = _WEBHOOK.sub(rf"\1{HIDDEN}", text)
     text = _ADDRESS.sub(rf"\1{HIDDEN}@", text)
@@ -75,13 +87,41 @@ def redact(text: str, secrets: Iterable[str] = (), environ: Mapping[str, str] | 
 
 
 def clean(path: Path) -> None:
-    """Take secrets out of a text file that nobody writes to any more, if it has any."""
+    """Take secrets out of a text file that nobody writes to any more, if it has any.
+
+    Raises:
+        OSError: it couldn't be read, or written anew; it is as it was then.
+    """
+    aside = path.with_name(f"{path.name}.cleaning")
+    how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    changed = False
     try:
-        text = path.read_bytes().decode(errors="surrogateescape")
+        with path.open(**how) as file, aside.open("w", **how) as shown:
+            for part in _parts(file):
+                hidden = redact(part)
+                changed |= hidden != part
+                shown.write(hidden)
+        if changed:
+            aside.replace(path)
     except FileNotFoundError:
         return
-    if (shown := redact(text)) != text:
-        path.write_bytes(shown.encode(errors="surrogateescape"))
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _parts(file: TextIO) -> Iterator[str]:
+    """The file in parts of whole lines and whole private keys."""
+    lines: list[str] = []
+    size, private = 0, False
+    for line in file:
+        lines.append(line)
+        size += len(line)
+        if "PRIVATE KEY-----" in line:
+            private = "-----END" not in line
+        if size >= PART and not private:
+            yield "".join(lines)
+            lines, size = [], 0
+    yield "".join(lines)
 
 
 def values(environ: Mapping[str, str]) -> set[str]:
@@ -94,11 +134,11 @@ def values(environ: Mapping[str, str]) -> set[str]:
             found |= {one for one in addresses if _VARIABLE.search(name) or _ADDRESS.match(one)}
             for one in addresses:
                 found |= passwords(one)
-        elif _VARIABLE.search(name):
-            found.add(value)
+        elif _VARIABLE.search(name) and not _NO_SECRET.search(name):
+            found.add(value.strip())  # one that was made from a file ends in a newline
             if user := environ.get(f"{name.removesuffix('PASSWORD')}USERNAME"):
                 found.add(f"{user}:{value}")
-    return {value for value in found if len(value) >= SHORTEST and not value.startswith(("/", "~", "./"))}
+    return {value for value in found if not _is_path(value)}
 
 
 def passwords(address: str) -> set[str]:
@@ -112,6 +152,25 @@ def passwords(address: str) -> set[str]:
     if not written or unquote(written) == user:
         return set()
     return {written, unquote(written), f"{user}:{unquote(written)}"}
+
+
+@lru_cache(maxsize=1024)
+def _is_path(value: str) -> bool:
+    """Whether a value names a place rather than being a key, which may begin with a slash too."""
+    if value.startswith("/"):
+        folder = os.path.dirname(value)
+        return os.path.exists(value if folder == "/" else folder)
+    return value.startswith(("~", "./", "../"))
+
+
+@lru_cache(maxsize=1024)
+def _forms(value: str) -> frozenset[str]:
+    """A secret as it may stand in a text: plain, and as addresses, JSON and Basic authorisation have it."""
+    value = value.strip()
+    if len(value) < SHORTEST or value.lower() in COMMON:
+        return frozenset()
+    quoted = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]
+    return frozenset({value, quote(value, safe="", errors="surrogateescape"), _encoded(value), *quoted})
 
 
 def _encoded(value: str) -> str:

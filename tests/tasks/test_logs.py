@@ -9,7 +9,7 @@ import pytest
 
 from tasks import logs
 from tasks.logs import LINES, WIDTH, Teller
-from vibethinker.errors import DataError
+from vibethinker.errors import DataError, VibeThinkerError
 
 
 class Kept:
@@ -20,6 +20,8 @@ class Kept:
 
     def info(self, text: str) -> None:
         self.told.append(text.split("\n"))
+
+    warning = info
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_failure_of_ours_is_logged_once_as_its_sentence(
                 raise error
             except Exception:
                 logger.exception(text)
-    told = [(record.getMessage(), record.exc_info is not None) for record in caplog.records]
+    told = [(record.getMessage(), record.exc_text is not None) for record in caplog.records]
     assert told == [
         ("The file is empty: fill it.", False),
         ("Encountered exception during execution", True),
@@ -116,3 +118,42 @@ def test_a_line_of_prefect_s_log_has_no_key(caplog: pytest.LogCaptureFixture, mo
     monkeypatch.setattr(logger, "propagate", False)
     logger.warning("refused %s of %d", "a-planted-key", 3)
     assert [record.getMessage() for record in caplog.records] == ["refused [hidden] of 3"]
+
+
+def test_of_any_other_exception_neither_message_nor_traceback_has_a_key(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TEACHER_API_KEY", "a-planted-key")
+    logger = logging.getLogger("prefect.task_runs")
+    monkeypatch.setattr(logger, "propagate", True)
+    logs.tell_sentences()
+    with pytest.raises(VibeThinkerError, match="401") as failure, logs.ours(logger):
+        raise RuntimeError("401 of a-planted-key")
+    assert "a-planted-key" not in str(failure.value)
+    assert "Traceback" in caplog.text
+    assert "a-planted-key" not in caplog.text
+
+
+def test_words_that_don_t_fit_their_format_raise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.tell_sentences()
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    logging.getLogger("prefect.task_runs").warning("%d of", "x")
+
+
+def test_a_key_is_hidden_where_its_line_is_cut(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_API_KEY", "k" * 40 + "1")
+    kept = Kept()
+    teller = Teller(log, kept)
+    write(log, "." * (WIDTH - 20) + " " + "k" * 40 + "1\n")
+    teller.end()
+    assert "kkk" not in str(kept.told)
+
+
+def test_a_log_that_can_t_be_cleaned_changes_no_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(logs, "clean", full)
+    kept = Kept()
+    Teller(log, kept).end()
+    assert "No space left" in str(kept.told)

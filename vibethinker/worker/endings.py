@@ -15,6 +15,7 @@ from vibethinker.errors import (
     PreemptedError,
     VibeThinkerError,
 )
+from vibethinker.redaction import redact
 from vibethinker.worker import exhaustion
 
 # Of what safetensors and torch raise where the operating system's error was lost.
@@ -37,7 +38,7 @@ def classify(error: BaseException) -> VibeThinkerError:
         return asked
     if isinstance(error, VibeThinkerError):
         return error
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    text = f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:500]}"
     if exhaustion.is_out_of_memory(error):
         return OutOfMemoryError(text)
     if isinstance(error, FloatingPointError):
