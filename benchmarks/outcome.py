@@ -76,14 +76,17 @@ def conversations(traces: Path, target: Path, suffix: str = "") -> None:
 def halves(half: str | None, output: Path | None, measure: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
     """What `measure` finds with one GPU and with two, as `one` and `two`.
 
-    Where only one `half` is wanted, the other is what `output` holds of it from another call on the same machine; if it
-    holds none yet, this half is written there and the process ends.
+    Where only one `half` is wanted, the other is what `output` holds of it from another call with the same words on the
+    same machine; if it holds none yet, this half is written there and the process ends.
     """
     found = {name: measure(count) for name, count in (("one", 1), ("two", 2)) if half in (None, name)}
+    words = {"words": [word for word in sys.argv[1:] if word != half], "machine": machine()}
     if half and output and output.exists():
-        found = json.loads(output.read_text()) | found
-    if len(found) == 1:
-        tell(found, output)
+        before = json.loads(output.read_text())
+        if {name: before.get(name) for name in words} == words:
+            found = {name: before[name] for name in ("one", "two") if name in before} | found
+    if set(found) < {"one", "two"}:
+        tell(found | words, output)
         sys.exit()
     return {name: found[name] for name in ("one", "two")}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,28 @@ def test_the_first_engine_that_compiles_is_waited_for(tmp_path):
     assert not starts_beside(tmp_path, "GPU-1", ALIKE)
 
 
+def test_those_that_have_waited_for_the_first_start_side_by_side(tmp_path):
+    both = threading.Barrier(2, timeout=10)
+
+    def later(gpu: str) -> None:
+        with _turn(tmp_path, gpu, ALIKE):
+            both.wait()
+
+    others = [threading.Thread(target=later, args=(gpu,)) for gpu in ("GPU-1", "GPU-2")]
+    with _turn(tmp_path, "GPU-0", ALIKE):
+        for other in others:
+            other.start()
+        time.sleep(0.3)
+    for other in others:
+        other.join(20)
+    assert not both.broken
+
+
 def test_ranks_of_one_step_start_together(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")  # so that what the rank sets is undone
     with _turn(tmp_path, "GPU-0", ALIKE):
         for name, value in ranks._environment(2, 2, 1, "127.0.0.1", 1).items():
             monkeypatch.setenv(name, value)
         family.become(1, None)
-        with _turn(tmp_path, "GPU-0", ALIKE):
+        with _turn(tmp_path, "GPU-1", ALIKE):
             pass

@@ -113,16 +113,16 @@ def start(
 def _turn(folder: Path, gpu: str, given: Mapping[str, Any]) -> Iterator[None]:
     """Hold this GPU's lock among the machine's processes, and all GPUs' too until an engine that compiles alike has
     started once; the kernel frees them when their holder dies. The ranks of one step come together and start together,
-    so the first holds them for all."""
-    if int(os.environ.get("RANK", "0")):  # not LOCAL_RANK, which is 0 where each process sees one GPU
-        yield
-        return
+    so the first alone holds the common one."""
     compiled = json.dumps({name: value for name, value in given.items() if name not in _UNCOMPILED}, sort_keys=True)
     known = folder / "skeletons" / f"compiled-{hashlib.sha256(compiled.encode()).hexdigest()[:16]}"
-    with ExitStack() as turn:
-        if not known.exists():
-            turn.enter_context(locks.alone(folder / "vibethinker-starting"))
-        turn.enter_context(locks.alone(folder / f"vibethinker-starting-{gpu}"))
+    first = int(os.environ.get("RANK", "0")) == 0  # not LOCAL_RANK, which is 0 where each process sees one GPU
+    with ExitStack() as common, ExitStack() as own:
+        if first and not known.exists():
+            common.enter_context(locks.alone(folder / "vibethinker-starting"))
+            if known.exists():  # by whoever was waited for
+                common.close()
+        own.enter_context(locks.alone(folder / f"vibethinker-starting-{gpu}"))
         yield
         known.parent.mkdir(parents=True, exist_ok=True)
         known.touch()
