@@ -46,7 +46,12 @@ def start(command: Sequence[str], environ: Mapping[str, str], log: Path, folder:
             list(command), env=dict(environ), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
-    return Process(begun.pid, _started(begun.pid) or "")
+    return known(begun.pid)
+
+
+def known(pid: int) -> Process:
+    """The process that has this number now; where none has, one that isn't alive."""
+    return Process(pid, _started(pid) or "")
 
 
 def stop(process: Process, seconds: float) -> bool:

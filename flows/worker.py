@@ -22,9 +22,9 @@ from anyio.abc import TaskStatus
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from flows.processes import LOOK_SECONDS, SAME_SECONDS, SAVE_SECONDS
+from flows.processes import LOOK_SECONDS, SAME_SECONDS, SAVE_SECONDS, Process, known
 
-TELL_SECONDS = 10.0  # for Prefect to note that flow runs were killed
+TELL_SECONDS = 10.0  # for Prefect to note how flow runs ended
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Type 'Worker' .* will be overridden")
@@ -34,8 +34,8 @@ with warnings.catch_warnings():
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._flows: set[int] = set()  # processes of flow runs
-            self._asked: set[int] = set()  # of them, those that have been asked to stop
+            self._flows: set[Process] = set()  # of flow runs, until Prefect has noted how they ended
+            self._asked: set[Process] = set()  # of them, those that have been asked to stop
             self._saving: asyncio.Task[None] | None = None
             self._first = 0.0
             self._say: Callable[..., None] = print
@@ -92,38 +92,42 @@ with warnings.catch_warnings():
 
         async def _let_save(self) -> None:
             limit = time.monotonic() + SAVE_SECONDS
+            over = limit + TELL_SECONDS
             if self._flows:  # those that were sent the signal too are leaving by then, and heed no other
                 await asyncio.sleep(SAME_SECONDS)
-            while self._flows and time.monotonic() < limit:
-                if not self._asked:
-                    self._say("Flow runs are under way, and save what they have ...")
-                self._tell(self._flows - self._asked, signal.SIGTERM)
-                self._asked |= self._flows
+            while self._flows and (now := time.monotonic()) < over:
+                living = {flow for flow in self._flows if flow.alive}
+                if not living:
+                    over = min(over, now + TELL_SECONDS)
+                elif now < limit:
+                    if not self._asked:
+                        self._say("Flow runs are under way, and save what they have ...")
+                    self._tell(living - self._asked, signal.SIGTERM)
+                    self._asked |= living
+                else:
+                    self._say(f"Some didn't end in {SAVE_SECONDS:.0f} s and are killed.")
+                    self._tell(living, signal.SIGKILL)
+                    limit = over
                 await asyncio.sleep(LOOK_SECONDS)
-            if self._flows:
-                self._say(f"Some didn't end in {SAVE_SECONDS:.0f} s and are killed.")
-                self._tell(self._flows, signal.SIGKILL)
-                limit += TELL_SECONDS
-                while self._flows and time.monotonic() < limit:
-                    await asyncio.sleep(LOOK_SECONDS)
 
-        def _tell(self, them: set[int], number: int) -> None:
-            for pid in them:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        def _tell(self, them: set[Process], number: int) -> None:
+            for flow in them:
+                if flow.alive:
+                    with suppress(ProcessLookupError):
+                        os.kill(flow.pid, number)
 
 
 class _Begun(TaskStatus[int]):
     """Notes a flow run's process once Prefect tells that it was started."""
 
-    def __init__(self, told: TaskStatus[int] | None, flows: set[int]) -> None:
-        self._told, self._flows, self._pid = told, flows, 0
+    def __init__(self, told: TaskStatus[int] | None, flows: set[Process]) -> None:
+        self._told, self._flows, self._flow = told, flows, Process(0, "")
 
     def started(self, value: int = 0) -> None:
-        self._pid = value
-        self._flows.add(value)
+        self._flow = known(value)
+        self._flows.add(self._flow)
         if self._told:
             self._told.started(value)
 
     def over(self) -> None:
-        self._flows.discard(self._pid)
+        self._flows.discard(self._flow)

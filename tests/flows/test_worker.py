@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from flows.processes import SAME_SECONDS
+from flows import worker as module
+from flows.processes import SAME_SECONDS, Process
 from tests.flows.conftest import ROOT, Api
 from tests.flows.saving import saving
 
@@ -83,3 +85,16 @@ def test_a_worker_lets_its_flow_runs_save_before_it_ends(
     assert "save what they have" in printed.read_text() and "didn't end" not in printed.read_text()
     [told] = server.filter("flow_runs", flow_runs={"id": {"any_": [id]}})
     assert told["state_type"] == "CRASHED"
+
+
+def test_a_number_that_was_given_again_is_no_flow_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.5)
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.5)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        worker = module.Worker(work_pool_name="none")
+        worker._flows = {Process(other.pid, "before")}
+        asyncio.run(worker._let_save())
+        assert other.poll() is None and not capsys.readouterr().out
+        other.kill()
