@@ -37,7 +37,8 @@ with warnings.catch_warnings():
             self._flows: set[Process] = set()  # of flow runs, until Prefect has noted how they ended
             self._asked: set[Process] = set()  # of them, those that have been asked to stop
             self._saving: asyncio.Task[None] | None = None
-            self._first = 0.0
+            self._first: float | None = None  # when it was asked to end
+            self._leaving = False
             self._say: Callable[..., None] = print
 
         async def start(
@@ -72,16 +73,20 @@ with warnings.catch_warnings():
             return [] if self._saving else await super().get_and_submit_flow_runs()
 
         async def __aexit__(self, *exc_info: Any) -> None:
-            if exc_info[0] is not None:
-                with anyio.CancelScope(shield=True):
-                    await self._saved()
-            await super().__aexit__(*exc_info)
+            self._leaving = True
+            try:
+                if exc_info[0] is not None:
+                    with anyio.CancelScope(shield=True):
+                        await self._saved()
+            finally:
+                await super().__aexit__(*exc_info)
 
         def _hear(self, number: int, serving: asyncio.Task[None]) -> None:
-            if self._saving is None:
-                self._first = time.monotonic()
-                self._saved().add_done_callback(lambda _: serving.cancel())
-            elif number == signal.SIGINT and time.monotonic() - self._first > SAME_SECONDS:
+            now = time.monotonic()
+            if self._first is None:
+                self._first = now
+                self._saved().add_done_callback(lambda _: self._leaving or serving.cancel())
+            elif number == signal.SIGINT and now - self._first > SAME_SECONDS:
                 self._tell(self._flows, signal.SIGKILL)
 
         def _saved(self) -> asyncio.Task[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.workers.process import ProcessWorker
 
 from flows import worker as module
-from flows.processes import SAME_SECONDS, Process
+from flows.processes import SAME_SECONDS, Process, known
 from tests.flows.conftest import ROOT, Api
 from tests.flows.saving import saving
 
@@ -98,3 +100,38 @@ def test_a_number_that_was_given_again_is_no_flow_run(
         asyncio.run(worker._let_save())
         assert other.poll() is None and not capsys.readouterr().out
         other.kill()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["asked before", "asked meanwhile"])
+def test_a_worker_that_fails_lets_flow_runs_save_and_clears_up(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(time.sleep(1))); print(flush=True)"
+    left: list[BaseException] = []
+
+    async def entered(worker: ProcessWorker) -> ProcessWorker:
+        return worker
+
+    async def cleared(worker: ProcessWorker, kind: object, error: BaseException, trace: object) -> None:
+        left.append(error)
+
+    async def serve(worker: ProcessWorker, *_: object) -> None:
+        async with worker:
+            if first:
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(SAME_SECONDS / 2)
+            else:
+                delay = 2 * SAME_SECONDS
+                asyncio.get_running_loop().call_later(delay, os.kill, os.getpid(), signal.SIGINT)
+            raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(ProcessWorker, "__aenter__", entered)
+    monkeypatch.setattr(ProcessWorker, "__aexit__", cleared)
+    monkeypatch.setattr(ProcessWorker, "start", serve)
+    monkeypatch.setattr(module, "TELL_SECONDS", 0)
+    with subprocess.Popen([sys.executable, "-c", f"{saves}; time.sleep(60)"], stdout=subprocess.PIPE) as flow:
+        assert flow.stdout and flow.stdout.readline()
+        worker = module.Worker(work_pool_name="none")
+        worker._flows = {known(flow.pid)}
+        with pytest.raises(ConnectionError):
+            asyncio.run(worker.start())
+        assert flow.wait() == 0
+    assert [type(error) for error in left] == [ConnectionError]
