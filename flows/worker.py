@@ -22,9 +22,7 @@ from anyio.abc import TaskStatus
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from flows.processes import LOOK_SECONDS, SAME_SECONDS, SAVE_SECONDS, Process, known
-
-TELL_SECONDS = 10.0  # for Prefect to note how flow runs ended
+from flows.processes import LOOK_SECONDS, SAME_SECONDS, SAVE_SECONDS, SAVING, TELL_SECONDS, Process, known
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Type 'Worker' .* will be overridden")
@@ -106,7 +104,7 @@ with warnings.catch_warnings():
                     over = min(over, now + TELL_SECONDS)
                 elif now < limit:
                     if not self._asked:
-                        self._say("Flow runs are under way, and save what they have ...")
+                        self._say(SAVING)
                     self._tell(living - self._asked, signal.SIGTERM)
                     self._asked |= living
                 else:
