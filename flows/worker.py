@@ -96,7 +96,7 @@ with warnings.catch_warnings():
         async def _let_save(self) -> None:
             limit = time.monotonic() + SAVE_SECONDS
             over = limit + TELL_SECONDS
-            if self._flows:  # those that were sent the signal too are leaving by then, and heed no other
+            if self._flows:  # ours that were sent the signal too are leaving by then, and heed no other
                 await asyncio.sleep(SAME_SECONDS)
             while self._flows and (now := time.monotonic()) < over:
                 living = {flow for flow in self._flows if flow.alive}
@@ -117,7 +117,10 @@ with warnings.catch_warnings():
             for flow in them:
                 if flow.alive:
                     with suppress(ProcessLookupError):
-                        os.kill(flow.pid, number)
+                        if number == signal.SIGKILL and os.getpgid(flow.pid) == flow.pid:
+                            os.killpg(flow.pid, number)  # what other projects' flows have started would go on
+                        else:
+                            os.kill(flow.pid, number)
 
 
 class _Begun(TaskStatus[int]):

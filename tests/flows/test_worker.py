@@ -19,7 +19,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.workers.process import ProcessWorker
 
 from flows import worker as module
-from flows.processes import SAME_SECONDS, Process, known
+from flows.processes import SAME_SECONDS, Process, known, wait
 from tests.flows.conftest import ROOT, Api
 from tests.flows.saving import saving
 
@@ -100,6 +100,20 @@ def test_a_number_that_was_given_again_is_no_flow_run(
         asyncio.run(worker._let_save())
         assert other.poll() is None and not capsys.readouterr().out
         other.kill()
+
+
+def test_what_a_flow_has_started_is_killed_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(module, "TELL_SECONDS", 0.5)
+    command = ["sh", "-c", "sleep 60 & echo $!; wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as flow:
+        assert flow.stdout
+        started = known(int(flow.stdout.readline()))
+        worker = module.Worker(work_pool_name="none")
+        worker._flows = {known(flow.pid)}
+        asyncio.run(worker._let_save())
+        assert flow.wait() == -signal.SIGKILL
+    assert wait([started], 10)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["asked before", "asked meanwhile"])
