@@ -149,3 +149,27 @@ def test_a_worker_that_fails_lets_flow_runs_save_and_clears_up(first: bool, monk
             asyncio.run(worker.start())
         assert flow.wait() == 0
     assert [type(error) for error in left] == [ConnectionError]
+
+
+@pytest.mark.parametrize(
+    ("prepared", "told"),
+    [
+        ("", None),
+        (
+            "from prefect._internal.plugins import collections; collections._collections = {}",
+            f"{ProcessWorker.__module__}.ProcessWorker",
+        ),
+        ("class Theirs(ProcessWorker): pass", "__main__.Theirs"),
+    ],
+    ids=["ours", "Prefect's own", "somebody else's"],
+)
+def test_up_refuses_an_environment_whose_worker_is_another(prepared: str, told: str | None, tmp_path: Path) -> None:
+    """Where ours isn't installed, as after an upgrade of the clone alone, or another takes its place."""
+    words = "import warnings; from prefect.workers.process import ProcessWorker; warnings.simplefilter('ignore')"
+    check = "from flows import registration; registration._check_worker()"
+    (tmp_path / "up.py").write_text("\n".join([words, prepared, check]))  # Prefect asks for the class's file
+    done = subprocess.run([sys.executable, str(tmp_path / "up.py")], capture_output=True, text=True)
+    assert (done.returncode == 0) is (told is None), done.stderr
+    if told:
+        assert f"here ({told}) kills flow runs" in done.stderr
+    assert ("Theirs stays the worker" in done.stderr) is (told == "__main__.Theirs")
