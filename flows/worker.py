@@ -3,7 +3,8 @@
 Prefect's own kills them at once (SIGKILL), so that all since the last saved update is lost. This one takes its place
 wherever a worker of the type `process` is started in this environment (see `flows.collection`), and asks them first, by
 SIGTERM: when it is asked to end itself by SIGTERM or Ctrl-C, and when it can't go on. A second Ctrl-C kills them.
-Left out: SIGKILL, upon which flow runs go on without their worker (`vibethinker down` ends them).
+Left out: SIGKILL, and SIGHUP as its terminal closes, upon which flow runs go on without their worker (`down` ends
+those that `up`'s worker has started).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -48,8 +50,9 @@ with warnings.catch_warnings():
             a shell has started in the background.
             """
             loop, serving = asyncio.get_running_loop(), asyncio.current_task()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._hear, number, serving)
+            if threading.current_thread() is threading.main_thread():  # others are sent no signals
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.add_signal_handler(number, self._hear, number, serving)
             self._say = printer
             await super().start(run_once, with_healthcheck, printer)
 

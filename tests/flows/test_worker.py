@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,3 +174,17 @@ def test_up_refuses_an_environment_whose_worker_is_another(prepared: str, told: 
     if told:
         assert f"here ({told}) kills flow runs" in done.stderr
     assert ("Theirs stays the worker" in done.stderr) is (told == "__main__.Theirs")
+
+
+def test_a_thread_may_run_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[ProcessWorker] = []
+
+    async def serve(worker: ProcessWorker, *_: object) -> None:
+        served.append(worker)
+
+    monkeypatch.setattr(ProcessWorker, "start", serve)
+    worker = module.Worker(work_pool_name="none")
+    thread = threading.Thread(target=lambda: asyncio.run(worker.start()))
+    thread.start()
+    thread.join()
+    assert served == [worker]
