@@ -20,8 +20,10 @@ leave() {
 
 trap 'exit 143' TERM INT
 python -c 'import os; from flows import registration; registration.prepare(); registration.deploy(os.environ)'
-# In a session of its own, as each flow run is in one.
-setsid prefect worker start --pool vibethinker --name "$(uname -n)" --with-healthcheck --install-policy never &
+# In a session of its own, as each flow run is in one, and with SIGINT as elsewhere: a shell has its background ignore it,
+# by which alone Prefect's own worker ends.
+setsid env --default-signal=INT prefect worker start --pool vibethinker --name "$(uname -n)" --with-healthcheck \
+  --install-policy never &
 worker=$! asked='' status=0
 trap leave TERM INT
 wait "$worker" || status=$?

@@ -22,6 +22,8 @@ MARK = "VIBETHINKER_SERVICE"  # the variable by which a service's processes are 
 LOOK_SECONDS = 0.1
 SAME_SECONDS = 0.3  # in which a second signal counts as the first
 SAVE_SECONDS = 50.0  # for flow runs that save what they have; their steps get 30 of them
+TELL_SECONDS = 10.0  # for Prefect to note how flow runs ended
+SAVING = "Flow runs are under way, and save what they have ..."
 _PROC = Path("/proc")
 
 
@@ -46,7 +48,12 @@ def start(command: Sequence[str], environ: Mapping[str, str], log: Path, folder:
             list(command), env=dict(environ), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
-    return Process(begun.pid, _started(begun.pid) or "")
+    return known(begun.pid)
+
+
+def known(pid: int) -> Process:
+    """The process that has this number now; where none has, one that isn't alive."""
+    return Process(pid, _started(pid) or "")
 
 
 def stop(process: Process, seconds: float) -> bool:
@@ -101,14 +108,19 @@ def marked(mark: str) -> list[Process]:
     return found
 
 
-def stop_flow_runs(mark: str, besides: Collection[int], say: Callable[[str], None]) -> None:
-    """End the flow runs that carry this mark, also those whose worker is gone.
+def flow_runs(mark: str, besides: Collection[int]) -> list[Process]:
+    """The flow runs that carry this mark, with all that they have started.
 
     Args:
         besides: the servers and workers of that mark; what is in a session of theirs is no flow run.
     """
-    if runs := [one for one in marked(mark) if session(one) not in besides]:
-        say("Flow runs are under way, and save what they have ...")
+    return [one for one in marked(mark) if session(one) not in besides]
+
+
+def stop_flow_runs(mark: str, besides: Collection[int], say: Callable[[str], None]) -> None:
+    """End the flow runs that carry this mark, also those whose worker is gone; `besides` as of `flow_runs`."""
+    if runs := flow_runs(mark, besides):
+        say(SAVING)
         if not stop_all(runs, SAVE_SECONDS):
             say(f"Some didn't end in {SAVE_SECONDS:.0f} s and were killed.")
 

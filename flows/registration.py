@@ -36,8 +36,10 @@ def prepare() -> list[str]:
     in words.
 
     Raises:
-        ConfigurationError: the pool is of another type, or SLACK_WEBHOOK_URL is set and prefect-slack isn't installed.
+        ConfigurationError: the pool is of another type, this environment has another worker for it than
+            `flows.worker.Worker`, or SLACK_WEBHOOK_URL is set and prefect-slack isn't installed.
     """
+    _check_worker()
     return [*_pool(), *_limits(), *_automations()]
 
 
@@ -86,6 +88,20 @@ def heard(name: str) -> float | None:
             if worker.name == name and worker.status == "ONLINE":
                 return worker.last_heartbeat_time.timestamp()
     return None
+
+
+def _check_worker() -> None:
+    """Refuse an environment whose worker would kill flow runs instead of letting them save."""
+    from prefect.workers.process import ProcessWorker
+
+    found = ProcessWorker.get_worker_class_from_type(ProcessWorker.type)  # by what is installed, so before our own is
+    from flows.worker import Worker
+
+    if not issubclass(found, Worker):
+        raise ConfigurationError(
+            f"The worker that Prefect would start here ({found.__module__}.{found.__name__}) kills flow runs when it "
+            "ends: install vibethinker again, as `make` does, or derive it from flows.worker.Worker if it is your own."
+        )
 
 
 def _pool() -> list[str]:

@@ -31,7 +31,8 @@ from vibethinker.commands.options import workspace_option
 from vibethinker.runs import program
 
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
-STOP_SECONDS = 15.0
+# In the order in which they are stopped; the worker lets its flow runs save.
+STOP_SECONDS = {"worker": processes.SAVE_SECONDS + processes.TELL_SECONDS + 15, "mlflow": 15.0, "prefect": 15.0}
 
 
 @click.command()
@@ -77,20 +78,21 @@ def down(workspace: str | None) -> None:
         if not any(part.process for part in state.parts.values()):
             click.echo(nothing)
             return
-        _stop_runs(state)
-        for name in ("worker", "mlflow", "prefect"):
+        for name, seconds in STOP_SECONDS.items():
             part = state.parts[name]
             if part.alive:
                 assert part.process
-                ended = processes.stop(part.process, STOP_SECONDS)
-                how = "stopped" if ended else f"killed, since it didn't end in {STOP_SECONDS:.0f} s"
+                if name == "worker" and processes.flow_runs(state.mark, _ours(state)):
+                    click.echo(processes.SAVING)  # which it sees to, and takes no more
+                ended = processes.stop(part.process, seconds)
+                how = "stopped" if ended else f"killed, since it didn't end in {seconds:.0f} s"
                 click.echo(f"{NAMES[name]} (process {part.process.pid}) was {how}.")
             elif part.process:
                 click.echo(f"{NAMES[name]} had ended already.")
             elif part.url and not part.ours:
                 click.echo(f"{NAMES[name]} at {part.url} goes on, since `up` hadn't started it.")
             if name == "worker":
-                _stop_runs(state)  # that it began meanwhile
+                processes.stop_flow_runs(state.mark, _ours(state), click.echo)  # that have lost their worker
         state.stopped()
     click.echo("All is stopped.")
 
@@ -108,9 +110,8 @@ def _alone(workspace: Path) -> Iterator[Path]:
         yield home
 
 
-def _stop_runs(state: State) -> None:
-    ours = {part.process.pid for part in state.parts.values() if part.process}
-    processes.stop_flow_runs(state.mark, ours, click.echo)
+def _ours(state: State) -> set[int]:
+    return {part.process.pid for part in state.parts.values() if part.process}
 
 
 # ---- Prefect's server ----

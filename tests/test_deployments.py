@@ -116,18 +116,24 @@ def test_an_image_runs_as_a_user_tells_its_health_and_has_no_secret(name: str) -
 
 # ---- what a worker's container runs ----
 
-# Of Prefect's worker what the script has to do with: it runs flows in sessions of their own, and asks them first.
+# Of a worker what the script has to do with: it runs flows in sessions of their own, and asks them first; Prefect's own
+# ends by SIGINT alone, which it sends itself at SIGTERM, and kills them.
 WORKER = f"""#!{sys.executable}
 import os, signal, subprocess, sys
 run = subprocess.Popen([sys.executable, "-c", os.environ["RUN"]], start_new_session=True, stdout=subprocess.PIPE)
 run.stdout.readline()
 signal.signal(signal.SIGTERM, lambda *_: run.terminate())
+if os.environ["KIND"] == "prefect":
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 print("up", flush=True)
-if os.environ["DIES"]:
+if os.environ["KIND"] == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
-run.wait()
-print("the run has ended", flush=True)
-sys.exit(7)
+try:
+    run.wait(60)
+    print("the run has ended", flush=True)
+    sys.exit(7)
+except KeyboardInterrupt:
+    run.kill()
 """
 RUN = """
 import signal, sys, time
@@ -142,24 +148,25 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(not processes._PROC.is_dir(), reason="flow runs are found by /proc")
-@pytest.mark.parametrize("dies", ["", "killed"])
-def test_flow_runs_save_before_their_worker_s_container_ends(dies: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "code"), [("ours", 7), ("killed", 137), ("prefect", 0)])
+def test_a_worker_s_container_ends_with_it_and_its_flow_runs(kind: str, code: int, tmp_path: Path) -> None:
     saved, python = tmp_path / "saved", f'case "$*" in *registration*) ;; *) exec "{sys.executable}" "$@" ;; esac\n'
     for name, text in (("prefect", WORKER), ("python", f"#!/bin/sh\n{python}")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "DIES": dies}
+    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "KIND": kind}
     environ["RUN"] = RUN.format(saved=saved)
     script = ["sh", str(FOLDER / "worker.sh")]
     with subprocess.Popen(script, env=environ, stdout=subprocess.PIPE, text=True) as container:
         assert container.stdout
         assert container.stdout.readline() == "up\n"
-        if not dies:
+        if kind != "killed":
             container.terminate()
         said = container.stdout.read()
-    assert container.returncode == (137 if dies else 7), said
-    assert saved.exists(), said
-    assert ("the run has ended" in said) is (not dies)
+    assert container.returncode == code, said
+    assert saved.exists() is (kind != "prefect"), said
+    assert ("the run has ended" in said) is (kind == "ours")
+    assert ("save what they have" in said) is (kind == "killed"), "the script asks them itself"
 
 
 # ---- compose ----

@@ -14,10 +14,12 @@ import httpx
 import psutil
 import pytest
 import yaml
+from prefect.client.orchestration import SyncPrefectClient
 
 from flows import parts
 from tests.flows import telling
 from tests.flows.conftest import ROOT, vibethinker
+from tests.flows.saving import saving
 from tests.flows.serving import QUICK, Service, started
 from tests.flows.working import PREFECT, deployment_run
 from tests.leaks import PLANTED, WORDS, leaks
@@ -331,6 +333,26 @@ def test_down_ends_runs_that_have_lost_their_worker(service: Service) -> None:
     assert again.returncode == 0, again.stderr
     assert f"export PREFECT_API_URL={prefect}\n" in again.stdout
     assert all(service.state[name]["process"] for name in ("prefect", "mlflow", "worker"))
+
+
+@pytest.mark.long
+def test_down_lets_a_run_save_and_the_next_in_line_wait(service: Service, tmp_path: Path) -> None:
+    with SyncPrefectClient(service.api.url) as client:
+        deployment = client.create_deployment(
+            client.create_flow(saving), "saving", entrypoint="tests/flows/saving.py:saving", path=str(ROOT),
+            work_pool_name="vibethinker", pull_steps=[{"flows.clone.enter": {}}], enforce_parameter_schema=False,
+            concurrency_limit=1, concurrency_options={"collision_strategy": "ENQUEUE"},
+        )  # fmt: skip
+        first, second = (tmp_path / "first", tmp_path / "second")
+        for folder in (first, second):
+            folder.mkdir()
+            parameters = {"folder": str(folder), "seconds": 30}
+            client.create_flow_run_from_deployment(deployment, parameters=parameters)
+            until(lambda: (first / "begun").exists(), 60)
+        stopped = service.command("down")
+    assert (first / "saved").exists() and not (second / "begun").exists()
+    assert "save what they have" in stopped.stdout and "killed" not in stopped.stdout, stopped.stdout
+    assert service.command("up").returncode == 0
 
 
 def test_down_stops_all_that_up_started(service: Service) -> None:
