@@ -243,7 +243,8 @@ def start_later(workspace: Path, settings: Notifications, seconds: float) -> Non
     """Start a process that tells in so many seconds what is owed then, if nobody has: this one may have ended."""
     words = [str(workspace), settings.model_dump_json(), f"{seconds:.1f}"]
     subprocess.Popen(
-        [sys.executable, "-m", "tasks.later", *words], start_new_session=True,
+        # -P: else Python looks for the module in the current folder first, where `tasks` may be the user's own.
+        [sys.executable, "-P", "-m", "tasks.later", *words], start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 

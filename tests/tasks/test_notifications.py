@@ -185,7 +185,11 @@ def waiting(workspace: Path) -> list[psutil.Process]:
     return [one for one in psutil.process_iter(["cmdline"]) if str(workspace) in (one.info["cmdline"] or ())]
 
 
-def test_what_came_too_soon_is_told_by_a_process_of_its_own(slack: Slack, tmp_path: Path) -> None:
+def test_what_came_too_soon_is_told_by_a_process_of_its_own(
+    slack: Slack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tasks.py").write_text("raise SystemExit('a file of the user has this name too')")
+    monkeypatch.chdir(tmp_path)
     for number in range(3):
         about_it = replace(FULL, title=f"tiny-{number} failed")
         tell(about_it, Notifications(quiet_seconds=1), say=pytest.fail, workspace=tmp_path, about="tiny")
