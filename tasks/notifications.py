@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -251,7 +252,10 @@ def start_later(workspace: Path, settings: Notifications, seconds: float) -> Non
 
 def tell_owed(workspace: Path, settings: Notifications, seconds: float) -> None:
     """Tell what is owed of all kinds of which nothing was told for `seconds`; what nobody takes goes on being owed."""
-    channels = Channels.of(settings)
+    channels = Channels.at_hand(settings)
+    if channels.webhook is None:
+        with suppress(Exception):  # a server that went with its run keeps no mail back
+            channels.webhook = _kept_webhook(settings)
     for owed in quiet.take(workspace, seconds) if channels else ():
         if len(channels.send(owed_message(owed))) == len(channels):
             quiet.put_back(workspace, owed)

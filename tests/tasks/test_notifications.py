@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import notifications, quiet
 from tasks.messages import Message
-from tasks.notifications import Channels, claim, tell
+from tasks.notifications import Channels, claim, tell, tell_owed
 from tests.slack import Slack
 from tests.waiting import until
 from vibethinker.operations import Notifications
@@ -284,6 +284,16 @@ def test_a_server_that_is_away_keeps_no_mail_back(
     [post] = slack.posts
     assert post["title"] == FULL.title
     assert len(said) == 1  # of Slack
+
+
+def test_a_server_that_went_with_its_run_keeps_nothing_back_that_is_told_later(
+    slack: Slack, left_out: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLACK_WEBHOOK_URL")
+    tell_owed(tmp_path, Notifications(), 0.0)  # of nobody's: goes on being owed
+    monkeypatch.setenv("VIBETHINKER_APPRISE_URLS", f"json://{slack.address}")
+    tell_owed(tmp_path, Notifications(), 0.0)
+    assert slack.posts[-1]["title"].startswith("2 more failures of tiny since ")
 
 
 def test_a_damaged_note_of_the_last_messages_is_none(slack: Slack, tmp_path: Path) -> None:
