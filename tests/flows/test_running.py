@@ -1,4 +1,4 @@
-"""How a run notes its end."""
+"""How a run notes its end, and what it shows whom it asks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows import running
+from flows import approvals, running
 from tasks import artifacts
 from vibethinker import runs
 from vibethinker.artifacts import Store
@@ -59,3 +59,15 @@ def test_the_last_summary_is_written_again_only_for_what_came_after_it(
     assert len(written) == 1 + bool(late)
     assert summary == written[-1] == runs.read_summary(run.folder)
     assert [text.startswith(start) for text, start in zip(summary["warnings"], late, strict=True)] == [True] * len(late)
+
+
+def test_who_is_asked_without_scores_is_shown_no_table_of_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(approvals, "links", lambda *where: [])
+    monkeypatch.setattr(approvals, "_cost", lambda session: "Estimate.")
+    session: Any = SimpleNamespace(run=SimpleNamespace(folder=tmp_path), plan=SimpleNamespace(workspace=tmp_path))
+    summary = {"models": [], "warnings": ["the disk is small"]}
+    assert approvals.details("signal", session, summary, plain=True) == "Estimate.\nwarning: the disk is small"
+    summary["models"] = [{"id": "fusion", "scores": {"aime": {"pass": 1}}}]
+    assert approvals.details("signal", session, summary, plain=True).splitlines()[:2] == [
+        "model   problems", "fusion  aime",
+    ]  # fmt: skip
