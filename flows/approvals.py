@@ -192,11 +192,9 @@ def details(gate: Gate, session: Session, summary: Mapping[str, Any], plain: boo
     header, *rows = _scores(summary)
     cost = _cost(session)
     if plain:
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (header, *rows)
-        ]
+        shown = [header, *rows] if rows else []
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in shown]
         return "\n".join([*lines, cost, *(f"warning: {warning}" for warning in summary["warnings"])])
     warnings = [f"- warning: {warning}" for warning in summary["warnings"]]
     scores = [text.SCORES, text.table(header, rows)] if rows else []

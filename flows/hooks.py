@@ -8,10 +8,12 @@ Prefect's server is: see `flows.automations`. An end by Ctrl-C isn't told of, si
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from vibethinker.errors import VibeThinkerError
 from vibethinker.operations import Notifications
 
 NOTE = "prefect.json"  # of a run's folder: its flow run and where MLflow shows it
+OF = "PREFECT__FLOW_RUN_ID"  # in the environment of a flow run
 LINES, TAIL = 12, 16384  # of a log: lines shown, bytes they are looked for in
 EARLIER_SECONDS = 60.0  # for a process that Prefect knows to have ended, to have ended
 INTERRUPTED = "aborted by an interrupt signal"  # what Prefect says of Ctrl-C
@@ -89,15 +92,17 @@ def message(
     flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any], workspace: Path, folder: Path | None
 ) -> Message:
     """What is told of a flow run that has ended so; without a folder it ended before its run began."""
-    steps = runs.read_summary(folder)["steps"] if folder else []
+    summary = runs.read_summary(folder) if folder else {"status": "", "steps": []}
+    steps = summary["steps"]
     step = next((s for wanted in ("failed", "running") for s in steps if s["state"] == wanted), None)
     reason, text = _why(state, step)
     run_name = folder.name if folder else flow_run.name
     where = f" in {step['id']}" if step and not state.is_completed() else ""
     kind, title = _titled(state, reason, run_name, where)
-    fields = [("Reason", REASONS.get(reason, reason))] if reason else []
-    if step and not state.is_completed():
+    fields, excerpt = [("Reason", REASONS.get(reason, reason))] if reason else [], ""
+    if folder and step and not state.is_completed():
         fields.insert(0, ("Step", _described(folder, step["id"])))
+        excerpt = _tail(folder, _logs(flow_run, folder, step["id"], summary["status"]))
     if steps:
         fields.append(("Steps finished", f"{sum(s['state'] in runs.FINISHED for s in steps)} of {len(steps)}"))
     fields.append(("Machine", socket.gethostname()))
@@ -108,7 +113,7 @@ def message(
         title=title,
         text=text,
         fields=fields,
-        excerpt=_tail(folder, step["id"]) if folder and step and not state.is_completed() else "",
+        excerpt=excerpt,
         command="" if state.is_completed() else _command(flow, flow_run, folder),
         links=links(str(flow_run.id), workspace, folder),
     )
@@ -158,13 +163,16 @@ def _titled(state: State[Any], reason: str, run: str, where: str) -> tuple[str, 
     return ("crash", f"{run} crashed{where}") if reason == "crashed" else ("failure", f"{run} failed{where}")
 
 
-def _described(folder: Path | None, step_id: str) -> str:
+def _described(folder: Path, step_id: str) -> str:
     """A step with its stage or domain, from the plan."""
-    plan = _read(folder / "plan.json") if folder else {}
-    found = next((s for s in plan.get("steps", ()) if s["id"] == step_id), {})
+    found = _planned(folder, step_id)
     more = [str(found[name]) for name in ("kind", "domain") if found.get(name) and str(found[name]) not in step_id]
     more += [f"stage {found['stage']}"] if found.get("stage") is not None else []
     return f"{step_id} ({', '.join(more)})" if more else step_id
+
+
+def _planned(folder: Path, step_id: str) -> dict[str, Any]:
+    return next((s for s in _read(folder / "plan.json").get("steps", ()) if s["id"] == step_id), {})
 
 
 def _command(flow: Flow[Any, Any], flow_run: FlowRun, folder: Path | None) -> str:
@@ -179,9 +187,22 @@ def _command(flow: Flow[Any, Any], flow_run: FlowRun, folder: Path | None) -> st
     return ""
 
 
-def _tail(folder: Path, step_id: str) -> str:
-    """The last lines of a step's log, or of its worker's where it wrote none."""
-    for name in (step_id, "worker"):
+def _logs(flow_run: FlowRun, folder: Path, step_id: str, status: str) -> tuple[str, ...]:
+    """Whose logs may be shown: the step's, or its worker's where it wrote none.
+
+    Where the flow's process was killed it hasn't cleaned them, and this one has to know every key that can be in them.
+    It knows those of the flow run's environment, if Prefect has given it that, and none that was read from a block:
+    those are handed to the worker for the data step alone.
+    """
+    if status != "running":
+        return step_id, "worker"
+    known = os.environ.get(OF) == str(flow_run.id)
+    return (step_id,) if known and _planned(folder, step_id).get("kind", "data") != "data" else ()
+
+
+def _tail(folder: Path, logs: Sequence[str]) -> str:
+    """The last lines of the first of these logs that has any."""
+    for name in logs:
         try:
             with (folder / "logs" / f"{name}.log").open("rb") as log:
                 log.seek(max(0, log.seek(0, 2) - TAIL))

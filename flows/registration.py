@@ -73,7 +73,9 @@ def switched_on() -> dict[str, bool]:
     are names as templates can have them. A deployment that isn't there yet begins with it switched off."""
     found = dict.fromkeys(_names(), False)
     for deployment in _deployments():
-        usual = [one for one in deployment.schedules if one.slug == USUAL or len(deployment.schedules) == 1]
+        usual = [one for one in deployment.schedules if one.slug == USUAL]
+        if not usual and [one.slug for one in deployment.schedules] == [None]:  # an older version gave it no slug
+            usual = deployment.schedules
         found[deployment.name] = any(schedule.active for schedule in usual)
     return {re.sub(r"\W", "_", name): on for name, on in found.items()}
 

@@ -216,8 +216,10 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
         artifacts.summary(current.config.profile, said)
         if not artifacts.drain():
             get_run_logger().warning("Prefect's server doesn't answer: some artifacts of this run never reached it.")
-    if tracker and not _close(current, tracker):
-        return run.save()
+    if tracker:
+        _close(current, tracker)
+        if run.end(status)["warnings"] != summary["warnings"]:  # MLflow refuses things as late as while it is closed
+            return run.save()
     return summary
 
 
@@ -229,19 +231,17 @@ def _suspend(current: Session) -> None:
     artifacts.drain()
     if tracker:
         tracker.finish("SCHEDULED")  # MLflow's word for what goes on later
-        if not _close(current, tracker):
-            run.save()
+        _close(current, tracker)
+        run.save()
 
 
-def _close(current: Session, tracker: RunTracker) -> bool:
-    """Whether MLflow has all of it; if not, there is one more warning."""
-    delivered = tracker.close()
-    if not delivered:
+def _close(current: Session, tracker: RunTracker) -> None:
+    """Deliver what MLflow hasn't got; what it refuses, and that it hasn't got all of it, are further warnings."""
+    if not tracker.close():
         current.run.warn(
             "Some of this run's measurements haven't reached MLflow yet: the same command sends them later."
         )
     hooks.remember(current.run.folder, tracker.url)  # by now it knows the run's own page
-    return delivered
 
 
 def _write_page(current: Session, summary: dict[str, Any]) -> Path:

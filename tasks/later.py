@@ -1,8 +1,9 @@
 """A process that waits until what was left out may be told, and tells it: `python -m tasks.later WORKSPACE SETTINGS
 SECONDS`.
 
-It is started by whoever left out the first message of a kind, whose process may end with its run. Whoever tells
-something of that kind before it leaves it nothing to tell. Asked to end, as by `vibethinker down`, it tells at once.
+It is started by whoever left out the first message of a kind, or could tell nobody what is owed, and whose process may
+end with its run. Whoever tells something of that kind before it leaves it nothing to tell. Asked to end, as by
+`vibethinker down`, it tells at once.
 """
 
 from __future__ import annotations

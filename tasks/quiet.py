@@ -1,7 +1,8 @@
 """Which messages come too soon after one of their kind, and what is owed of those that were left out for that.
 
 A kind is that of one deployment or profile. A file of the workspace, under a lock, has for each when one was told last,
-how many were left out since then, and the titles of the first of them; whoever takes those is the one to tell them.
+how many were left out since then, the titles of the first of them, and whether a process was started to tell them;
+whoever takes those is the one to tell them.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def ask(workspace: Path, about: str, kind: str, title: str, seconds: float) -> t
     """Whether a message may be told now, since the last one of its kind is `seconds` ago; else it is left out.
 
     Returns:
-        whether; what is owed of this kind, to be told with it; and where it is the first that is left out, the seconds
-        until it may be told.
+        whether; what is owed of this kind, to be told with it; and where it is left out and no process waits to tell
+        it, the seconds until it may be told: the caller starts one.
     """
     with _kept(workspace) as known:
         key, now = f"{about} {kind}", time.time()
@@ -47,7 +48,7 @@ def ask(workspace: Path, about: str, kind: str, title: str, seconds: float) -> t
             return True, _owed(key, entry), None
         entry["number"] += 1
         entry["titles"] = [*entry["titles"], f"{time.strftime('%H:%M:%S')} {title}"][:TITLES]
-        return False, None, entry["at"] + seconds - now if entry["number"] == 1 else None
+        return False, None, _wait(entry, seconds)
 
 
 def is_owed(workspace: Path, seconds: float) -> bool:
@@ -66,12 +67,18 @@ def take(workspace: Path, seconds: float) -> list[Owed]:
     return list(taken.values())
 
 
-def put_back(workspace: Path, owed: Owed) -> None:
-    """Owe again what could not be told."""
+def put_back(workspace: Path, owed: Owed, seconds: float | None = None) -> float | None:
+    """Owe again what could not be told.
+
+    Returns:
+        with `seconds`, what `ask` returns of a message that is left out: until it may be told, where no process waits.
+    """
     with _kept(workspace) as known:
         entry = known.setdefault(f"{owed.about} {owed.kind}", _new(owed.since))
         entry["number"] += owed.number
         entry["titles"] = [*owed.titles, *entry["titles"]][:TITLES]
+        entry["since"] = min(entry["since"], owed.since)
+        return None if seconds is None else _wait(entry, seconds)
 
 
 @contextmanager
@@ -88,7 +95,7 @@ def _read(workspace: Path) -> dict[str, Any]:
         known = json.loads((workspace / FILE).read_text())
     except (OSError, ValueError):
         return {}
-    return {key: _new(0.0) | entry for key, entry in known.items()}  # an older version kept less
+    return {key: _new(entry.get("at", 0.0)) | entry for key, entry in known.items()}  # an older version kept less
 
 
 def _is_over(entry: dict[str, Any], seconds: float) -> bool:
@@ -97,9 +104,17 @@ def _is_over(entry: dict[str, Any], seconds: float) -> bool:
 
 
 def _new(at: float) -> dict[str, Any]:
-    return {"at": at, "number": 0, "titles": []}
+    return {"at": at, "since": at, "number": 0, "titles": [], "waited": False}
+
+
+def _wait(entry: dict[str, Any], seconds: float) -> float | None:
+    """The seconds until it may be told, where no process was started to wait for that: from now on one is."""
+    if entry["waited"]:
+        return None
+    entry["waited"] = True
+    return max(0.0, entry["at"] + seconds - time.time())
 
 
 def _owed(key: str, entry: dict[str, Any]) -> Owed | None:
     about, _, kind = key.rpartition(" ")
-    return Owed(about, kind, entry["number"], entry["at"], tuple(entry["titles"])) if entry["number"] else None
+    return Owed(about, kind, entry["number"], entry["since"], tuple(entry["titles"])) if entry["number"] else None

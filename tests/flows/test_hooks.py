@@ -131,6 +131,27 @@ def test_other_ends_are_told_with_their_class(
     assert begun.resume_command in slack.posts[0]["text"]
 
 
+@pytest.mark.parametrize(
+    ("step", "of_its_own", "shown"),
+    [("specialist-algebra", True, True), ("specialist-algebra", False, False), ("data", True, False)],
+)
+def test_of_a_killed_process_only_logs_whose_keys_are_known_are_shown(
+    begun: Run, monkeypatch: pytest.MonkeyPatch, step: str, of_its_own: bool, shown: bool
+) -> None:
+    begun.update("specialist-algebra", "waiting")
+    begun.update(step, "running")
+    begun.log(step).write_text("the last words, a-key-of-the-run")
+    begun.log("worker").write_text("the last words of the worker")
+    flow_run = FlowRun(id=uuid4(), flow_id=uuid4())
+    if of_its_own:
+        monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(flow_run.id))
+        monkeypatch.setenv("A_KEY", "a-key-of-the-run")
+    killed = Crashed(message="Process exited with status code: -9.")
+    told = hooks.message(stub, flow_run, killed, begun.plan.workspace, begun.folder).redacted()
+    assert told.title.endswith(f"crashed in {step}")
+    assert told.excerpt == ("the last words, [hidden]" if shown else "")
+
+
 def test_ctrl_c_and_success_are_told_to_nobody(slack: Slack, begun: Run, end: Callable[..., FlowRun]) -> None:
     end(Crashed(message="Execution was aborted by an interrupt signal."), begun)
     end(Completed(), begun)

@@ -1,4 +1,4 @@
-"""How a run notes its end."""
+"""How a run notes its end, and what it shows whom it asks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows import running
+from flows import approvals, running
 from tasks import artifacts
 from vibethinker import runs
 from vibethinker.artifacts import Store
@@ -19,23 +19,30 @@ from vibethinker.runs import Run
 
 
 class Tracker:
-    """MLflow, which has taken everything, or not yet."""
+    """MLflow, which has taken everything, or not yet, or refuses something while it is closed."""
 
     url = None
 
-    def __init__(self, delivered: bool) -> None:
-        self._delivered = delivered
+    def __init__(self, delivered: bool, refuse: Callable[[], None]) -> None:
+        self._delivered, self._refuse = delivered, refuse
 
     def close(self) -> bool:
+        self._refuse()
         return self._delivered
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *values: None
 
 
-@pytest.mark.parametrize(("delivered", "writes"), [(True, 1), (False, 2)])
+REFUSAL = "MLflow refused the model."
+
+
+@pytest.mark.parametrize(
+    ("delivered", "refused", "late"),
+    [(True, False, []), (True, True, [REFUSAL]), (False, False, ["Some of this run's measurements haven't reached"])],
+)
 def test_the_last_summary_is_written_again_only_for_what_came_after_it(
-    delivered: bool, writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    delivered: bool, refused: bool, late: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = build(load("micro", environ={}), tmp_path)
     run = Run.begin(plan, fresh=True)
@@ -45,9 +52,22 @@ def test_the_last_summary_is_written_again_only_for_what_came_after_it(
     monkeypatch.setattr(runs, "write_json", lambda path, value: (written.append(value), write(path, value)))
     monkeypatch.setattr(artifacts, "summary", lambda *values: None)
     monkeypatch.setattr(artifacts, "drain", lambda: True)
-    session: Any = SimpleNamespace(run=run, plan=plan, config=plan.config, tracker=Tracker(delivered))
+    tracker = Tracker(delivered, lambda: run.warn(REFUSAL) if refused else None)
+    session: Any = SimpleNamespace(run=run, plan=plan, config=plan.config, tracker=tracker)
     summary = running._finish(session, "failed")
     run.close()
-    assert len(written) == writes
+    assert len(written) == 1 + bool(late)
     assert summary == written[-1] == runs.read_summary(run.folder)
-    assert any("MLflow" in text for text in summary["warnings"]) is not delivered
+    assert [text.startswith(start) for text, start in zip(summary["warnings"], late, strict=True)] == [True] * len(late)
+
+
+def test_who_is_asked_without_scores_is_shown_no_table_of_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(approvals, "links", lambda *where: [])
+    monkeypatch.setattr(approvals, "_cost", lambda session: "Estimate.")
+    session: Any = SimpleNamespace(run=SimpleNamespace(folder=tmp_path), plan=SimpleNamespace(workspace=tmp_path))
+    summary = {"models": [], "warnings": ["the disk is small"]}
+    assert approvals.details("signal", session, summary, plain=True) == "Estimate.\nwarning: the disk is small"
+    summary["models"] = [{"id": "fusion", "scores": {"aime": {"pass": 1}}}]
+    assert approvals.details("signal", session, summary, plain=True).splitlines()[:2] == [
+        "model   problems", "fusion  aime",
+    ]  # fmt: skip

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import notifications, quiet
 from tasks.messages import Message
-from tasks.notifications import Channels, claim, tell
+from tasks.notifications import Channels, claim, tell, tell_owed
 from tests.slack import Slack
 from tests.waiting import until
 from vibethinker.operations import Notifications
@@ -150,12 +150,46 @@ def test_what_came_too_soon_is_told_once_at_the_end_of_other_runs(
     assert "tiny-1 failed" in post["text"] and "tiny-2 failed" in post["text"]
 
 
+@pytest.mark.parametrize(("status", "delay"), [(500, 0.0), (200, 2.0)])
+@pytest.mark.parametrize("message", [None, FULL])
+def test_what_was_left_out_is_owed_again_where_slack_is_away(
+    slack: Slack,
+    left_out: list[float],
+    tmp_path: Path,
+    message: Message | None,
+    status: int,
+    delay: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notifications, "SEND_SECONDS", 1.0 if delay else 6.0)
+    settings, said = Notifications(quiet_seconds=0.01), list[str]()
+
+    def since() -> float:
+        return json.loads((tmp_path / quiet.FILE).read_text())["tiny failure"]["since"]
+
+    began = since()
+    slack.status, slack.delay = status, delay
+    tell(message, settings, say=said.append, workspace=tmp_path, about="tiny")
+    assert len(said) == 1
+    assert since() == began
+    until(lambda: len(left_out) == 2)  # another process waits
+    slack.status, slack.delay = 200, 0.0
+    until(lambda: quiet.is_owed(tmp_path, settings.quiet_seconds))
+    tell(None, settings, say=pytest.fail, workspace=tmp_path)
+    assert slack.posts[-1]["text"].startswith("2 more failures of tiny since ")
+    assert "tiny-1 failed" in slack.posts[-1]["text"] and "tiny-2 failed" in slack.posts[-1]["text"]
+
+
 def waiting(workspace: Path) -> list[psutil.Process]:
     """The processes that are to tell later."""
     return [one for one in psutil.process_iter(["cmdline"]) if str(workspace) in (one.info["cmdline"] or ())]
 
 
-def test_what_came_too_soon_is_told_by_a_process_of_its_own(slack: Slack, tmp_path: Path) -> None:
+def test_what_came_too_soon_is_told_by_a_process_of_its_own(
+    slack: Slack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tasks.py").write_text("raise SystemExit('a file of the user has this name too')")
+    monkeypatch.chdir(tmp_path)
     for number in range(3):
         about_it = replace(FULL, title=f"tiny-{number} failed")
         tell(about_it, Notifications(quiet_seconds=1), say=pytest.fail, workspace=tmp_path, about="tiny")
@@ -177,8 +211,12 @@ def test_asked_to_end_it_tells_at_once_and_what_nobody_takes_is_still_owed(slack
     until(lambda: not waiting(tmp_path))
     assert len(slack.posts) == 2
     slack.status = 200
-    tell(None, Notifications(quiet_seconds=0.01), say=pytest.fail, workspace=tmp_path)
-    assert "1 more failure of tiny since" in slack.posts[2]["text"]
+    tell(replace(FULL, title="tiny-2 failed"), settings, say=pytest.fail, workspace=tmp_path, about="tiny")
+    [process] = waiting(tmp_path)  # that one ended, so another waits
+    until(lambda: caught(process))
+    process.terminate()
+    until(lambda: not waiting(tmp_path))
+    assert "2 more failures of tiny since" in slack.posts[2]["text"]
 
 
 def caught(process: psutil.Process) -> bool:
@@ -246,6 +284,16 @@ def test_a_server_that_is_away_keeps_no_mail_back(
     [post] = slack.posts
     assert post["title"] == FULL.title
     assert len(said) == 1  # of Slack
+
+
+def test_a_server_that_went_with_its_run_keeps_nothing_back_that_is_told_later(
+    slack: Slack, left_out: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLACK_WEBHOOK_URL")
+    tell_owed(tmp_path, Notifications(), 0.0)  # of nobody's: goes on being owed
+    monkeypatch.setenv("VIBETHINKER_APPRISE_URLS", f"json://{slack.address}")
+    tell_owed(tmp_path, Notifications(), 0.0)
+    assert slack.posts[-1]["title"].startswith("2 more failures of tiny since ")
 
 
 def test_a_damaged_note_of_the_last_messages_is_none(slack: Slack, tmp_path: Path) -> None:
