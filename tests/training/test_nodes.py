@@ -19,8 +19,11 @@ import pytest
 from tests.training.test_processes import Step, contents, host, logged, new, specialist  # noqa: F401 (fixtures)
 from tests.waiting import until
 from tests.worker.test_worker import ROOT, assert_gone
+from vibethinker.artifacts import write_json
 from vibethinker.errors import ConfigurationError, InfrastructureError, OutOfMemoryError, PreemptedError
+from vibethinker.steps import StepContext
 from vibethinker.worker import ranks
+from vibethinker.worker.child import PipeEmitter
 from vibethinker.worker.host import Event
 from vibethinker.worker.nodes import FILE, Call
 
@@ -175,6 +178,38 @@ def test_an_address_of_another_machine_is_refused(new: Callable[..., Step]) -> N
     step = new(f"{STEPS}:add_up", {}, {}, **TWO | {"main_address": "192.0.2.1"})
     with pytest.raises(ConfigurationError, match=r"can't be reached at '192.0.2.1'.*main_address"):
         step.run()
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "127.0.1.1"), ("0.0.0.0", "0.0.0.0")])
+def test_an_address_that_leads_others_nowhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+) -> None:
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: found)  # as Debian's hosts file has a machine's own name
+    execution = TWO | {"threads": 1, "verifier_workers": 1, "main_address": given}
+    context = StepContext("step", {}, execution, {}, Path("output"), Path(), PipeEmitter(2, 0))
+    with pytest.raises(ConfigurationError, match=rf"which is {found} here: set execution.main_address"):
+        ranks.run("signal", context, None, PipeEmitter(2, 0))
+
+
+def test_join_says_once_why_it_cannot_take_part(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    known = {"step_id": "step", "checkpoints": str(tmp_path)}
+    call = {"word": "", "address": "127.0.0.1", "port": port, "store_port": 1, "nodes": 2, "kind": "signal"}
+    command = [sys.executable, "-m", "vibethinker", "join", "--node", "1", "--workspace", str(tmp_path)]
+    write_json(tmp_path / FILE, call | {"context": known, "since": "another version"})
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as machine:
+        said = machine.stdout
+        assert said
+        try:
+            assert "waits for trainings" in said.readline()
+            assert "is of another version: install" in said.readline()
+            write_json(tmp_path / FILE, call | {"context": known})
+            assert f"step calls from 127.0.0.1:{port}, which can't be reached" in said.readline()
+            write_json(tmp_path / FILE, call | {"context": known | {"checkpoints": str(tmp_path / "elsewhere")}})
+            assert "which isn't here: mount the workspace there" in said.readline()
+        finally:
+            machine.kill()
 
 
 def test_a_machine_has_its_part_of_the_processes() -> None:

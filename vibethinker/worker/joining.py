@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vibethinker import preemption
-from vibethinker.errors import VibeThinkerError
+from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.worker import child, family, ranks
 from vibethinker.worker.endings import classify
 from vibethinker.worker.nodes import Call, watch
@@ -37,40 +37,55 @@ def join(workspace: Path, node: int, say: Callable[[str], None]) -> NoReturn:
         node: this machine's number, from 1; the machine that runs the step is 0.
         say: told what begins and ends.
     """
-    refused = ""  # the last call that could not be answered
+    complaint = ""  # the last one, which is said once
     while True:
-        call = Call.read(workspace)
-        if call is None or node >= call.nodes or call.word == refused:
+        try:
+            call = Call.read(workspace)
+            if call is None or node >= call.nodes:
+                time.sleep(LOOK_SECONDS)
+                continue
+            connection = _answer(call, node)
+        except ConfigurationError as error:
+            if str(error) != complaint:
+                complaint = str(error)
+                say(complaint)
             time.sleep(LOOK_SECONDS)
             continue
         step = call.context["step_id"]
-        if not Path(call.context["checkpoints"]).is_dir():
-            say(
-                f"{step} has its folders at {call.context['checkpoints']}, which isn't here: mount the workspace there."
-            )
-            refused = call.word
-            continue
-        connection = _answer(call, node)
-        if connection is None:  # nobody waits any more, or another machine has this number
-            time.sleep(LOOK_SECONDS)
-            continue
         say(f"{step}: ranks of node {node} begin.")
         status = _run(call, node, connection)
         say(f"{step}: ranks of node {node} have ended" + (f" with status {status}." if status else "."))
 
 
-def _answer(call: Call, node: int) -> socket.socket | None:
-    """A connection to the machine that called, if it lets this one in."""
+def _answer(call: Call, node: int) -> socket.socket:
+    """A connection to the machine that called, which has let this one in.
+
+    Raises:
+        ConfigurationError: it can't be reached or doesn't let this one in, or the workspace is elsewhere here.
+    """
+    step, place = call.context["step_id"], f"{call.address}:{call.port}"
+    if not Path(call.context["checkpoints"]).is_dir():
+        raise ConfigurationError(
+            f"{step} has its folders at {call.context['checkpoints']}, which isn't here: mount the workspace there."
+        )
     try:
         connection = socket.create_connection((call.address, call.port), CONNECT_SECONDS)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{step} calls from {place}, which can't be reached ({error}): set execution.main_address to an address of "
+            "that machine that this one reaches; if it has ended, the next call is waited for."
+        ) from None
+    try:
         connection.sendall(f"{call.word} {node}\n".encode())
         if connection.recv(100) == b"welcome\n":
             watch(connection)
             return connection
-        connection.close()
     except OSError:
         pass
-    return None
+    connection.close()
+    raise ConfigurationError(
+        f"{step} at {place} doesn't let node {node} in: another machine has that number, or nobody waits any more."
+    )
 
 
 def _run(call: Call, node: int, connection: socket.socket) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 
 from vibethinker import locks, preemption
 from vibethinker.artifacts import write_json
-from vibethinker.errors import CHILD_EXITS, InfrastructureError, VibeThinkerError
+from vibethinker.errors import CHILD_EXITS, ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.steps import Emitter, StepContext
 
 FILE = "nodes.json"  # of a workspace: the call
@@ -50,11 +50,21 @@ class Call:
 
     @classmethod
     def read(cls, workspace: Path) -> Call | None:
-        """The call that is there, whether or not somebody still waits for an answer."""
+        """The call that is there, whether or not somebody still waits for an answer.
+
+        Raises:
+            ConfigurationError: it can't be understood.
+        """
         try:
             return cls(**json.loads((workspace / FILE).read_text()))
-        except (OSError, ValueError, TypeError):
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ConfigurationError(f"The call {workspace / FILE} can't be read ({error.strerror}).") from None
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                f"The call {workspace / FILE} is of another version: install the first machine's here too."
+            ) from None
 
     @classmethod
     def of(cls, kind: str, context: StepContext, address: str, port: int, store_port: int) -> Call:
