@@ -103,6 +103,7 @@ def test_a_machine_that_is_gone_ends_the_step_which_another_then_does(
     with pytest.raises(InfrastructureError, match="node 1 is gone"):
         step.run(hear)
     assert_gone(pids)
+    assert not (Path(step.request["workspace"]) / FILE).exists()
     step.request["kind"] = f"{STEPS}:add_up"
     join(step)
     manifest = json.loads((step.run() / "manifest.json").read_text())
@@ -123,6 +124,7 @@ def test_the_ranks_of_another_machine_end_with_the_first_s_and_it_waits_for_the_
 
     with pytest.raises(InfrastructureError, match="killed by SIGKILL"):
         step.run(hear)
+    assert not (Path(step.request["workspace"]) / FILE).exists()
     until(lambda: not below(machine), 20)
     assert_gone(pids)
     step.request["kind"] = f"{STEPS}:add_up"

@@ -150,6 +150,7 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
                     said.tell(f"waiting for {len(missing)} of {count} machines: `vibethinker join --node {missing[0]}`")
                     with contextlib.suppress(TimeoutError):
                         _welcome(listening.accept()[0], call, nodes)
+                (workspace / FILE).unlink()  # whatever this process dies of from now on, nobody finds a dead call
                 yield list(nodes.values())
             finally:
                 (workspace / FILE).unlink(missing_ok=True)
