@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from vibethinker.steps import StepContext
 from vibethinker.worker import ranks
 from vibethinker.worker.child import PipeEmitter
 from vibethinker.worker.host import Event
+from vibethinker.worker.joining import ANY_KIND
 from vibethinker.worker.nodes import FILE, Call
 
 pytestmark = pytest.mark.slow
@@ -41,7 +43,7 @@ def join() -> Iterator[Callable[[Step], subprocess.Popen[bytes]]]:
     def start(step: Step, node: int = 1) -> subprocess.Popen[bytes]:
         workspace = step.request["workspace"]
         command = [sys.executable, "-m", "vibethinker", "join", "--node", str(node), "--workspace", workspace]
-        begun.append(subprocess.Popen(command, cwd=ROOT))
+        begun.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, ANY_KIND: "1"}))
         return begun[-1]
 
     yield start
@@ -167,6 +169,7 @@ def test_a_stranger_is_not_let_in(new: Callable[..., Step], join: Callable[[Step
     running = threading.Thread(target=lambda: made.append(step.run()))
     running.start()
     call = until(lambda: Call.read(Path(step.request["workspace"])))
+    assert (Path(step.request["workspace"]) / FILE).stat().st_mode & 0o777 == 0o600
     for words in (f"{'0' * 32} 1", f"{call.word} 0", f"{call.word} 2", f"{call.word} x", "é 1", ""):
         with socket.create_connection((call.address, call.port)) as stranger:
             stranger.sendall(f"{words}\n".encode())
@@ -210,6 +213,8 @@ def test_join_says_once_why_it_cannot_take_part(tmp_path: Path) -> None:
             assert f"step calls from 127.0.0.1:{port}, which can't be reached" in said.readline()
             write_json(tmp_path / FILE, call | {"context": known | {"checkpoints": str(tmp_path / "elsewhere")}})
             assert "which isn't here: mount the workspace there" in said.readline()
+            write_json(tmp_path / FILE, call | {"context": known, "kind": "os:abort"})
+            assert "step calls for 'os:abort', which is no training" in said.readline()
         finally:
             machine.kill()
 

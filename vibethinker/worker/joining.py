@@ -27,6 +27,7 @@ from vibethinker.worker import child, family, ranks
 from vibethinker.worker.endings import classify
 from vibethinker.worker.nodes import Call, watch
 
+ANY_KIND = "VIBETHINKER_JOIN_ANY"  # a variable by which tests have steps of their own run
 LOOK_SECONDS, CONNECT_SECONDS, TICK_SECONDS = 0.5, 10.0, 0.1
 
 
@@ -61,9 +62,14 @@ def _answer(call: Call, node: int) -> socket.socket:
     """A connection to the machine that called, which has let this one in.
 
     Raises:
-        ConfigurationError: it can't be reached or doesn't let this one in, or the workspace is elsewhere here.
+        ConfigurationError: it can't be reached or doesn't let this one in, the workspace is elsewhere here, or the call
+            names code that is no training.
     """
     step, place = call.context["step_id"], f"{call.address}:{call.port}"
+    if call.kind not in ranks.TRAINS and ANY_KIND not in os.environ:
+        raise ConfigurationError(
+            f"{step} calls for {call.kind!r}, which is no training: this machine runs no such code."
+        )
     if not Path(call.context["checkpoints"]).is_dir():
         raise ConfigurationError(
             f"{step} has its folders at {call.context['checkpoints']}, which isn't here: mount the workspace there."

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import time
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from vibethinker import locks, preemption
-from vibethinker.artifacts import write_json
 from vibethinker.errors import CHILD_EXITS, ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.steps import Emitter, StepContext
 
@@ -65,6 +65,14 @@ class Call:
             raise ConfigurationError(
                 f"The call {workspace / FILE} is of another version: install the first machine's here too."
             ) from None
+
+    def write(self, workspace: Path) -> None:
+        """Replace the call that is there; readable for this user alone, since who knows the word is let in."""
+        aside = workspace / f".{FILE}.{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(asdict(self), file)
+        os.replace(aside, workspace / FILE)
 
     @classmethod
     def of(cls, kind: str, context: StepContext, address: str, port: int, store_port: int) -> Call:
@@ -142,7 +150,7 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
         nodes: dict[int, Node] = {}
         with listening:
             try:
-                write_json(workspace / FILE, asdict(call))
+                call.write(workspace)
                 listening.settimeout(LOOK_SECONDS)
                 while len(nodes) < count - 1:
                     preemption.check()
