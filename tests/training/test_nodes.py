@@ -21,7 +21,13 @@ from tests.training.test_processes import Step, contents, host, logged, new, spe
 from tests.waiting import until
 from tests.worker.test_worker import ROOT, assert_gone
 from vibethinker.artifacts import write_json
-from vibethinker.errors import ConfigurationError, InfrastructureError, OutOfMemoryError, PreemptedError
+from vibethinker.errors import (
+    ConfigurationError,
+    InfrastructureError,
+    OutOfMemoryError,
+    PreemptedError,
+    VibeThinkerError,
+)
 from vibethinker.steps import StepContext
 from vibethinker.worker import ranks
 from vibethinker.worker.child import PipeEmitter
@@ -85,9 +91,14 @@ def test_the_failure_on_another_machine_is_the_step_s_and_the_next_attempt_finds
 ) -> None:
     step = new(f"{STEPS}:fail_on_a_rank", {"rank": 1, "error": "out_of_memory"}, {}, **TWO)
     join(step)
-    for _ in range(2):
-        with pytest.raises(OutOfMemoryError, match=r"this is why \(rank 1 of 2\)"):
+    for error, kind in (("out_of_memory", OutOfMemoryError), ("failure", VibeThinkerError)):
+        step.request["settings"]["error"] = error
+        with pytest.raises(VibeThinkerError, match=r"this is why \(rank 1 of 2\)") as caught:
             step.run()
+        assert type(caught.value) is kind
+    step.request["settings"]["rank"] = 0  # and then it isn't what the other machine has to say of it
+    with pytest.raises(VibeThinkerError, match=r"this is why$"):
+        step.run()
 
 
 def test_a_machine_that_is_gone_ends_the_step_which_another_then_does(

@@ -115,18 +115,20 @@ def main(node: int, descriptor: int) -> NoReturn:
     child.set_up_libraries(call.kind, Path(call.context["checkpoints"]))
     preemption.install()  # for the ranks, which inherit it
     connection = socket.socket(fileno=descriptor)
+    mine = family.Ranks(call.context["execution"]["processes"])
     with tempfile.TemporaryDirectory(prefix="vibethinker-node-") as folder:
         status = 0
         try:
-            _take_part(call, node, connection, Path(folder) / "ranks")
+            _take_part(call, node, connection, Path(folder) / "ranks", mine)
+            _tell(connection, 0)
         except BaseException as error:
             failure = classify(error)
             status = failure.child_exit
-            _tell(connection, status, str(failure))
+            _tell(connection, status, str(failure), mine.seconds_since(error))
     family.leave(status)
 
 
-def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path) -> None:
+def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path, mine: family.Ranks) -> None:
     """Fork this machine's ranks and see them to their end, or to that of the machine that called.
 
     Raises:
@@ -135,7 +137,6 @@ def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path) 
     context = call.of_node(scratch, family.Silent())
     local = ranks.here(call.kind, context.execution)
     names = ranks.prepare(context, local, call.address, call.store_port)
-    mine = family.Ranks(context.execution["processes"])
     try:
         mine.start(range(node * local, (node + 1) * local), call.kind, context, scratch, names)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its ranks are asked one by one
@@ -150,14 +151,14 @@ def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path) 
             mine.stop()
         if cause is not None:
             raise cause
-        _tell(connection, 0, "")
     finally:
         mine.end(scratch)
 
 
-def _tell(connection: socket.socket, status: int, message: str) -> None:
+def _tell(connection: socket.socket, status: int, message: str = "", ago: float = 0.0) -> None:
+    said = {"status": status, "message": message, "ago": ago}
     try:
         connection.settimeout(CONNECT_SECONDS)
-        connection.sendall(json.dumps({"status": status, "message": message}).encode() + b"\n")
+        connection.sendall(json.dumps(said).encode() + b"\n")
     except OSError:  # nobody listens any more
         pass

@@ -112,7 +112,7 @@ class Node:
             self._heard += data
             if b"\n" in self._heard:
                 said = json.loads(self._heard.partition(b"\n")[0])
-                self._end(said["status"], said["message"])
+                self._end(said["status"], said["message"], said["ago"])
             elif not data:
                 self._end(InfrastructureError.child_exit, f"The machine that joined as node {self.number} is gone.")
 
@@ -126,11 +126,15 @@ class Node:
         self._connection.close()
         self.status = self.status or 0
 
-    def _end(self, status: int, message: str) -> None:
+    def fileno(self) -> int:
+        """Of the connection, to be waited for."""
+        return self._connection.fileno()
+
+    def _end(self, status: int, message: str, ago: float = 0.0) -> None:
         self.status = status
         if status:
             self.failure = CHILD_EXITS.get(status, VibeThinkerError)(message)
-            self.failed_at = time.monotonic()
+            self.failed_at = time.monotonic() - ago  # clocks of two machines differ, but not in how fast they go
 
 
 @contextmanager
