@@ -153,6 +153,18 @@ def test_a_request_to_stop_reaches_the_other_machine(new: Callable[..., Step], j
     assert sorted(path.name for path in workspace.glob("checkpoints/step/f/asked-*")) == ["asked-0", "asked-1"]
 
 
+def test_a_machine_that_is_asked_to_leave_has_the_step_save_what_it_has(
+    new: Callable[..., Step], join: Callable[[Step], Any]
+) -> None:
+    step = new(f"{STEPS}:note_when_asked", {}, {}, **TWO)
+    machine = join(step)
+    with pytest.raises(PreemptedError):
+        step.run(lambda event: machine.terminate() if event["event"] == "metrics" else None)
+    workspace = Path(step.request["workspace"])
+    assert sorted(path.name for path in workspace.glob("checkpoints/step/f/asked-*")) == ["asked-0", "asked-1"]
+    assert machine.wait(20) == 0
+
+
 @pytest.mark.long
 def test_both_machines_go_on_after_a_request_to_stop(
     specialist: Callable[..., Step],

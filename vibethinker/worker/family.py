@@ -220,6 +220,8 @@ class Ranks:
                         rank.kill()
                     assert self._parent
                     self._parent.fail(classify(cause))
+                if any(node.leaving for node in self._others) and not preemption.asked():
+                    os.killpg(0, signal.SIGTERM)  # as the server asks for it
                 if preemption.asked() and not asked:  # as the ranks of this machine were, by the same signal
                     asked = True
                     for other in self._others:

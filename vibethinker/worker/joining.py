@@ -7,6 +7,7 @@ attempt is another call.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,10 +17,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vibethinker import preemption
 from vibethinker.errors import ConfigurationError, VibeThinkerError
@@ -31,8 +32,10 @@ ANY_KIND = "VIBETHINKER_JOIN_ANY"  # a variable by which tests have steps of the
 LOOK_SECONDS, CONNECT_SECONDS, TICK_SECONDS = 0.5, 10.0, 0.1
 
 
-def join(workspace: Path, node: int, say: Callable[[str], None]) -> NoReturn:
+def join(workspace: Path, node: int, say: Callable[[str], None]) -> None:
     """Take part in every step of the workspace that calls for so many machines, until this process is ended.
+
+    A step that runs then is asked to stop, so that it saves what it has before this returns; a second request ends it.
 
     Args:
         node: this machine's number, from 1; the machine that runs the step is 0.
@@ -54,8 +57,10 @@ def join(workspace: Path, node: int, say: Callable[[str], None]) -> NoReturn:
             continue
         step = call.context["step_id"]
         say(f"{step}: ranks of node {node} begin.")
-        status = _run(call, node, connection)
+        status, asked = _run(call, node, connection)
         say(f"{step}: ranks of node {node} have ended" + (f" with status {status}." if status else "."))
+        if asked:
+            return
 
 
 def _answer(call: Call, node: int) -> socket.socket:
@@ -94,8 +99,9 @@ def _answer(call: Call, node: int) -> socket.socket:
     )
 
 
-def _run(call: Call, node: int, connection: socket.socket) -> int:
-    """Run this machine's ranks in a process of their own, which ends with this one; its exit status."""
+def _run(call: Call, node: int, connection: socket.socket) -> tuple[int, bool]:
+    """Run this machine's ranks in a process of their own, which ends with this one; its exit status, and whether this
+    process was asked to stop meanwhile."""
     command = [sys.executable, "-m", "vibethinker.worker", "node", str(node), str(connection.fileno())]
     with connection:
         process = subprocess.Popen(
@@ -104,7 +110,22 @@ def _run(call: Call, node: int, connection: socket.socket) -> int:
     assert process.stdin
     process.stdin.write(json.dumps(asdict(call)).encode() + b"\n")
     process.stdin.flush()
-    return process.wait()
+    asked = threading.Event()
+
+    def leave(number: int, frame: object) -> None:
+        asked.set()
+        back()
+        process.terminate()
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    status = process.wait()
+    back()
+    return status, asked.is_set()
 
 
 def main(node: int, descriptor: int) -> NoReturn:
@@ -139,7 +160,8 @@ def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path, 
     names = ranks.prepare(context, local, call.address, call.store_port)
     try:
         mine.start(range(node * local, (node + 1) * local), call.kind, context, scratch, names)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its ranks are asked one by one
+        # All ranks of the step have to stop at the same place, so the machine that called asks them, these too.
+        signal.signal(signal.SIGTERM, lambda *_: _send(connection, {"leaving": True}))
         connection.settimeout(TICK_SECONDS)
         while (cause := mine.failed()) is None and not mine.done():
             try:
@@ -156,9 +178,10 @@ def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path, 
 
 
 def _tell(connection: socket.socket, status: int, message: str = "", ago: float = 0.0) -> None:
-    said = {"status": status, "message": message, "ago": ago}
-    try:
-        connection.settimeout(CONNECT_SECONDS)
+    connection.settimeout(CONNECT_SECONDS)
+    _send(connection, {"status": status, "message": message, "ago": ago})
+
+
+def _send(connection: socket.socket, said: Mapping[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
         connection.sendall(json.dumps(said).encode() + b"\n")
-    except OSError:  # nobody listens any more
-        pass

@@ -95,6 +95,7 @@ class Node:
 
     def __init__(self, number: int, connection: socket.socket) -> None:
         self.number, self.status = number, None
+        self.leaving = False  # whether it has been asked to stop, and so the step
         self.failure: VibeThinkerError | None = None
         self.failed_at = 0.0
         self._connection, self._heard = connection, b""
@@ -109,11 +110,12 @@ class Node:
                 return
             except OSError:
                 data = b""
-            self._heard += data
-            if b"\n" in self._heard:
-                said = json.loads(self._heard.partition(b"\n")[0])
-                self._end(said["status"], said["message"], said["ago"])
-            elif not data:
+            *lines, self._heard = (self._heard + data).split(b"\n")
+            for said in map(json.loads, lines):
+                self.leaving |= "leaving" in said
+                if "status" in said:
+                    self._end(said["status"], said["message"], said["ago"])
+            if not data and self.status is None:
                 self._end(InfrastructureError.child_exit, f"The machine that joined as node {self.number} is gone.")
 
     def stop(self) -> None:
