@@ -48,8 +48,9 @@ def join() -> Iterator[Callable[[Step], subprocess.Popen[bytes]]]:
 
     def start(step: Step, node: int = 1) -> subprocess.Popen[bytes]:
         workspace = step.request["workspace"]
+        env = {**os.environ, ANY_KIND: "1", "TMPDIR": workspace}
         command = [sys.executable, "-m", "vibethinker", "join", "--node", str(node), "--workspace", workspace]
-        begun.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, ANY_KIND: "1"}))
+        begun.append(subprocess.Popen(command, cwd=ROOT, env=env))
         return begun[-1]
 
     yield start
@@ -116,7 +117,9 @@ def test_a_machine_that_is_gone_ends_the_step_which_another_then_does(
     with pytest.raises(InfrastructureError, match="node 1 is gone"):
         step.run(hear)
     assert_gone(pids)
-    assert not (Path(step.request["workspace"]) / FILE).exists()
+    workspace = Path(step.request["workspace"])
+    assert not (workspace / FILE).exists()
+    until(lambda: not list(workspace.glob("vibethinker-node-*")), 20)
     step.request["kind"] = f"{STEPS}:add_up"
     join(step)
     manifest = json.loads((step.run() / "manifest.json").read_text())
@@ -197,9 +200,30 @@ def test_a_stranger_is_not_let_in(new: Callable[..., Step], join: Callable[[Step
         with socket.create_connection((call.address, call.port)) as stranger:
             stranger.sendall(f"{words}\n".encode())
             assert stranger.recv(100) == b""
-    join(step)
-    running.join(60)
+    with socket.create_connection((call.address, call.port)) as hasty:  # it is gone before it has heard that it may
+        hasty.sendall(f"{call.word} 1\n".encode())
+        assert hasty.recv(100) == b"welcome\n"
+    with socket.create_connection((call.address, call.port)):  # and one that says nothing
+        join(step)
+        running.join(60)
     assert made
+
+
+def test_a_machine_that_leaves_while_others_are_waited_for_may_come_back(
+    new: Callable[..., Step], join: Callable[..., Any]
+) -> None:
+    step = new(f"{STEPS}:add_up", {}, {}, **TWO | {"processes": 3, "nodes": 3})
+    made: list[Path] = []
+    running = threading.Thread(target=lambda: made.append(step.run()))
+    running.start()
+    first = join(step, 1)
+    until(lambda: below(first), 20)  # it has been let in
+    first.kill()
+    second = join(step, 1)
+    until(lambda: below(second), 20)
+    join(step, 2)
+    running.join(60)
+    assert json.loads((made[0] / "manifest.json").read_text())["metrics"]["total"] == 7.0
 
 
 def test_an_address_of_another_machine_is_refused(new: Callable[..., Step]) -> None:
@@ -223,7 +247,7 @@ def test_join_says_once_why_it_cannot_take_part(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     known = {"step_id": "step", "checkpoints": str(tmp_path)}
-    call = {"word": "", "address": "127.0.0.1", "port": port, "store_port": 1, "nodes": 2, "kind": "signal"}
+    call = {"word": "", "address": "127.0.0.1", "port": port, "nodes": 2, "kind": "signal"}
     command = [sys.executable, "-m", "vibethinker", "join", "--node", "1", "--workspace", str(tmp_path)]
     write_json(tmp_path / FILE, call | {"context": known, "since": "another version"})
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as machine:

@@ -26,7 +26,7 @@ from vibethinker import preemption
 from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.worker import child, family, ranks
 from vibethinker.worker.endings import classify
-from vibethinker.worker.nodes import Call, watch
+from vibethinker.worker.nodes import Call, line, watch
 
 ANY_KIND = "VIBETHINKER_JOIN_ANY"  # a variable by which tests have steps of their own run
 LOOK_SECONDS, CONNECT_SECONDS, TICK_SECONDS = 0.5, 10.0, 0.1
@@ -56,7 +56,7 @@ def join(workspace: Path, node: int, say: Callable[[str], None]) -> None:
             time.sleep(LOOK_SECONDS)
             continue
         step = call.context["step_id"]
-        say(f"{step}: ranks of node {node} begin.")
+        say(f"{step}: node {node} has joined; its ranks begin once all machines are there.")
         status, asked = _run(call, node, connection)
         say(f"{step}: ranks of node {node} have ended" + (f" with status {status}." if status else "."))
         if asked:
@@ -88,10 +88,11 @@ def _answer(call: Call, node: int) -> socket.socket:
         ) from None
     try:
         connection.sendall(f"{call.word} {node}\n".encode())
-        if connection.recv(100) == b"welcome\n":
+        if line(connection, time.monotonic() + CONNECT_SECONDS) == "welcome":
+            connection.sendall(b"here\n")
             watch(connection)
             return connection
-    except OSError:
+    except (OSError, ValueError):
         pass
     connection.close()
     raise ConfigurationError(
@@ -102,14 +103,20 @@ def _answer(call: Call, node: int) -> socket.socket:
 def _run(call: Call, node: int, connection: socket.socket) -> tuple[int, bool]:
     """Run this machine's ranks in a process of their own, which ends with this one; its exit status, and whether this
     process was asked to stop meanwhile."""
-    command = [sys.executable, "-m", "vibethinker.worker", "node", str(node), str(connection.fileno())]
-    with connection:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=[connection.fileno()], start_new_session=True
-        )
-    assert process.stdin
-    process.stdin.write(json.dumps(asdict(call)).encode() + b"\n")
-    process.stdin.flush()
+    with tempfile.TemporaryDirectory(prefix="vibethinker-node-", ignore_cleanup_errors=True) as folder:
+        command = [sys.executable, "-m", "vibethinker.worker", "node", str(node), str(connection.fileno()), folder]
+        with connection:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, pass_fds=[connection.fileno()], start_new_session=True
+            )
+        assert process.stdin
+        process.stdin.write(json.dumps(asdict(call)).encode() + b"\n")
+        process.stdin.flush()
+        return _ended(process)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The process's exit status, and whether this one was asked to stop meanwhile, which it then is too."""
     asked = threading.Event()
 
     def leave(number: int, frame: object) -> None:
@@ -128,28 +135,31 @@ def _run(call: Call, node: int, connection: socket.socket) -> tuple[int, bool]:
     return status, asked.is_set()
 
 
-def main(node: int, descriptor: int) -> NoReturn:
-    """The process of a machine's ranks; the call is stdin's first line, and stdin's end means that `join` is gone."""
+def main(node: int, descriptor: int, folder: str) -> NoReturn:
+    """The process of a machine's ranks, which write into `folder`; the call is stdin's first line, and stdin's end
+    means that `join` is gone."""
     call = Call(**json.loads(sys.stdin.buffer.readline()))
-    threading.Thread(target=child.die_with_stdin, daemon=True).start()
+    threading.Thread(target=child.die_with_stdin, args=[folder], daemon=True).start()
     os.environ.update(child.QUIET)
     child.set_up_libraries(call.kind, Path(call.context["checkpoints"]))
     preemption.install()  # for the ranks, which inherit it
     connection = socket.socket(fileno=descriptor)
     mine = family.Ranks(call.context["execution"]["processes"])
-    with tempfile.TemporaryDirectory(prefix="vibethinker-node-") as folder:
-        status = 0
-        try:
-            _take_part(call, node, connection, Path(folder) / "ranks", mine)
-            _tell(connection, 0)
-        except BaseException as error:
-            failure = classify(error)
-            status = failure.child_exit
-            _tell(connection, status, str(failure), mine.seconds_since(error))
+    status = 0
+    try:
+        store_port = int(line(connection).removeprefix("begin "))
+        _take_part(call, node, connection, store_port, Path(folder) / "ranks", mine)
+        _tell(connection, 0)
+    except BaseException as error:
+        failure = classify(error)
+        status = failure.child_exit
+        _tell(connection, status, str(failure), mine.seconds_since(error))
     family.leave(status)
 
 
-def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path, mine: family.Ranks) -> None:
+def _take_part(
+    call: Call, node: int, connection: socket.socket, store_port: int, scratch: Path, mine: family.Ranks
+) -> None:
     """Fork this machine's ranks and see them to their end, or to that of the machine that called.
 
     Raises:
@@ -157,7 +167,7 @@ def _take_part(call: Call, node: int, connection: socket.socket, scratch: Path, 
     """
     context = call.of_node(scratch, family.Silent())
     local = ranks.here(call.kind, context.execution)
-    names = ranks.prepare(context, local, call.address, call.store_port)
+    names = ranks.prepare(context, local, call.address, store_port)
     try:
         mine.start(range(node * local, (node + 1) * local), call.kind, context, scratch, names)
         # All ranks of the step have to stop at the same place, so the machine that called asks them, these too.

@@ -2,9 +2,9 @@
 
 The step's child calls for them by a file of the workspace, in which is what they need: the step, where this machine
 can be reached, and a word by which they are known. `vibethinker join` on each of them (`vibethinker.worker.joining`)
-answers by a connection that lasts as long as the step: on it a machine tells how its ranks have ended, and is told to
-stop; where either side is gone it breaks, and the other ends its ranks. One step at a time calls, so that two never
-have a part of the machines each.
+answers by a connection that lasts as long as the step: on it a machine is told to begin, once all are there, and to
+stop, and tells how its ranks have ended; where either side is gone it breaks, and the other ends its ranks. One step at
+a time calls, so that two never have a part of the machines each.
 
 Left out: machines that come or go while a step runs, and another path of the workspace on them.
 """
@@ -29,21 +29,21 @@ from vibethinker.steps import Emitter, StepContext
 
 FILE = "nodes.json"  # of a workspace: the call
 LOOK_SECONDS, TELL_SECONDS = 0.2, 10.0
-HELLO_SECONDS = 5.0  # for a machine that has connected to say who it is
+MOST_BYTES = 100  # of a line
+HELLO_SECONDS = 2.0  # for a machine that has connected to say who it is; meanwhile no other is let in
 
 
 @dataclass(frozen=True)
 class Call:
     """What another machine needs to know to run its ranks of a step.
 
-    `port` is where this machine listens for it, `store_port` where the ranks find each other; `context` is the step's,
-    without its output and emitter, and paths as texts.
+    `port` is where this machine listens for it; `context` is the step's, without its output and emitter, and paths as
+    texts.
     """
 
     word: str
     address: str
     port: int
-    store_port: int
     nodes: int
     kind: str
     context: dict[str, Any]
@@ -75,13 +75,13 @@ class Call:
         os.replace(aside, workspace / FILE)
 
     @classmethod
-    def of(cls, kind: str, context: StepContext, address: str, port: int, store_port: int) -> Call:
+    def of(cls, kind: str, context: StepContext, address: str, port: int) -> Call:
         """The call for a step's machines."""
         known = {name: getattr(context, name) for name in ("step_id", "settings", "execution")}
         folders = {role: str(folder) for role, folder in context.inputs.items()}
         known |= {"inputs": folders, "checkpoints": str(context.checkpoints)}
         nodes = context.execution["nodes"]
-        return cls(secrets.token_hex(16), address, port, store_port, nodes, kind, json.loads(json.dumps(known)))
+        return cls(secrets.token_hex(16), address, port, nodes, kind, json.loads(json.dumps(known)))
 
     def of_node(self, scratch: Path, emit: Emitter) -> StepContext:
         """The step's context on another machine, where its output is dropped."""
@@ -118,10 +118,21 @@ class Node:
             if not data and self.status is None:
                 self._end(InfrastructureError.child_exit, f"The machine that joined as node {self.number} is gone.")
 
+    def stays(self) -> bool:
+        """Whether it is still there, before its ranks begin."""
+        self.look()
+        if self.status is None:
+            return True
+        self.kill()
+        return False
+
+    def begin(self, store_port: int) -> None:
+        """Have its ranks begin, who find the others of the step by this port."""
+        self._send(f"begin {store_port}")
+
     def stop(self) -> None:
         """Ask its ranks to save and leave."""
-        with contextlib.suppress(OSError):
-            self._connection.send(b"stop\n")
+        self._send("stop")
 
     def kill(self) -> None:
         """End its ranks."""
@@ -132,6 +143,10 @@ class Node:
         """Of the connection, to be waited for."""
         return self._connection.fileno()
 
+    def _send(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # it is gone, as is then noticed
+            self._connection.sendall(f"{text}\n".encode())
+
     def _end(self, status: int, message: str, ago: float = 0.0) -> None:
         self.status = status
         if status:
@@ -140,8 +155,9 @@ class Node:
 
 
 @contextmanager
-def called(kind: str, context: StepContext, workspace: Path, address: str, store_port: int) -> Iterator[list[Node]]:
-    """Call for the step's other machines and wait for them; they have left once the `with` block ends.
+def called(kind: str, context: StepContext, workspace: Path, address: str) -> Iterator[list[Node]]:
+    """Call for the step's other machines and wait until all are there; they have left once the `with` block ends. One
+    that leaves before they begin is waited for again.
 
     Args:
         address: of this machine, by which the others reach it.
@@ -152,7 +168,7 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
     count, said = context.execution["nodes"], _Telling(context.emit)
     with locks.held(workspace / "locks" / "nodes", lambda: said.tell("waiting for the machines of another step")):
         listening = socket.create_server((address, 0), backlog=count)
-        call = Call.of(kind, context, address, listening.getsockname()[1], store_port)
+        call = Call.of(kind, context, address, listening.getsockname()[1])
         nodes: dict[int, Node] = {}
         with listening:
             try:
@@ -160,6 +176,7 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
                 listening.settimeout(LOOK_SECONDS)
                 while len(nodes) < count - 1:
                     preemption.check()
+                    nodes = {number: node for number, node in nodes.items() if node.stays()}
                     missing = [n for n in range(1, count) if n not in nodes]
                     said.tell(f"waiting for {len(missing)} of {count} machines: `vibethinker join --node {missing[0]}`")
                     with contextlib.suppress(TimeoutError):
@@ -170,6 +187,26 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
                 (workspace / FILE).unlink(missing_ok=True)
                 for node in nodes.values():
                     node.kill()
+
+
+def line(connection: socket.socket, limit: float | None = None) -> str:
+    """The next line that the other side says, and nothing of what follows it.
+
+    Args:
+        limit: of `time.monotonic()`, by which it has to be there.
+
+    Raises:
+        OSError: the other side is gone, takes too long or says too much.
+        ValueError: it is no text.
+    """
+    heard = b""
+    while not heard.endswith(b"\n"):
+        connection.settimeout(None if limit is None else max(limit - time.monotonic(), 0.001))
+        byte = connection.recv(1)
+        if not byte or len(heard) == MOST_BYTES:
+            raise ConnectionError("The other machine is gone.")
+        heard += byte
+    return heard.decode().strip()
 
 
 def watch(connection: socket.socket) -> None:
@@ -194,15 +231,15 @@ class _Telling:
 
 def _welcome(connection: socket.socket, call: Call, nodes: dict[int, Node]) -> None:
     """Let in a machine that has read the call, by the number it gives itself; whoever else has connected is left."""
-    connection.settimeout(HELLO_SECONDS)
+    limit = time.monotonic() + HELLO_SECONDS
     try:
-        with connection.makefile("r") as words:
-            word, _, number = words.readline(100).strip().partition(" ")
+        word, _, number = line(connection, limit).partition(" ")
         if secrets.compare_digest(word, call.word) and int(number) in set(range(1, call.nodes)) - nodes.keys():
             connection.sendall(b"welcome\n")
-            watch(connection)
-            nodes[int(number)] = Node(int(number), connection)
-            return
+            if line(connection, limit) == "here":  # else it has given up before its turn came
+                watch(connection)
+                nodes[int(number)] = Node(int(number), connection)
+                return
     except (OSError, ValueError, TypeError):
         pass
     connection.close()

@@ -66,14 +66,18 @@ def run(
         execution[name] = max(1, execution[name] // local)
     context, scratch = replace(context, execution=execution), context.output.with_name(context.output.name + SCRATCH)
     address = _address(execution["main_address"]) if local < processes else LOOPBACK
-    port, others = _free_port(address), list[nodes.Node]()
+    others = list[nodes.Node]()
     with contextlib.ExitStack() as stack:
         if local < processes:
             assert workspace is not None
-            others = stack.enter_context(nodes.called(kind, context, workspace, address, port))
+            _free_port(address)  # before a wait of hours, over which none stays free
+            others = stack.enter_context(nodes.called(kind, context, workspace, address))
+        port = _free_port(address)
         ranks = Ranks(processes, parent, others)
         stack.callback(ranks.end, scratch)
         names = prepare(context, local, address, port, gpus)
+        for node in others:
+            node.begin(port)
         ranks.start(range(1, local), kind, context, scratch, names)
         become(0, names[0] if names else None)
         with ranks.watched():
