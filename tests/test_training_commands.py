@@ -52,6 +52,13 @@ def test_an_output_that_exists_is_kept(tiny_model_folder: Path, tmp_path: Path) 
     assert "name a new folder" in done.stderr
 
 
+def test_one_training_on_its_own_is_not_spread_over_machines(tiny_model_folder: Path, tmp_path: Path) -> None:
+    spread = ["--set", "execution.processes=2", "--set", "execution.nodes=2"]
+    done = vibethinker("signal", str(tiny_model_folder), "--max-seq-length", "100", *spread, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "execution.nodes is 2, but only `vibethinker run`" in done.stderr
+
+
 def test_a_malformed_row_is_named(tiny_model_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"problem": "1+1?"}])
     done = vibethinker(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,9 +20,19 @@ import pytest
 from tests.training.test_processes import Step, contents, host, logged, new, specialist  # noqa: F401 (fixtures)
 from tests.waiting import until
 from tests.worker.test_worker import ROOT, assert_gone
-from vibethinker.errors import ConfigurationError, InfrastructureError, OutOfMemoryError, PreemptedError
+from vibethinker.artifacts import write_json
+from vibethinker.errors import (
+    ConfigurationError,
+    InfrastructureError,
+    OutOfMemoryError,
+    PreemptedError,
+    VibeThinkerError,
+)
+from vibethinker.steps import StepContext
 from vibethinker.worker import ranks
+from vibethinker.worker.child import PipeEmitter
 from vibethinker.worker.host import Event
+from vibethinker.worker.joining import ANY_KIND
 from vibethinker.worker.nodes import FILE, Call
 
 pytestmark = pytest.mark.slow
@@ -37,8 +48,9 @@ def join() -> Iterator[Callable[[Step], subprocess.Popen[bytes]]]:
 
     def start(step: Step, node: int = 1) -> subprocess.Popen[bytes]:
         workspace = step.request["workspace"]
+        env = {**os.environ, ANY_KIND: "1", "TMPDIR": workspace}
         command = [sys.executable, "-m", "vibethinker", "join", "--node", str(node), "--workspace", workspace]
-        begun.append(subprocess.Popen(command, cwd=ROOT))
+        begun.append(subprocess.Popen(command, cwd=ROOT, env=env))
         return begun[-1]
 
     yield start
@@ -80,9 +92,14 @@ def test_the_failure_on_another_machine_is_the_step_s_and_the_next_attempt_finds
 ) -> None:
     step = new(f"{STEPS}:fail_on_a_rank", {"rank": 1, "error": "out_of_memory"}, {}, **TWO)
     join(step)
-    for _ in range(2):
-        with pytest.raises(OutOfMemoryError, match=r"this is why \(rank 1 of 2\)"):
+    for error, kind in (("out_of_memory", OutOfMemoryError), ("failure", VibeThinkerError)):
+        step.request["settings"]["error"] = error
+        with pytest.raises(VibeThinkerError, match=r"this is why \(rank 1 of 2\)") as caught:
             step.run()
+        assert type(caught.value) is kind
+    step.request["settings"]["rank"] = 0  # and then it isn't what the other machine has to say of it
+    with pytest.raises(VibeThinkerError, match=r"this is why$"):
+        step.run()
 
 
 def test_a_machine_that_is_gone_ends_the_step_which_another_then_does(
@@ -100,6 +117,9 @@ def test_a_machine_that_is_gone_ends_the_step_which_another_then_does(
     with pytest.raises(InfrastructureError, match="node 1 is gone"):
         step.run(hear)
     assert_gone(pids)
+    workspace = Path(step.request["workspace"])
+    assert not (workspace / FILE).exists()
+    until(lambda: not list(workspace.glob("vibethinker-node-*")), 20)
     step.request["kind"] = f"{STEPS}:add_up"
     join(step)
     manifest = json.loads((step.run() / "manifest.json").read_text())
@@ -120,6 +140,7 @@ def test_the_ranks_of_another_machine_end_with_the_first_s_and_it_waits_for_the_
 
     with pytest.raises(InfrastructureError, match="killed by SIGKILL"):
         step.run(hear)
+    assert not (Path(step.request["workspace"]) / FILE).exists()
     until(lambda: not below(machine), 20)
     assert_gone(pids)
     step.request["kind"] = f"{STEPS}:add_up"
@@ -133,6 +154,18 @@ def test_a_request_to_stop_reaches_the_other_machine(new: Callable[..., Step], j
         step.run(told.append, lambda: any(event["event"] == "metrics" for event in told))
     workspace = Path(step.request["workspace"])
     assert sorted(path.name for path in workspace.glob("checkpoints/step/f/asked-*")) == ["asked-0", "asked-1"]
+
+
+def test_a_machine_that_is_asked_to_leave_has_the_step_save_what_it_has(
+    new: Callable[..., Step], join: Callable[[Step], Any]
+) -> None:
+    step = new(f"{STEPS}:note_when_asked", {}, {}, **TWO)
+    machine = join(step)
+    with pytest.raises(PreemptedError):
+        step.run(lambda event: machine.terminate() if event["event"] == "metrics" else None)
+    workspace = Path(step.request["workspace"])
+    assert sorted(path.name for path in workspace.glob("checkpoints/step/f/asked-*")) == ["asked-0", "asked-1"]
+    assert machine.wait(20) == 0
 
 
 @pytest.mark.long
@@ -162,19 +195,75 @@ def test_a_stranger_is_not_let_in(new: Callable[..., Step], join: Callable[[Step
     running = threading.Thread(target=lambda: made.append(step.run()))
     running.start()
     call = until(lambda: Call.read(Path(step.request["workspace"])))
+    assert (Path(step.request["workspace"]) / FILE).stat().st_mode & 0o777 == 0o600
     for words in (f"{'0' * 32} 1", f"{call.word} 0", f"{call.word} 2", f"{call.word} x", "é 1", ""):
         with socket.create_connection((call.address, call.port)) as stranger:
             stranger.sendall(f"{words}\n".encode())
             assert stranger.recv(100) == b""
-    join(step)
-    running.join(60)
+    with socket.create_connection((call.address, call.port)) as hasty:  # it is gone before it has heard that it may
+        hasty.sendall(f"{call.word} 1\n".encode())
+        assert hasty.recv(100) == b"welcome\n"
+    with socket.create_connection((call.address, call.port)):  # and one that says nothing
+        join(step)
+        running.join(60)
     assert made
+
+
+def test_a_machine_that_leaves_while_others_are_waited_for_may_come_back(
+    new: Callable[..., Step], join: Callable[..., Any]
+) -> None:
+    step = new(f"{STEPS}:add_up", {}, {}, **TWO | {"processes": 3, "nodes": 3})
+    made: list[Path] = []
+    running = threading.Thread(target=lambda: made.append(step.run()))
+    running.start()
+    first = join(step, 1)
+    until(lambda: below(first), 20)  # it has been let in
+    first.kill()
+    second = join(step, 1)
+    until(lambda: below(second), 20)
+    join(step, 2)
+    running.join(60)
+    assert json.loads((made[0] / "manifest.json").read_text())["metrics"]["total"] == 7.0
 
 
 def test_an_address_of_another_machine_is_refused(new: Callable[..., Step]) -> None:
     step = new(f"{STEPS}:add_up", {}, {}, **TWO | {"main_address": "192.0.2.1"})
     with pytest.raises(ConfigurationError, match=r"can't be reached at '192.0.2.1'.*main_address"):
         step.run()
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "127.0.1.1"), ("0.0.0.0", "0.0.0.0")])
+def test_an_address_that_leads_others_nowhere_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+) -> None:
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: found)  # as Debian's hosts file has a machine's own name
+    execution = TWO | {"threads": 1, "verifier_workers": 1, "main_address": given}
+    context = StepContext("step", {}, execution, {}, Path("output"), Path(), PipeEmitter(2, 0))
+    with pytest.raises(ConfigurationError, match=rf"which is {found} here: set execution.main_address"):
+        ranks.run("signal", context, None, PipeEmitter(2, 0))
+
+
+def test_join_says_once_why_it_cannot_take_part(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    known = {"step_id": "step", "checkpoints": str(tmp_path)}
+    call = {"word": "", "address": "127.0.0.1", "port": port, "nodes": 2, "kind": "signal"}
+    command = [sys.executable, "-m", "vibethinker", "join", "--node", "1", "--workspace", str(tmp_path)]
+    write_json(tmp_path / FILE, call | {"context": known, "since": "another version"})
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as machine:
+        said = machine.stdout
+        assert said
+        try:
+            assert "waits for trainings" in said.readline()
+            assert "is of another version: install" in said.readline()
+            write_json(tmp_path / FILE, call | {"context": known})
+            assert f"step calls from 127.0.0.1:{port}, which can't be reached" in said.readline()
+            write_json(tmp_path / FILE, call | {"context": known | {"checkpoints": str(tmp_path / "elsewhere")}})
+            assert "which isn't here: mount the workspace there" in said.readline()
+            write_json(tmp_path / FILE, call | {"context": known, "kind": "os:abort"})
+            assert "step calls for 'os:abort', which is no training" in said.readline()
+        finally:
+            machine.kill()
 
 
 def test_a_machine_has_its_part_of_the_processes() -> None:

@@ -291,12 +291,21 @@ def _given(*pairs: tuple[str, Any]) -> list[str]:
 
 
 def _load(model: Path, options: Mapping[str, Any], more: list[str]) -> Config:
-    """The configuration asked for, else the settings' own defaults: every profile is made for one model."""
+    """The configuration asked for, else the settings' own defaults: every profile is made for one model.
+
+    Raises:
+        ConfigurationError: it spreads trainings over machines, which look for them in a workspace that outlasts them.
+    """
     overrides = [*options["overrides"], f"base_model.source={model}", *more]
     if options["profile"] or options["file"]:
         config = configuration.load(options["profile"], options["file"], overrides)
     else:
         config = configuration.load_defaults(overrides)
+    if config.execution.nodes > 1:
+        raise ConfigurationError(
+            f"execution.nodes is {config.execution.nodes}, but only `vibethinker run` spreads trainings over machines: "
+            "leave it at 1 here."
+        )
     check_requirements(config)
     hardware.check_processes(config)
     return config

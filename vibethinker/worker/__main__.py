@@ -11,6 +11,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["child"]:
         child.main()
     elif sys.argv[1:2] == ["node"]:
-        joining.main(*map(int, sys.argv[2:]))
+        joining.main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
         sys.exit("usage: python -m vibethinker.worker serve [--fork]")

@@ -11,6 +11,7 @@ import faulthandler
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -205,8 +206,10 @@ def _result(artifact: Artifact, *, reused: bool) -> dict[str, Any]:
     }
 
 
-def die_with_stdin() -> None:
-    """End this process and its group once whoever started it is gone."""
+def die_with_stdin(scratch: str | None = None) -> None:
+    """End this process and its group once whoever started it is gone, who would have removed `scratch`."""
     while os.read(0, 1 << 16):
         pass
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)

@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -31,6 +32,7 @@ from vibethinker.worker.endings import classify, die_with_parent, killed_by
 
 TICK_SECONDS = 0.1
 GRACE_SECONDS = 3.0  # for a rank that names the cause, after another has complained about its loss
+NODE_GRACE_SECONDS = 1.0  # likewise on another machine, whose word has to reach the first within the latter's grace
 FINISH_SECONDS = 60.0  # for the other ranks, once rank 0 has all that the step makes
 
 
@@ -125,6 +127,7 @@ class Ranks:
     def __init__(self, total: int, parent: Parent | None = None, others: Sequence[nodes.Node] = ()) -> None:
         self._total, self._parent, self._others = total, parent, others
         self._ranks: list[_Rank | nodes.Node] = list(others)
+        self._grace = GRACE_SECONDS if parent else NODE_GRACE_SECONDS
         self._over = threading.Event()
         self._deciding = threading.Lock()
 
@@ -192,6 +195,10 @@ class Ranks:
         self._look()
         return self._cause(None) if any(rank.status for rank in self._ranks) else None
 
+    def seconds_since(self, failure: BaseException) -> float:
+        """How long ago one of these ranks failed of this."""
+        return next((time.monotonic() - rank.failed_at for rank in self._ranks if rank.failure is failure), 0.0)
+
     def done(self) -> bool:
         """Whether all have ended, when last looked at."""
         return all(rank.status is not None for rank in self._ranks)
@@ -213,6 +220,8 @@ class Ranks:
                         rank.kill()
                     assert self._parent
                     self._parent.fail(classify(cause))
+                if any(node.leaving for node in self._others) and not preemption.asked():
+                    os.killpg(0, signal.SIGTERM)  # as the server asks for it
                 if preemption.asked() and not asked:  # as the ranks of this machine were, by the same signal
                     asked = True
                     for other in self._others:
@@ -224,7 +233,7 @@ class Ranks:
 
     def _cause(self, own: BaseException | None) -> VibeThinkerError | BaseException:
         """Of this rank's failure and the others' the one that came first, those that name a class before all."""
-        failed_at, limit = time.monotonic(), time.monotonic() + GRACE_SECONDS
+        failed_at, limit = time.monotonic(), time.monotonic() + self._grace
         while True:
             self._look()
             failures = [(r.failed_at, r.failure) for r in self._ranks if r.failure is not None]
@@ -233,7 +242,8 @@ class Ranks:
             failed = min(failures, key=lambda f: (_is_general(f[1]), f[0]))[1]
             if not _is_general(failed) or time.monotonic() > limit:
                 return failed
-            time.sleep(TICK_SECONDS)
+            # Another machine says how long ago its ranks failed, which is to be heard at once.
+            connection.wait([node for node in self._others if node.status is None], TICK_SECONDS)
 
 
 def _is_general(error: BaseException) -> bool:

@@ -2,9 +2,9 @@
 
 The step's child calls for them by a file of the workspace, in which is what they need: the step, where this machine
 can be reached, and a word by which they are known. `vibethinker join` on each of them (`vibethinker.worker.joining`)
-answers by a connection that lasts as long as the step: on it a machine tells how its ranks have ended, and is told to
-stop; where either side is gone it breaks, and the other ends its ranks. One step at a time calls, so that two never
-have a part of the machines each.
+answers by a connection that lasts as long as the step: on it a machine is told to begin, once all are there, and to
+stop, and tells how its ranks have ended; where either side is gone it breaks, and the other ends its ranks. One step at
+a time calls, so that two never have a part of the machines each.
 
 Left out: machines that come or go while a step runs, and another path of the workspace on them.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import socket
 import time
@@ -23,47 +24,64 @@ from pathlib import Path
 from typing import Any
 
 from vibethinker import locks, preemption
-from vibethinker.artifacts import write_json
-from vibethinker.errors import CHILD_EXITS, InfrastructureError, VibeThinkerError
+from vibethinker.errors import CHILD_EXITS, ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.steps import Emitter, StepContext
 
 FILE = "nodes.json"  # of a workspace: the call
 LOOK_SECONDS, TELL_SECONDS = 0.2, 10.0
-HELLO_SECONDS = 5.0  # for a machine that has connected to say who it is
+MOST_BYTES = 100  # of a line
+HELLO_SECONDS = 2.0  # for a machine that has connected to say who it is; meanwhile no other is let in
 
 
 @dataclass(frozen=True)
 class Call:
     """What another machine needs to know to run its ranks of a step.
 
-    `port` is where this machine listens for it, `store_port` where the ranks find each other; `context` is the step's,
-    without its output and emitter, and paths as texts.
+    `port` is where this machine listens for it; `context` is the step's, without its output and emitter, and paths as
+    texts.
     """
 
     word: str
     address: str
     port: int
-    store_port: int
     nodes: int
     kind: str
     context: dict[str, Any]
 
     @classmethod
     def read(cls, workspace: Path) -> Call | None:
-        """The call that is there, whether or not somebody still waits for an answer."""
+        """The call that is there, whether or not somebody still waits for an answer.
+
+        Raises:
+            ConfigurationError: it can't be understood.
+        """
         try:
             return cls(**json.loads((workspace / FILE).read_text()))
-        except (OSError, ValueError, TypeError):
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ConfigurationError(f"The call {workspace / FILE} can't be read ({error.strerror}).") from None
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                f"The call {workspace / FILE} is of another version: install the first machine's here too."
+            ) from None
+
+    def write(self, workspace: Path) -> None:
+        """Replace the call that is there; readable for this user alone, since who knows the word is let in."""
+        aside = workspace / f".{FILE}.{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(asdict(self), file)
+        os.replace(aside, workspace / FILE)
 
     @classmethod
-    def of(cls, kind: str, context: StepContext, address: str, port: int, store_port: int) -> Call:
+    def of(cls, kind: str, context: StepContext, address: str, port: int) -> Call:
         """The call for a step's machines."""
         known = {name: getattr(context, name) for name in ("step_id", "settings", "execution")}
         folders = {role: str(folder) for role, folder in context.inputs.items()}
         known |= {"inputs": folders, "checkpoints": str(context.checkpoints)}
         nodes = context.execution["nodes"]
-        return cls(secrets.token_hex(16), address, port, store_port, nodes, kind, json.loads(json.dumps(known)))
+        return cls(secrets.token_hex(16), address, port, nodes, kind, json.loads(json.dumps(known)))
 
     def of_node(self, scratch: Path, emit: Emitter) -> StepContext:
         """The step's context on another machine, where its output is dropped."""
@@ -77,6 +95,7 @@ class Node:
 
     def __init__(self, number: int, connection: socket.socket) -> None:
         self.number, self.status = number, None
+        self.leaving = False  # whether it has been asked to stop, and so the step
         self.failure: VibeThinkerError | None = None
         self.failed_at = 0.0
         self._connection, self._heard = connection, b""
@@ -91,33 +110,54 @@ class Node:
                 return
             except OSError:
                 data = b""
-            self._heard += data
-            if b"\n" in self._heard:
-                said = json.loads(self._heard.partition(b"\n")[0])
-                self._end(said["status"], said["message"])
-            elif not data:
+            *lines, self._heard = (self._heard + data).split(b"\n")
+            for said in map(json.loads, lines):
+                self.leaving |= "leaving" in said
+                if "status" in said:
+                    self._end(said["status"], said["message"], said["ago"])
+            if not data and self.status is None:
                 self._end(InfrastructureError.child_exit, f"The machine that joined as node {self.number} is gone.")
+
+    def stays(self) -> bool:
+        """Whether it is still there, before its ranks begin."""
+        self.look()
+        if self.status is None:
+            return True
+        self.kill()
+        return False
+
+    def begin(self, store_port: int) -> None:
+        """Have its ranks begin, who find the others of the step by this port."""
+        self._send(f"begin {store_port}")
 
     def stop(self) -> None:
         """Ask its ranks to save and leave."""
-        with contextlib.suppress(OSError):
-            self._connection.send(b"stop\n")
+        self._send("stop")
 
     def kill(self) -> None:
         """End its ranks."""
         self._connection.close()
         self.status = self.status or 0
 
-    def _end(self, status: int, message: str) -> None:
+    def fileno(self) -> int:
+        """Of the connection, to be waited for."""
+        return self._connection.fileno()
+
+    def _send(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # it is gone, as is then noticed
+            self._connection.sendall(f"{text}\n".encode())
+
+    def _end(self, status: int, message: str, ago: float = 0.0) -> None:
         self.status = status
         if status:
             self.failure = CHILD_EXITS.get(status, VibeThinkerError)(message)
-            self.failed_at = time.monotonic()
+            self.failed_at = time.monotonic() - ago  # clocks of two machines differ, but not in how fast they go
 
 
 @contextmanager
-def called(kind: str, context: StepContext, workspace: Path, address: str, store_port: int) -> Iterator[list[Node]]:
-    """Call for the step's other machines and wait for them; they have left once the `with` block ends.
+def called(kind: str, context: StepContext, workspace: Path, address: str) -> Iterator[list[Node]]:
+    """Call for the step's other machines and wait until all are there; they have left once the `with` block ends. One
+    that leaves before they begin is waited for again.
 
     Args:
         address: of this machine, by which the others reach it.
@@ -128,23 +168,45 @@ def called(kind: str, context: StepContext, workspace: Path, address: str, store
     count, said = context.execution["nodes"], _Telling(context.emit)
     with locks.held(workspace / "locks" / "nodes", lambda: said.tell("waiting for the machines of another step")):
         listening = socket.create_server((address, 0), backlog=count)
-        call = Call.of(kind, context, address, listening.getsockname()[1], store_port)
+        call = Call.of(kind, context, address, listening.getsockname()[1])
         nodes: dict[int, Node] = {}
         with listening:
             try:
-                write_json(workspace / FILE, asdict(call))
+                call.write(workspace)
                 listening.settimeout(LOOK_SECONDS)
                 while len(nodes) < count - 1:
                     preemption.check()
+                    nodes = {number: node for number, node in nodes.items() if node.stays()}
                     missing = [n for n in range(1, count) if n not in nodes]
                     said.tell(f"waiting for {len(missing)} of {count} machines: `vibethinker join --node {missing[0]}`")
                     with contextlib.suppress(TimeoutError):
                         _welcome(listening.accept()[0], call, nodes)
+                (workspace / FILE).unlink()  # whatever this process dies of from now on, nobody finds a dead call
                 yield list(nodes.values())
             finally:
                 (workspace / FILE).unlink(missing_ok=True)
                 for node in nodes.values():
                     node.kill()
+
+
+def line(connection: socket.socket, limit: float | None = None) -> str:
+    """The next line that the other side says, and nothing of what follows it.
+
+    Args:
+        limit: of `time.monotonic()`, by which it has to be there.
+
+    Raises:
+        OSError: the other side is gone, takes too long or says too much.
+        ValueError: it is no text.
+    """
+    heard = b""
+    while not heard.endswith(b"\n"):
+        connection.settimeout(None if limit is None else max(limit - time.monotonic(), 0.001))
+        byte = connection.recv(1)
+        if not byte or len(heard) == MOST_BYTES:
+            raise ConnectionError("The other machine is gone.")
+        heard += byte
+    return heard.decode().strip()
 
 
 def watch(connection: socket.socket) -> None:
@@ -169,15 +231,15 @@ class _Telling:
 
 def _welcome(connection: socket.socket, call: Call, nodes: dict[int, Node]) -> None:
     """Let in a machine that has read the call, by the number it gives itself; whoever else has connected is left."""
-    connection.settimeout(HELLO_SECONDS)
+    limit = time.monotonic() + HELLO_SECONDS
     try:
-        with connection.makefile("r") as words:
-            word, _, number = words.readline(100).strip().partition(" ")
+        word, _, number = line(connection, limit).partition(" ")
         if secrets.compare_digest(word, call.word) and int(number) in set(range(1, call.nodes)) - nodes.keys():
             connection.sendall(b"welcome\n")
-            watch(connection)
-            nodes[int(number)] = Node(int(number), connection)
-            return
+            if line(connection, limit) == "here":  # else it has given up before its turn came
+                watch(connection)
+                nodes[int(number)] = Node(int(number), connection)
+                return
     except (OSError, ValueError, TypeError):
         pass
     connection.close()

@@ -65,15 +65,19 @@ def run(
     for name in ("threads", "verifier_workers"):
         execution[name] = max(1, execution[name] // local)
     context, scratch = replace(context, execution=execution), context.output.with_name(context.output.name + SCRATCH)
-    address = (execution["main_address"] or socket.gethostname()) if local < processes else LOOPBACK
-    port, others = _free_port(address), list[nodes.Node]()
+    address = _address(execution["main_address"]) if local < processes else LOOPBACK
+    others = list[nodes.Node]()
     with contextlib.ExitStack() as stack:
         if local < processes:
             assert workspace is not None
-            others = stack.enter_context(nodes.called(kind, context, workspace, address, port))
+            _free_port(address)  # before a wait of hours, over which none stays free
+            others = stack.enter_context(nodes.called(kind, context, workspace, address))
+        port = _free_port(address)
         ranks = Ranks(processes, parent, others)
         stack.callback(ranks.end, scratch)
         names = prepare(context, local, address, port, gpus)
+        for node in others:
+            node.begin(port)
         ranks.start(range(1, local), kind, context, scratch, names)
         become(0, names[0] if names else None)
         with ranks.watched():
@@ -118,10 +122,31 @@ def _environment(processes: int, local: int, threads: int, address: str, port: i
 
 def is_loopback(address: str) -> bool:
     """Whether an address or name is of this machine alone."""
+    found = _resolved(address)
+    return found is not None and found.is_loopback
+
+
+def _resolved(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(socket.gethostbyname(address)).is_loopback
+        return ipaddress.ip_address(socket.gethostbyname(address))
     except OSError:
-        return False
+        return None
+
+
+def _address(given: str | None) -> str:
+    """Where the step's other machines reach this one: by the address that the configuration gives, else by its name.
+
+    Raises:
+        ConfigurationError: they can't, as where its own hosts file says that the name is its loopback.
+    """
+    address = given or socket.gethostname()
+    found = _resolved(address)
+    if found is not None and (found.is_unspecified or (found.is_loopback and not given)):
+        raise ConfigurationError(
+            f"Other machines can't reach this one at {address!r}, which is {found} here: set execution.main_address to "
+            "one of its own addresses that they reach."
+        )
+    return address
 
 
 def _free_port(address: str) -> int:
