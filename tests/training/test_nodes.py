@@ -169,23 +169,27 @@ def test_a_machine_that_is_asked_to_leave_has_the_step_save_what_it_has(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("leaves", [False, True], ids=["the first is asked", "the second is"])
 def test_both_machines_go_on_after_a_request_to_stop(
-    specialist: Callable[..., Step],
-    join: Callable[[Step], Any],
+    specialist: Callable[..., Step], join: Callable[[Step], Any], leaves: bool
 ) -> None:
     often = {"threads": 1, "checkpoints": {"seconds": 1e6}, **TWO}
     whole, step = specialist({"steps": 6}, **often), specialist({"steps": 6}, **often)
-    join(step)
+    second = join(step)
     join(whole)
     told: list[int] = []
 
     def hear(event: Event) -> None:
         if event["event"] == "metrics":
             told.append(event["step"])
+            if leaves and len(told) == 1:
+                second.terminate()
 
     with pytest.raises(PreemptedError):
-        step.run(hear, lambda: bool(told))
+        step.run(hear, lambda: bool(told) and not leaves)
     assert step.saved()
+    if leaves:
+        join(step)
     assert contents(step.run()) == contents(whole.run())
 
 
