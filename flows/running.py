@@ -122,7 +122,7 @@ def running(
         VibeThinkerError: the first failure of a step, once every other step has ended.
     """
     logs.tell_sentences()
-    with ExitStack() as stack:
+    with logs.ours(get_run_logger()), ExitStack() as stack:
         stack.push(approvals.left)
         current = session.current()
         if current is None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from prefect.exceptions import PrefectException
+
 from vibethinker.errors import VibeThinkerError
 from vibethinker.redaction import clean, redact
 from vibethinker.worker.endings import classify
@@ -120,11 +122,11 @@ _FIT = _Fit()
 
 @contextmanager
 def ours(logger: Any) -> Iterator[None]:
-    """Within the block any other exception becomes one of ours, without secrets, since Prefect keeps what it says in
-    the state of a run; its traceback is in the log."""
+    """Within the block any other exception but Prefect's becomes one of ours, without secrets, since Prefect keeps what
+    it says in the state of a run; its traceback is in the log."""
     try:
         yield
-    except VibeThinkerError:
+    except (VibeThinkerError, PrefectException):
         raise
     except Exception as error:
         logger.exception("A fault in this program:")

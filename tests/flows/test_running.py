@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from tasks import artifacts
 from vibethinker import runs
 from vibethinker.artifacts import Store
 from vibethinker.config import load
+from vibethinker.errors import VibeThinkerError
 from vibethinker.plan import build, states
 from vibethinker.runs import Run
 
@@ -71,3 +73,15 @@ def test_who_is_asked_without_scores_is_shown_no_table_of_none(monkeypatch: pyte
     assert approvals.details("signal", session, summary, plain=True).splitlines()[:2] == [
         "model   problems", "fusion  aime",
     ]  # fmt: skip
+
+
+def test_a_fault_in_the_flow_itself_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("401 of a-planted-key")
+
+    monkeypatch.setenv("TEACHER_API_KEY", "a-planted-key")
+    monkeypatch.setattr(running, "get_run_logger", lambda: logging.getLogger("prefect.flow_runs"))
+    monkeypatch.setattr(running.configuration, "load", fail)
+    with pytest.raises(VibeThinkerError, match="401") as failure, running.running("report", "micro", None, None):
+        pass
+    assert "a-planted-key" not in str(failure.value)
