@@ -80,7 +80,7 @@ def test_a_fault_in_the_flow_itself_repeats_no_secret(monkeypatch: pytest.Monkey
         raise RuntimeError("401 of a-planted-key")
 
     monkeypatch.setenv("TEACHER_API_KEY", "a-planted-key")
-    monkeypatch.setattr(running, "get_run_logger", lambda: logging.getLogger("prefect.flow_runs"))
+    monkeypatch.setattr(running, "get_run_logger", lambda: logging.getLogger("a flow"))
     monkeypatch.setattr(running.configuration, "load", fail)
     with pytest.raises(VibeThinkerError, match="401") as failure, running.running("report", "micro", None, None):
         pass
