@@ -1,8 +1,8 @@
 """What a step's process says, in its task run's log: some of its lines and of its progress, bounded, without secrets.
 
 All of it is in the step's own log file, which `vibethinker logs` shows, and which is cleaned of secrets at the step's
-end. A failure of ours is one sentence, so Prefect's
-record of it is told once and without the traceback, which would name this project's code alone.
+end. A failure of ours is one sentence, so Prefect's record of it is told once and without the traceback, which would
+name this project's code alone.
 """
 
 from __future__ import annotations
