@@ -27,13 +27,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """The name of this machine's CPU."""
+    return _found(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)") or platform.processor() or platform.machine()
+
+
 def facts() -> dict[str, Any]:
     """The machine and the state of this process; torch is asked only where it is loaded, and a GPU only where it was
     used, since asking would cost either its start."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _found(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)") or platform.processor() or platform.machine(),
+        "cpu": processor(),
     }
     torch = sys.modules.get("torch")
     if torch is None:
