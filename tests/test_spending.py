@@ -72,7 +72,7 @@ def test_what_was_saved_last_is_what_a_killed_run_has_spent(tmp_path: Path, cloc
         ({"usd": 0.55}, "a", 30, None),
         ({"usd": 0.52}, "a", 30, "before a, which would take about 0.50 USD after 0.03 USD, since budget.usd is 0.52"),
         ({"hours": 100 / 3600}, "", 97.5, None),
-        ({"hours": 100 / 3600}, "", 99, r"after 1.\d min, .* its steps saved what they had: raise it \(--set budget.ho"),
+        ({"hours": 100 / 3600}, "", 99, r"after 1.\d min, .* its steps saved what they had: raise it \(--set"),
         ({}, "a", 10**9, None),
     ],
 )

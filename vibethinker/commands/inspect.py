@@ -172,7 +172,8 @@ def _together(of: Mapping[str, Any]) -> str:
     at_once = f", {of['slots']} at once" if of["slots"] > 1 else ""
     sources = {of["steps"]: "as measured here before", 0: "by a table"}
     source = sources.get(of["measured"], f"{of['measured']} of them as measured here before, others by a table")
-    return f", about {_time(of['elapsed_seconds'])}{usd} (estimated{at_once}; {_time(of['work_seconds'])} of work, {source})"
+    told = f"estimated{at_once}; {_time(of['work_seconds'])} of work, {source}"
+    return f", about {_time(of['elapsed_seconds'])}{usd} ({told})"
 
 
 def _count(number: int) -> str:
