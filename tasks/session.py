@@ -97,7 +97,8 @@ class Session:
             tracking.experiment,
             self.run.id,
             self.run.id,
-            self.config.model_dump(mode="json", by_alias=True),
+            # MLflow keeps a parameter's first value, and a budget is there to be raised.
+            self.config.model_dump(mode="json", by_alias=True, exclude={"budget"}),
             {"vibethinker.profile": self.config.profile, "vibethinker.sandbox": self.tier or "unused", **tags},
             self.run.folder,
             self.run.warn,

@@ -58,7 +58,14 @@ class Run:
         self.store = Store(plan.workspace)
         self._lock = threading.Lock()
         self._steps: dict[str, dict[str, Any]] = {
-            s.id: {"id": s.id, "fingerprint": s.fingerprint, "state": "waiting", "seconds": None, "metrics": {}}
+            s.id: {
+                "id": s.id,
+                "fingerprint": s.fingerprint,
+                "depends_on": s.depends_on,
+                "state": "waiting",
+                "seconds": None,
+                "metrics": {},
+            }
             for s in plan.steps
         }
         self._warnings: list[str] = []
