@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,23 @@ def facts() -> dict[str, Any]:
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }
     return found
+
+
+def made_by(manifests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What made these outputs: `versions` (library → versions), `machines` and `revisions` of the code, each once."""
+    versions: dict[str, list[str]] = {}
+    machines, revisions = dict[str, None](), dict[str, None]()
+    for manifest in manifests:
+        found = manifest.get("environment") or {}
+        for name, version in {**manifest.get("versions", {}), "python": found.get("python")}.items():
+            if version and version not in versions.setdefault(name, []):
+                versions[name].append(version)
+        for name in found.get("gpus") or [found.get("cpu")]:
+            if name:
+                machines[name] = None
+        if manifest.get("revision"):
+            revisions[manifest["revision"]] = None
+    return {"versions": versions, "machines": list(machines), "revisions": list(revisions)}
 
 
 def _found(file: Path, pattern: str) -> str | None:

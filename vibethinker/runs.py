@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from vibethinker import locks
+from vibethinker import environment, locks
 from vibethinker.artifacts import Artifact, Store, write_json, write_text
 from vibethinker.config import environment_settings
 from vibethinker.energy import Energy
@@ -188,6 +188,8 @@ class Run:
 
     def close(self) -> None:
         """Nothing is done for this run any more."""
+        if self.spending is not None:
+            self.spending.tick(save=True)
         if self._alive is not None:
             self._alive.close()
 
@@ -230,7 +232,7 @@ class Run:
             "steps": list(self._steps.values()),
             "estimate": self._estimate,
             "spent": spent["total"],
-            "made_by": made_by(self._made.values()),
+            "made_by": environment.made_by(self._made.values()),
             "models": models,
             "comparisons": report.get("comparisons", []),
             "warnings": warnings,
@@ -245,23 +247,6 @@ class Run:
                 selected = json.loads((chosen.folder / "probe.json").read_text())["selected"]
                 folder = folder / "checkpoints" / selected
         return str(folder)
-
-
-def made_by(manifests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What made these outputs: `versions` (library → versions), `machines` and `revisions` of the code, each once."""
-    versions: dict[str, list[str]] = {}
-    machines, revisions = dict[str, None](), dict[str, None]()
-    for manifest in manifests:
-        found = manifest.get("environment") or {}
-        for name, version in {**manifest.get("versions", {}), "python": found.get("python")}.items():
-            if version and version not in versions.setdefault(name, []):
-                versions[name].append(version)
-        for name in found.get("gpus") or [found.get("cpu")]:
-            if name:
-                machines[name] = None
-        if manifest.get("revision"):
-            revisions[manifest["revision"]] = None
-    return {"versions": versions, "machines": list(machines), "revisions": list(revisions)}
 
 
 def program(name: str) -> str:
