@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TALLEST = 1500  # pixels of a picture
 WIDE, PHONE = (1200, 900), (390, 844)
 COLOURS = 255  # of a picture that is kept
 Scheme = Literal["light", "dark"]
@@ -65,7 +66,7 @@ def keep(file: Path, folder: Path) -> None:
             assert all(boxes), f"{file} has no {parts}"
             top = min(box["y"] for box in boxes if box)
             bottom = max(box["y"] + box["height"] for box in boxes if box)
-            clip = {"x": 0, "y": max(0, top - 12), "width": size[0], "height": bottom - top + 24}
+            clip = {"x": 0, "y": max(0, top - 12), "width": size[0], "height": min(TALLEST, bottom - top + 24)}
             shot = page.screenshot(full_page=True, clip=clip)  # type: ignore[arg-type]
         Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(
             folder / f"{name}.png", optimize=True
