@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.settings import PREFECT_UI_URL
 
-from tasks.notifications import slack_block
+from tasks.channels import slack_block
 from vibethinker.errors import ConfigurationError
 
 FLOWS = ["vibethinker", "vibethinker-*"]  # names of this project's flows

@@ -8,9 +8,10 @@ the start of the Prefect server, and the flow then uses that one.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
@@ -67,7 +68,9 @@ class Session:
             most = self.config.execution.slots or hardware.gpus() * each
             self.gpus = Gpus(hardware.devices(), each, most, self.config.scaling.leases)
         base = self.plan["base"].fingerprint if self.plan.ids("base") else None
-        self.bench = Workbench(self.config, self.plan.workspace, run.id, base=base, revision=revision(), warn=run.warn)
+        self.bench = Workbench(
+            self.config, self.plan.workspace, run.id, base=base, revision=revision(), warn=self._warn
+        )
         self.stopping = self.bench.stopping
         self.remote = remote
         self.failures: dict[str, VibeThinkerError] = {}
@@ -192,6 +195,14 @@ class Session:
     def close(self) -> None:
         """End the worker host and every child; see `Workbench.close`."""
         self.bench.close()
+
+    def _warn(self, text: str) -> None:
+        """Keep a warning with the run; of one that has ended it is said as well, in case the disk takes no more."""
+        self.run.warn(text)
+        if self.run.status != "running":
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                self.run.save()
 
 
 def named_inputs(step: Step, fingerprints: Mapping[str, str]) -> dict[str, tuple[str, str]]:

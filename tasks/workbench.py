@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ class Workbench:
         warn: Callable[[str], None],
     ) -> None:
         self.config, self.workspace, self.run_id = config, workspace, run_id
-        self.memory = Memory(workspace, warn)
+        self.memory, self._warn = Memory(workspace, warn), warn
         self.stopping = threading.Event()
         self.revision, self._base = revision, base
         self._starting = threading.Lock()
@@ -120,8 +119,13 @@ class Workbench:
                     self._host.leave(self.leave_seconds)
                 finally:
                     self._host.close()
-                    with suppress(OSError):  # how the run has ended matters more
-                        clean(self._logs / "worker.log")
+                    self._clean(self._logs / "worker.log")
+
+    def _clean(self, log: Path) -> None:
+        try:
+            clean(log)
+        except OSError as error:  # how the run has ended matters more
+            self._warn(f"Secrets may be in {log}, which could not be written without them ({error}).")
 
     @property
     def _logs(self) -> Path:

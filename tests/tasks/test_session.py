@@ -11,13 +11,14 @@ import psutil
 import pytest
 
 from flows.display import Lines
-from tasks import session
+from tasks import session, workbench
 from tasks.session import Session
 from tasks.workbench import PREEMPTIONS
 from tests.worker import failing_steps
 from vibethinker import config
 from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
 from vibethinker.plan import Plan, Step
+from vibethinker.runs import read_summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,3 +117,18 @@ def test_a_step_with_nothing_to_lower_fails_at_once(opened: Session) -> None:
         opened.execute(step(failing_steps.fail, error="out_of_memory"), events.append)
     assert warnings(events) == []
     assert not (opened.plan.workspace / "memory.json").exists()
+
+
+def test_a_worker_s_log_that_can_t_be_cleaned_is_a_warning_and_changes_no_end(
+    opened: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(workbench, "clean", full)
+    opened.run.finish("completed")
+    opened.close()
+    [warning] = read_summary(opened.run.folder)["warnings"]
+    assert "worker.log, which could not be written without them (No space left on device)" in warning
+    assert warning in capsys.readouterr().err
+    assert read_summary(opened.run.folder)["status"] == "completed"
