@@ -26,7 +26,7 @@ from vibethinker import preflight, runs
 from vibethinker.artifacts import Store, check_workspace
 from vibethinker.commands.inspect import show_plan
 from vibethinker.commands.options import Planned, plan_options, planned
-from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
+from vibethinker.errors import BudgetError, ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.plan import StepState, states
 from vibethinker.redaction import passwords, redact
 
@@ -172,6 +172,9 @@ def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
             finally:
                 if server:
                     deliver()
+        except BudgetError as error:
+            click.echo(f"The run {current.run.id} is paused. With a larger budget, go on by:\n  {resume}", err=True)
+            raise error
         except VibeThinkerError as error:
             click.echo(f"The run {current.run.id} failed. When the cause is mended, go on by:\n  {resume}", err=True)
             raise error

@@ -39,6 +39,7 @@ OF = "PREFECT__FLOW_RUN_ID"  # in the environment of a flow run
 LINES, TAIL = 12, 16384  # of a log: lines shown, bytes they are looked for in
 EARLIER_SECONDS = 60.0  # for a process that Prefect knows to have ended, to have ended
 INTERRUPTED = "aborted by an interrupt signal"  # what Prefect says of Ctrl-C
+ENDS = {"Rejected": "rejected", "OverBudget": "budget"}  # names of states in which a run failed by somebody's will
 REASONS = {"out_of_memory": "out of memory", "failure": "failed", "preempted": "stopped"}
 
 
@@ -147,7 +148,7 @@ def _why(state: State[Any], step: dict[str, Any] | None) -> tuple[str, str]:
         known = getattr(errors, found[1], None)
         if isinstance(known, type) and issubclass(known, VibeThinkerError):
             return known.kind, found[2]
-    return ("rejected" if state.name == "Rejected" else "failure"), said or "The run failed."
+    return ENDS.get(state.name or "", "failure"), said or "The run failed."
 
 
 def _titled(state: State[Any], reason: str, run: str, where: str) -> tuple[str, str]:
@@ -158,6 +159,8 @@ def _titled(state: State[Any], reason: str, run: str, where: str) -> tuple[str, 
         return "diverged", f"{run} diverged{where}"
     if reason == "rejected":
         return "approval", f"{run} was not approved"
+    if reason == "budget":
+        return "budget", f"{run} waits: its budget does not suffice"
     if reason == "cancelled":
         return "cancellation", f"{run} was cancelled{where}"
     return ("crash", f"{run} crashed{where}") if reason == "crashed" else ("failure", f"{run} failed{where}")

@@ -62,6 +62,7 @@ class Cluster:
     def __init__(self, session: Session, runner: Any, flag: Any, gpus: bool) -> None:
         self._session, self._runner, self._flag, self._gpus = session, runner, flag, gpus
         self._sent: list[UUID] = []
+        session.stop_others = self.stop
         self._threads = ThreadPoolExecutor(max(1, len(session.plan.steps)), thread_name_prefix="step")
 
     def start(self, step_task: StepTask, step: Step, needs: Sequence[Started]) -> Started:
@@ -104,12 +105,14 @@ class Cluster:
         session = self._session
         task = cluster.cluster_task(step_task.task.name).with_options(retries=retries)
         values = {"run_id": session.run.id, "step_id": step.id, "description": cluster.describe(session, step)}
-        session.run.update(step.id, "running")
-        session.display.state(step, "running", "Ray")
-        with remote_options(**cluster.resources(session.config, step, self._gpus), max_retries=retries):
-            future = self._runner.submit(task, values, wait_for=states)
-        self._sent.append(future.task_run_id)
-        future.wait()
+        # Which of the cluster's GPUs it gets is not known here: it counts as one, if there are any.
+        with session.paid(step, None if not self._gpus else "ray"):
+            session.run.update(step.id, "running")
+            session.display.state(step, "running", "Ray")
+            with remote_options(**cluster.resources(session.config, step, self._gpus), max_retries=retries):
+                future = self._runner.submit(task, values, wait_for=states)
+            self._sent.append(future.task_run_id)
+            future.wait()
         state = future.state
         if state.is_crashed():  # by the loss of its worker, which could tell nobody
             with suppress(PrefectHTTPStatusError), get_client(sync_client=True) as client:

@@ -31,7 +31,7 @@ from tasks.session import Session
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
-from vibethinker.errors import RejectedError
+from vibethinker.errors import BudgetError, RejectedError
 from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
 from vibethinker.tracking import RunTracker
@@ -96,14 +96,15 @@ class Running:
                 future.wait(max(0.0, limit - time.monotonic()))
 
     def wait(self) -> BaseException | None:
-        """Wait for all started steps; returns the first failure in the plan's order."""
+        """Wait for all started steps; returns the first failure in the plan's order, a spent budget the last of all."""
         failure: BaseException | None = None
         for step_id, future in self._futures.items():
             future.wait()
-            if failure is None and not future.state.is_completed():
-                failure = self.session.failures.get(step_id)
-                if failure is None and not future.state.is_pending():
-                    failure = future.state.result(raise_on_failure=False)
+            if (failure is None or isinstance(failure, BudgetError)) and not future.state.is_completed():
+                found = self.session.failures.get(step_id)
+                if found is None and not future.state.is_pending():
+                    found = future.state.result(raise_on_failure=False)
+                failure = failure if found is None or (isinstance(found, BudgetError) and failure) else found
         return failure
 
 
@@ -117,6 +118,8 @@ def running(
     replaced: dict[str, str] | None = None,
 ) -> Iterator[Running]:
     """The surrounding session's run or a new one, up to steps of kind `until`.
+
+    A run whose budget is spent ends in a state that says how it goes on.
 
     Raises:
         VibeThinkerError: the first failure of a step, once every other step has ended.
@@ -145,13 +148,19 @@ def running(
         try:
             yield run
             failure = run.wait()
+            if current.paused and isinstance(failure, BudgetError):
+                raise failure
+        except BudgetError as error:
+            _suspend(current, "paused", str(error))
+            run.outcome = Failed(name="OverBudget", message=str(error), data=error)
+            return
         except RejectedError as error:  # no failure of the program's, so no traceback in the log
             _finish(current, "failed")
             run.outcome = Failed(name="Rejected", message=str(error), data=error)
             return
         except (approvals.Waits, Pause):
             run.leave()
-            _suspend(current)
+            _suspend(current, "suspended")
             raise
         except BaseException:
             with _asked_once():
@@ -223,10 +232,10 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     return summary
 
 
-def _suspend(current: Session) -> None:
+def _suspend(current: Session, status: str, reason: str = "") -> None:
     """What there is to look at while the run waits for another process: no end, so no step of it is skipped."""
     run, tracker = current.run, current.tracker
-    run.status = "suspended"
+    run.status, run.reason = status, reason
     _write_page(current, run.save())
     artifacts.drain()
     if tracker:

@@ -127,9 +127,7 @@ def lost(session: Session, step: Step, error: BaseException) -> None:
 
 
 def _failed(session: Session, step: Step, error: VibeThinkerError) -> None:
-    session.failures[step.id] = error
-    session.run.update(step.id, "failed", error=error)
-    session.display.state(step, "failed", str(error))
+    session.failed(step, error)
 
 
 # ---- on the cluster's machine ----

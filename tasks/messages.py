@@ -19,9 +19,9 @@ MANY = {"crash": "crashes", "diverged": "divergences", "success": "successes"}  
 class Message:
     """What is told: `title` in one line, `text` in a sentence or more, and what there is to look at.
 
-    `kind` is what rate limits count (failure, crash, cancellation, diverged, approval, success, test). `excerpt` is
-    shown as it is, such as the last lines of a log; `links` are pairs of a name and an address or a path; `command` is
-    the one that resumes.
+    `kind` is what rate limits count (failure, crash, cancellation, diverged, approval, budget, success, test).
+    `excerpt` is shown as it is, such as the last lines of a log; `links` are pairs of a name and an address or a path;
+    `command` is the one that resumes.
     """
 
     kind: str

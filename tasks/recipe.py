@@ -129,11 +129,10 @@ def _run(session: Session, step: Step) -> Any:
     except VibeThinkerError as error:
         if _back_off(session, step, error):
             raise
+        session.failed(step, error)
         if tracked:
-            tracked.finish("KILLED" if session.stopping.is_set() else "FAILED", {})
-        session.failures[step.id] = error
-        session.run.update(step.id, "failed", error=error)
-        session.display.state(step, "failed", str(error))
+            ended = "SCHEDULED" if session.paused else "KILLED" if session.stopping.is_set() else "FAILED"
+            tracked.finish(ended, {})
         if session.stopping.is_set():  # its process was told to leave: nothing to retry
             raise VibeThinkerError(str(error)) from error
         raise

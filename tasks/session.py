@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,10 +17,10 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
 
-from vibethinker import collecting, hardware
+from vibethinker import collecting, hardware, workload
 from vibethinker.artifacts import Artifact, Store
-from vibethinker.errors import InfrastructureError, VibeThinkerError
-from vibethinker.needs import ALONE, warnings
+from vibethinker.errors import BudgetError, InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.needs import ALONE, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, reuse_warnings, role_of, states
 from vibethinker.remote import Remote
 from vibethinker.runs import Run, starting, unfinished
@@ -35,6 +36,7 @@ from .workbench import Workbench, revision
 # others take in bursts stops every one of its threads, since each kernel waits for the slowest.
 GIVE_WAY = 10
 DUE_SECONDS = 10.0
+WATCH_SECONDS = 1.0  # between two looks at the budget
 
 
 class Display(Protocol):
@@ -75,14 +77,18 @@ class Session:
         self.remote = remote
         self.failures: dict[str, VibeThinkerError] = {}
         self.tracker: RunTracker | None = None
+        self.paused: BudgetError | None = None  # why no further step begins
+        self.stop_others: Callable[[], None] = lambda: None  # asks steps of other machines to save and leave
         self._finished: set[str] = set()
         self._asked: set[str] = set()
+        self._closed = threading.Event()
         self._finished_at = 0.0
 
     def begin(self) -> None:
         """Remove what dead processes have left, start the worker host, and lower this process's priority for good."""
         collecting.sweep(self.plan.workspace)
         self.bench.host()
+        threading.Thread(target=self._watch_budget, name="budget", daemon=True).start()
         os.nice(max(0, GIVE_WAY - os.nice(0)))
 
     def track(self, tags: Mapping[str, str]) -> None:
@@ -94,7 +100,8 @@ class Session:
             tracking.experiment,
             self.run.id,
             self.run.id,
-            self.config.model_dump(mode="json", by_alias=True),
+            # MLflow keeps a parameter's first value, and a budget is there to be raised.
+            self.config.model_dump(mode="json", by_alias=True, exclude={"budget"}),
             {"vibethinker.profile": self.config.profile, "vibethinker.sandbox": self.tier or "unused", **tags},
             self.run.folder,
             self.run.warn,
@@ -151,17 +158,62 @@ class Session:
         with self._granted(step, hear) as (gpu, cores):
             self.bench.check_going()
             names = ", ".join(map(limit_name, gpu.split(","))) if gpu else ""
-            hear({"event": "started", "gpu": names})
-            result = self.bench.execute(step, self.plan.fingerprints, gpu, cores, hear)
+            with self.paid(step, gpu):
+                hear({"event": "started", "gpu": names})
+                result = self.bench.execute(step, self.plan.fingerprints, gpu, cores, hear)
             self.finished(step)
             return result
+
+    @contextmanager
+    def paid(self, step: Step, gpu: str | None) -> Iterator[None]:
+        """Count what a step costs during the `with` block.
+
+        Args:
+            gpu: CUDA_VISIBLE_DEVICES of the step; None on a CPU, empty for a step beside the GPUs.
+
+        Raises:
+            BudgetError: the run's budget doesn't suffice for it.
+        """
+        spending = self.run.spending
+        assert spending is not None, "a run has it from its creation on"
+        try:
+            if self.paused:
+                raise BudgetError(str(self.paused))
+            spending.check(self.config.budget, step.id, self.run.estimates)
+        except BudgetError as error:
+            self.paused = error
+            raise
+        place = place_of(gpu, shared_by(self.config, step)) if gpu else None
+        share = 0.0 if gpu == "" else workload.share(self.config, step, place)
+        with spending.running(step.id, share, [hardware.gpu_index(one) for one in (gpu or "").split(",") if one]):
+            yield
+
+    def _watch_budget(self) -> None:
+        """The thread that counts what is spent, and asks all steps to save and leave once the budget is exceeded."""
+        spending = self.run.spending
+        while spending is not None and not self._closed.wait(WATCH_SECONDS):
+            spending.tick()
+            try:
+                spending.check(self.config.budget, leave_seconds=self.config.execution.stop_seconds)
+            except BudgetError as error:
+                if not self.stopping.is_set():
+                    self.paused = error
+                    self.stopping.set()
+                    self.stop_others()
+
+    def failed(self, step: Step, error: VibeThinkerError) -> None:
+        """Note what ended a step; one that a spent budget has stopped waits."""
+        stopped = self.paused and isinstance(error, (BudgetError, PreemptedError))
+        self.failures[step.id] = self.paused if self.paused and stopped else error
+        self.run.update(step.id, "waiting" if stopped else "failed", error=None if stopped else error)
+        self.display.state(step, "waiting" if stopped else "failed", str(self.failures[step.id]))
 
     @contextmanager
     def _granted(self, step: Step, hear: Callable[[Event], None]) -> Iterator[tuple[str | None, int]]:
         """Hold what a step computes on: CUDA_VISIBLE_DEVICES (none on a CPU, empty for a step beside the GPUs) and the
         number of cores."""
         expected = self._training_is_due if role_of(step) == "evaluation" else None
-        if self.gpus is None or not computes(step):
+        if self.gpus is None or not workload.computes(step):
             width = self.slots.total if role_of(step) in ALONE else 1
             with self.slots.take(width, expected) as held:
                 yield None if self.gpus is None else "", max(1, hardware.cores() * held // self.slots.total)
@@ -194,6 +246,7 @@ class Session:
 
     def close(self) -> None:
         """End the worker host and every child; see `Workbench.close`."""
+        self._closed.set()
         self.bench.close()
 
     def _warn(self, text: str) -> None:
@@ -208,18 +261,6 @@ class Session:
 def named_inputs(step: Step, fingerprints: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Role → the step, with its fingerprint, that fills it."""
     return {role: (step_id, fingerprints[step_id]) for role, step_id in step.inputs.items()}
-
-
-def computes(step: Step) -> bool:
-    """Whether a step has work for a GPU; weights are fused, copied and reported on the CPU."""
-    if step.kind == "data":
-        data = step.settings["data"]
-        return data["diversity"]["embedding"] is not None or (
-            data["teacher"]["model"] is not None and data["teacher"]["engine"] != "server"
-        )
-    if step.kind == "base":
-        return step.settings["base_model"]["source"] == "embedded"
-    return step.kind != "import" and role_of(step) not in ("fusion", "report")
 
 
 _sessions: dict[str, Session] = {}

@@ -5,7 +5,6 @@ Who computes next, and on what, has been decided before; here are the policies t
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import threading
@@ -24,6 +23,7 @@ from vibethinker.needs import memory_need, place_of, shared_by
 from vibethinker.plan import Step
 from vibethinker.redaction import clean
 from vibethinker.worker.host import Event, Host
+from vibethinker.workload import work_of
 
 from . import secrets
 
@@ -74,8 +74,10 @@ class Workbench:
         place = place_of(gpu or None, shared_by(self.config, step))
         need = memory_need(self.config, step.settings, self._architecture(), place)
 
+        work = work_of(self.config, step, self._architecture(), place if place.is_gpu else None)
+
         def attempt(execution: dict[str, Any]) -> dict[str, Any]:
-            return self._unless_preempted(self._request(step, inputs, execution, gpu), hear)
+            return self._unless_preempted(self._request(step, inputs, execution, gpu) | {"work": work}, hear)
 
         return run_within(
             attempt,
@@ -162,8 +164,7 @@ class Workbench:
         """Words of the config.json of the recipe's model: the configuration's, else the published base's."""
         if (words := self.config.architecture()) or self._base is None:
             return words
-        file = Store(self.workspace).folder("base", self._base) / "config.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return Store(self.workspace).model_words("base", self._base)
 
     def _request(
         self, step: Step, inputs: Mapping[str, str], execution: dict[str, Any], gpu: str | None

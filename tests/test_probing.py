@@ -127,6 +127,7 @@ def test_the_step_measures_every_checkpoint_and_the_chosen_one_again(probe):
     assert [c["checkpoint"] for c in found["candidates"]] == ["step-000001", "step-000002"]
     assert [c["problems"] for c in found["candidates"]] == [3, 3] and found["validation"]["problems"] == 2
     assert found["selected"] == found["validation"]["checkpoint"] == probing.choose(found["candidates"], 2)
+    assert 0 < metrics.pop("generated_tokens") <= 4 * (3 + 3 + 2) * SETTINGS["probing"]["max_tokens"]
     assert metrics == {f"pass@{k}": found["validation"]["pass_at"][str(k)]["value"] for k in (1, 2, 4)} | {
         "checkpoints": 2
     }

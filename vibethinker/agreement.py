@@ -48,6 +48,8 @@ def disagreements(config: Config) -> Iterable[str]:
     if config.base_model.quantization != "none" and sft.method != "lora":
         yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
     yield from _process_disagreements(config)
+    if config.budget.usd is not None and config.execution.price is None:
+        yield "budget.usd needs a price: set execution.price, or budget.hours in its place"
     if config.scaling.ray.workspace and not config.storage.url:
         yield "scaling.ray.workspace is no folder that the run sees: set storage.url, by which outputs come back"
     weights = config.spectrum.fusion.weights

@@ -98,6 +98,11 @@ class Store:
             return None
         return Artifact(folder, manifest)
 
+    def model_words(self, step: str, fingerprint: str) -> dict[str, Any] | None:
+        """What the config.json of a published model says; None where there is none."""
+        file = self.folder(step, fingerprint) / "config.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
     def input(self, step: str, fingerprint: str) -> Artifact:
         """The published output that a step names as its input; only its manifest is read.
 

@@ -22,7 +22,7 @@ from vibethinker.agreement import disagreements
 from vibethinker.data.settings import DataSettings
 from vibethinker.errors import ConfigurationError
 from vibethinker.messages import did_you_mean, explain
-from vibethinker.operations import Approvals, Execution, Notifications, Scaling, Storage, Tracking, Worker
+from vibethinker.operations import Approvals, Budget, Execution, Notifications, Scaling, Storage, Tracking, Worker
 from vibethinker.settings import (
     CODE_DOMAIN,
     MATH_DOMAINS,
@@ -81,6 +81,7 @@ class Config(Settings):
     tracking: Tracking = setting(Tracking, "MLflow")
     notifications: Notifications = setting(Notifications, "who hears of a run")
     approvals: Approvals = setting(Approvals, "where a run waits for somebody")
+    budget: Budget = setting(Budget, "what a run may spend before it pauses")
     storage: Storage = setting(Storage, "where outputs are kept beside the workspace")
     scaling: Scaling = setting(Scaling, "what runs the steps")
 

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """The name of this machine's CPU."""
+    return _found(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)") or platform.processor() or platform.machine()
+
+
 def facts() -> dict[str, Any]:
     """The machine and the state of this process; torch is asked only where it is loaded, and a GPU only where it was
     used, since asking would cost either its start."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _found(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)") or platform.processor() or platform.machine(),
+        "cpu": processor(),
     }
     torch = sys.modules.get("torch")
     if torch is None:
@@ -52,6 +58,23 @@ def facts() -> dict[str, Any]:
             "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
         }
     return found
+
+
+def made_by(manifests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What made these outputs: `versions` (library → versions), `machines` and `revisions` of the code, each once."""
+    versions: dict[str, list[str]] = {}
+    machines, revisions = dict[str, None](), dict[str, None]()
+    for manifest in manifests:
+        found = manifest.get("environment") or {}
+        for name, version in {**manifest.get("versions", {}), "python": found.get("python")}.items():
+            if version and version not in versions.setdefault(name, []):
+                versions[name].append(version)
+        for name in found.get("gpus") or [found.get("cpu")]:
+            if name:
+                machines[name] = None
+        if manifest.get("revision"):
+            revisions[manifest["revision"]] = None
+    return {"versions": versions, "machines": list(machines), "revisions": list(revisions)}
 
 
 def _found(file: Path, pattern: str) -> str | None:

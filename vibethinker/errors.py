@@ -80,6 +80,12 @@ class RejectedError(VibeThinkerError):
     kind = "rejected"
 
 
+class BudgetError(VibeThinkerError):
+    """The run's budget is spent, or would be by the next step: it is paused until somebody raises it."""
+
+    kind = "budget"
+
+
 CHILD_EXITS: dict[int, type[VibeThinkerError]] = {
     c.child_exit: c
     for c in (

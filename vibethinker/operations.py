@@ -148,7 +148,10 @@ class Execution(Settings):
         execution=True,
     )  # fmt: skip
     gpu: str | None = setting(None, "GPU that `plan` estimates for, for example `H100`", execution=True)
-    price: float | None = setting(None, "price of that GPU", unit="USD an hour", ge=0, execution=True)
+    price: float | None = setting(
+        None, "price of one GPU, or of the machine where steps compute on its CPU", unit="USD an hour", ge=0,
+        execution=True,
+    )  # fmt: skip
 
 
 class Tracking(Settings):
@@ -199,6 +202,14 @@ class Approvals(Settings):
     signal: bool = setting(False, "wait before the signal phase, which costs most", execution=True)
     promotion: bool = setting(False, "wait before the final model is registered", execution=True)
     hours: float = setting(24.0, "how long it waits; then the run fails", unit="h", gt=0, execution=True)
+
+
+class Budget(Settings):
+    """What a run may spend, its earlier starts included, before it pauses: before a step that would exceed it by the
+    plan's estimate, and within a step once it is spent. The same command with a larger budget goes on."""
+
+    hours: float | None = setting(None, "time in which steps run; None: any", unit="h", gt=0, execution=True)
+    usd: float | None = setting(None, "money, by execution.price; None: any", unit="USD", gt=0, execution=True)
 
 
 class Storage(Settings):

@@ -92,7 +92,9 @@ def run(context: StepContext) -> Metrics:
         },
     )
     write_rows(context.output / "outcomes.jsonl", rows)
-    return {f"pass@{k}": s["value"] for k, s in validation["pass_at"].items()} | {"checkpoints": len(candidates)}
+    scores = {f"pass@{k}": s["value"] for k, s in validation["pass_at"].items()}
+    tokens = sum(speed.get("generated_tokens", 0) for speed in speeds)
+    return scores | {"checkpoints": len(candidates), "generated_tokens": tokens}
 
 
 def choose(candidates: Sequence[Mapping[str, Any]], k: int) -> str:

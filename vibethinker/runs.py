@@ -26,12 +26,16 @@ from typing import Any
 
 import yaml
 
-from vibethinker import locks
+from vibethinker import environment, locks
 from vibethinker.artifacts import Artifact, Store, write_json, write_text
 from vibethinker.config import environment_settings
+from vibethinker.energy import Energy
 from vibethinker.errors import ConfigurationError, VibeThinkerError
+from vibethinker.estimates import estimate, gpu_of
 from vibethinker.plan import Plan, StepState
 from vibethinker.redaction import redact
+from vibethinker.schedule import whole
+from vibethinker.spending import Spending
 
 SCHEMA = 1
 ALIVE, STARTING = "alive", ".starting"  # locks: of a run's folder, and of a workspace's locks
@@ -42,8 +46,9 @@ class Run:
     """One run's folder and its summary.
 
     A step's `state` is waiting, running, done, cached, failed or skipped (it needed one that failed); the run's
-    `status` is running, completed, failed, interrupted or suspended (it goes on by an answer in Prefect). `goes_on`
-    says that an earlier process had begun it.
+    `status` is running, completed, failed, interrupted, suspended (it goes on by an answer in Prefect) or paused (it
+    goes on when it is started again with a larger budget; `reason` says so). `goes_on` says that an earlier process had
+    begun it. `spending` is what it costs, `estimates` what its steps should (step id → as `vibethinker.estimates`).
     """
 
     def __init__(self, plan: Plan, run_id: str | None = None) -> None:
@@ -53,14 +58,26 @@ class Run:
         self.store = Store(plan.workspace)
         self._lock = threading.Lock()
         self._steps: dict[str, dict[str, Any]] = {
-            s.id: {"id": s.id, "fingerprint": s.fingerprint, "state": "waiting", "seconds": None, "metrics": {}}
+            s.id: {
+                "id": s.id,
+                "fingerprint": s.fingerprint,
+                "depends_on": s.depends_on,
+                "state": "waiting",
+                "seconds": None,
+                "metrics": {},
+            }
             for s in plan.steps
         }
         self._warnings: list[str] = []
         self._alive: TextIOWrapper | None = None
         self._refreshed: list[str] = []
+        self._made: dict[str, Mapping[str, Any]] = {}
+        self._estimate: dict[str, Any] | None = None
         self.goes_on = False
         self.status = "running"
+        self.reason = ""
+        self.estimates: dict[str, dict[str, Any]] = {}
+        self.spending: Spending | None = None
 
     @property
     def resume_command(self) -> str:
@@ -94,8 +111,16 @@ class Run:
             run._alive = locks.attempt(run.folder / ALIVE)
         if folder:
             run.goes_on = True
-            run._warnings = list(read_summary(folder)["warnings"])
+            run._go_on(read_summary(folder))
         return run
+
+    def _go_on(self, before: Mapping[str, Any]) -> None:
+        """Keep what was told, and what was estimated before anything had run."""
+        self._warnings = list(before["warnings"])
+        self._estimate = before.get("estimate")
+        for step in before["steps"]:
+            if "estimate" in step:
+                self._steps[step["id"]]["estimate"] = step["estimate"]
 
     def create(self, states: Mapping[str, StepState], warnings: Sequence[str] = ()) -> None:
         """Write config.yaml, plan.json, state.json and the first summary. What it means to reuse must have been looked
@@ -104,7 +129,15 @@ class Run:
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         values = self.plan.config.model_dump(mode="json", by_alias=True)
         write_text(self.folder / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-        write_json(self.folder / "plan.json", plan_document(self.plan, states, self.id))
+        document = plan_document(self.plan, states, self.id)
+        write_json(self.folder / "plan.json", document)
+        self.estimates = {step["id"]: step["estimate"] for step in document["steps"]}
+        self._estimate = self._estimate or document["estimate"]
+        for id, entry in self._steps.items():
+            told = {name: self.estimates[id][name] for name in ("seconds", "usd", "source")}
+            entry.setdefault("estimate", told)
+        on_gpu = gpu_of(self.plan.config)[1] is not None
+        self.spending = Spending(self.folder, self.plan.config.execution.price, Energy(on_gpu))
         for text in warnings:
             self.warn(text)
         self.save()
@@ -126,6 +159,7 @@ class Run:
         entry.pop("kind", None)
         if artifact is not None:
             entry |= {"seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
+            self._made[step_id] = artifact.manifest
         if error:
             entry |= {"error": str(error), "kind": error.kind}
         self.save()
@@ -154,6 +188,8 @@ class Run:
 
     def close(self) -> None:
         """Nothing is done for this run any more."""
+        if self.spending is not None:
+            self.spending.tick(save=True)
         if self._alive is not None:
             self._alive.close()
 
@@ -183,12 +219,20 @@ class Run:
                     scores = json.loads((artifact.folder / "scores.json").read_text())
                     path = self._model_path(step.inputs, model)
                     models.append({"id": step.id.removeprefix("evaluation-"), "path": path, "scores": scores})
+        spent = self.spending.document() if self.spending else {"total": {}, "steps": {}}
+        for id, entry in self._steps.items():
+            if id in spent["steps"]:
+                entry["spent"] = spent["steps"][id]
         warnings = self._warnings + [w for w in report.get("warnings", []) if w not in self._warnings]
         return {
             "schema": SCHEMA,
             "run_id": self.id,
             "status": self.status,
+            "reason": self.reason,
             "steps": list(self._steps.values()),
+            "estimate": self._estimate,
+            "spent": spent["total"],
+            "made_by": environment.made_by(self._made.values()),
             "models": models,
             "comparisons": report.get("comparisons", []),
             "warnings": warnings,
@@ -212,10 +256,10 @@ def program(name: str) -> str:
 
 
 def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | None = None) -> dict[str, Any]:
-    """plan.json: every step with its fingerprint, what it needs, its state now and its estimate."""
-    from vibethinker.estimates import estimate
-
+    """plan.json: every step with its fingerprint, what it needs, its state now and its estimate; and the estimate of
+    all that aren't cached."""
     estimates = estimate(plan)
+    wanted = [id for id, state in states.items() if state.state != "cached"]
     steps = [
         {
             "id": s.id,
@@ -231,7 +275,13 @@ def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | Non
         }
         for s in plan.steps
     ]
-    return {"schema": SCHEMA, "run_id": run_id, "profile": plan.config.profile, "steps": steps}
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "profile": plan.config.profile,
+        "steps": steps,
+        "estimate": whole(plan, estimates, wanted, gpu_of(plan.config)[1]),
+    }
 
 
 @contextmanager

@@ -29,10 +29,16 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
         "run_id": "tiny-20260101-120000-abcd",
         "status": "completed",
         "steps": [
-            {"id": id, "fingerprint": f"{i:064x}", "state": "done", "seconds": 3.5 * i,
-             "metrics": metrics if id == "report" else {}}
+            {"id": id, "fingerprint": f"{i:064x}", "depends_on": ids[max(0, i - 1) : i], "state": "done",
+             "seconds": 3.5 * i, "metrics": metrics if id == "report" else {},
+             "estimate": {"seconds": 3.0 * i, "usd": 0.01 * i, "source": "measured"},
+             "spent": {"seconds": 4.0 * i, "usd": 0.01 * i}}
             for i, id in enumerate(ids)
         ],
+        "estimate": {"seconds": 90.0, "elapsed_seconds": 110.0, "work_seconds": 110.0, "usd": 0.3, "slots": 2,
+                     "measured": 8, "steps": 9},
+        "spent": {"seconds": 99.0, "elapsed": 120.0, "usd": 0.36},
+        "made_by": {"versions": {"torch": ["2.13.0"]}, "machines": ["a CPU"], "revisions": ["ab" * 20]},
         "models": [{"id": m["id"], "path": "p", "scores": m["scores"]} for m in report["models"]],
         "comparisons": report["comparisons"],
         "warnings": report["warnings"],

@@ -11,7 +11,7 @@ from tests.reporting.synthetic import HOSTILE
 from vibethinker.reporting import html
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-SHAPES = {"line", "circle", "rect", "polyline", "polygon"}
+SHAPES = {"line", "circle", "rect", "path", "polyline", "polygon"}
 
 
 class Page(HTMLParser):
@@ -53,13 +53,15 @@ def test_the_page_has_every_section_and_plots(text):
     page = Page(text)
     assert page.ids() == {
         "result",
+        "run",
         "scores",
         "worse",
         "spectrum",
         "signal",
         "data",
         "samples",
-        "steps",
+        "cost",
+        "provenance",
         "configuration",
     }
     plots = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
@@ -70,7 +72,8 @@ def test_nothing_is_loaded_and_no_script_runs(text):
     page = Page(text)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     for _, attrs in page.tags:
-        assert not {"src", "href", "xlink:href", "action", "srcset"} & attrs.keys()
+        assert not {"src", "xlink:href", "action", "srcset"} & attrs.keys()
+        assert (attrs.get("href") or "#").startswith("#")  # within the page
         assert not [name for name in attrs if name.startswith("on")]
     assert not re.search(r"https?://|@import|url\(", text)
 
@@ -118,7 +121,7 @@ def test_a_run_that_failed_early_still_has_a_page(config):
     ]
     summary = {"schema": 1, "run_id": "r", "status": "failed", "steps": steps, "models": [], "comparisons": []}
     page = Page(html.render({}, {**summary, "warnings": []}, config))
-    assert page.ids() == {"result", "steps", "configuration"}
+    assert page.ids() == {"result", "run", "cost", "configuration"}
     shown = " ".join("".join(page.text).split())
     assert "data failed: No rows." in shown and "not reached" in shown
 

@@ -64,14 +64,19 @@ def test_an_interval_spans_its_ends_and_holds_its_value():
     assert (x - left) / (right - left) == pytest.approx(1 / 3, abs=0.01)
 
 
+def cells_of(figure: str) -> list[ET.Element]:
+    """The cells of a heat map, without those of its key."""
+    return [e for e in tree(figure).iter("rect") if e.find("title") is not None]
+
+
 def test_a_heat_map_has_a_cell_a_bin_and_is_darkest_where_most_are():
-    cells = [e for e in tree(heat_map("t", [[8, 0], [2, 6]], [1, 2], "step")).iter("rect")]
+    cells = cells_of(heat_map("t", [[8, 0], [2, 6]], [1, 2], "step"))
     shades = [float(e.attrib["fill-opacity"]) for e in cells]
     assert len(cells) == 4 and shades[0] == 1.0 and shades[1] < shades[2] < shades[3]
 
 
 def test_a_long_run_is_joined_into_few_columns_and_points():
-    cells = list(tree(heat_map("t", [[1, 1]] * 500, list(range(500)), "step")).iter("rect"))
+    cells = cells_of(heat_map("t", [[1, 1]] * 500, list(range(500)), "step"))
     assert len(cells) <= 96
     few = thinned(Series("a", list(range(1000)), [float(i % 2) for i in range(1000)]))
     assert len(few.x) <= 240 and len(few.x) == len(few.y)

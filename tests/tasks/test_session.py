@@ -16,7 +16,8 @@ from tasks.session import Session
 from tasks.workbench import PREEMPTIONS
 from tests.worker import failing_steps
 from vibethinker import config
-from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
+from vibethinker.errors import BudgetError, InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
+from vibethinker.operations import Budget
 from vibethinker.plan import Plan, Step
 from vibethinker.runs import read_summary
 
@@ -59,6 +60,17 @@ def test_a_step_that_takes_too_long_is_asked_to_leave_and_not_run_again(opened: 
     assert type(failed.value) is VibeThinkerError
     assert not [e for e in events if "running it again" in e.get("text", "")]
     assert opened.execute(step(failing_steps.succeed, value="abc"), lambda event: None)["metrics"] == {"length": 3}
+
+
+def test_a_running_step_is_asked_to_leave_once_the_budget_is_spent_and_no_other_begins(opened: Session) -> None:
+    opened.config = opened.config.model_copy(update={"budget": Budget(hours=2 / 3600)})
+    with pytest.raises(PreemptedError) as left:
+        opened.execute(step(failing_steps.wait), lambda event: None)
+    opened.failed(opened.plan["step"], left.value)
+    assert opened.run.finish("paused")["steps"][0]["state"] == "skipped"
+    assert str(opened.failures["step"]).startswith("The run was paused after 2 s, since budget.hours is")
+    with pytest.raises(BudgetError, match="raise it"), opened.paid(opened.plan["step"], None):
+        raise AssertionError("it began")
 
 
 def tried(events: list[dict[str, Any]], name: str) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=1, sort_keys=True))
         return
-    table = Table("step", "fingerprint", "state", "tokens", "time", box=None)
+    table = Table("step", "fingerprint", "state", "tokens", "time", "from", box=None)
     gpu = any(s["estimate"]["gpu_memory_bytes"] for s in document["steps"])
-    for title in ("GPU memory", "USD") if gpu else ():
+    price = any(s["estimate"]["usd"] for s in document["steps"])
+    for title in [*(["GPU memory"] if gpu else []), *(["USD"] if price else [])]:
         table.add_column(title)
     for step in document["steps"]:
         e = step["estimate"]
@@ -52,16 +54,16 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
         if step["resumes_after"] is not None:
             state = f"resumable at update {step['resumes_after']}"
         row = [step["id"], step["fingerprint"][:12], state, _count(tokens)]
-        row.append(_time(e["seconds"]) if tokens else "")
+        told = e["source"] if tokens or e["source"] == "measured" else None
+        row += [_time(e["seconds"]) if told or tokens else "", told or ""]
         if gpu:
-            memory, usd = e["gpu_memory_bytes"], e["usd"]
-            row += [f"{memory / 1e9:.1f} GB" if tokens and memory else "", f"{usd:.2f}" if tokens and usd else ""]
+            row.append(f"{e['gpu_memory_bytes'] / 1e9:.1f} GB" if tokens and e["gpu_memory_bytes"] else "")
+        if price:
+            row.append(f"{e['usd']:.2f}" if e["usd"] else "")
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     waiting = [s for s in document["steps"] if s["state"] != "cached"]
-    seconds = [s["estimate"]["seconds"] for s in waiting]
-    known = f"about {_time(sum(seconds))} one after the other" if None not in seconds else "time unknown"
-    click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run, {known} (estimated).")
+    click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run{_together(document['estimate'])}.")
     notes = [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + reuse_warnings(found)
     for step in waiting:
         if start := step["estimate"]["memory"]["start"]:
@@ -84,6 +86,8 @@ def status(workspace: str | None, run_id: str | None) -> None:
     folder = _run_folder(workspace, run_id)
     summary = runs.read_summary(folder)
     click.echo(f"Run {summary['run_id']}: {summary['status']}")
+    if summary.get("reason"):
+        click.echo(summary["reason"])
     table = Table("step", "state", "seconds", box=None)
     for step in summary["steps"]:
         seconds = "" if step["seconds"] is None else f"{step['seconds']:.1f}"
@@ -156,6 +160,20 @@ def _run_folder(workspace: str | None, run_id: str | None) -> Path:
     if not (folder / "runs" / run_id / "summary.json").is_file():
         raise ConfigurationError(f"The workspace {folder} has no run {run_id!r}: `ls {folder / 'runs'}` lists them.")
     return folder / "runs" / run_id
+
+
+def _together(of: Mapping[str, Any]) -> str:
+    """How long all steps take, what they cost, and where that is from."""
+    if not of["steps"]:
+        return ""
+    if of["seconds"] is None:
+        return ", time unknown"
+    usd = "" if of["usd"] is None else f" and {of['usd']:.2f} USD"
+    at_once = f", {of['slots']} at once" if of["slots"] > 1 else ""
+    sources = {of["steps"]: "as measured here before", 0: "by a table"}
+    source = sources.get(of["measured"], f"{of['measured']} of them as measured here before, others by a table")
+    told = f"estimated{at_once}; {_time(of['work_seconds'])} of work, {source}"
+    return f", about {_time(of['elapsed_seconds'])}{usd} ({told})"
 
 
 def _count(number: int) -> str:

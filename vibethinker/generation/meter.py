@@ -27,11 +27,13 @@ class Meter:
         self._tokens += tokens
 
     def take(self) -> dict[str, float]:
-        """What was measured since the last call: `tokens_per_second`, generated tokens by the seconds it took, and on a
-        GPU `gpu_memory_gib`, the most that this process's tensors have held so far."""
+        """What was measured since the last call: `generated_tokens`, `tokens_per_second` (these by the seconds that
+        they took), and on a GPU `gpu_memory_gib`, the most that this process's tensors have held so far."""
         import torch
 
-        values = {"tokens_per_second": self._tokens / self._seconds} if self._seconds else {}
+        values: dict[str, float] = {}
+        if self._seconds:
+            values = {"generated_tokens": self._tokens, "tokens_per_second": self._tokens / self._seconds}
         self._tokens, self._seconds = 0, 0.0
         if torch.cuda.is_available():
             values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vibethinker.reporting.svg import SERIES, Bar, Series, heat_map, interval_chart, line_chart
+from vibethinker.reporting.svg import SERIES, Bar, Series, heat_map, interval_chart, line_chart, number
 
 STEP = "optimizer step"
 # Colours by the model's part in the recipe; lines that are no models count from 0.
@@ -21,6 +21,9 @@ MEASURES: dict[str, tuple[str, bool, bool]] = {
     "length": ("Mean completion length, tokens", False, True),
     "kl": ("Divergence from the stage's start, nats a token", False, True),
     "entropy": ("Policy entropy, nats a token", False, True),
+    "engine_gap": ("Engine's log-probabilities off the trainer's, nats", False, True),
+    "importance": ("Mean importance weight", False, False),
+    "repeating": ("Rollouts that end in a loop", True, True),
     "infrastructure": ("Rollouts left out, verifier failed", False, True),
     "loss": ("Loss", False, False),
     "grad_norm": ("Gradient norm", False, True),
@@ -97,14 +100,26 @@ def specialists(report: Mapping[str, Any]) -> list[str]:
 
 
 def training(report: Mapping[str, Any], step: str, name: str) -> list[str]:
-    """All that one step recorded: a chart a measure, a heat map a histogram."""
-    recorded = report["curves"].get(step, {})
-    figures = _measures({name: recorded})
+    """All that one step recorded: a chart a measure, a heat map a histogram; none of what never changed."""
+    recorded, same = report["curves"].get(step, {}), constants(report, step)
+    figures = _measures({name: {measure: found for measure, found in recorded.items() if measure not in same}})
     for measure, found in recorded.items():
         if isinstance(found["value"][0], list):
-            title = "Accuracy of the groups, p" if measure.startswith("p_") else measure.replace("_", " ")
-            figures.insert(1, heat_map(f"{title}: share of groups", found["value"], found["step"], STEP))
+            of_p = measure.startswith("p_")
+            title = "Right rollouts of a group, p" if of_p else measure.replace("_", " ")
+            figures.insert(1, heat_map(title, found["value"], found["step"], STEP, "p" if of_p else ""))
     return figures
+
+
+def constants(report: Mapping[str, Any], step: str) -> dict[str, tuple[str, str]]:
+    """Measures of a step that had one value at every update, each with its title and that value: no chart is needed."""
+    found = {}
+    for measure, column in report["curves"].get(step, {}).items():
+        first, *others = column["value"]
+        if not isinstance(first, list) and all(value == first for value in others):
+            title, share, _ = _measure(measure)
+            found[measure] = title, number(first, share)
+    return found
 
 
 def weights(report: Mapping[str, Any]) -> str:
@@ -119,7 +134,7 @@ def _measures(curves: Mapping[str, Mapping[str, Any]]) -> list[str]:
     order = [name for name in MEASURES if name in recorded] + [name for name in recorded if name not in MEASURES]
     figures = []
     for measure in order:
-        title, share, zero = MEASURES.get(measure, (measure.replace("_", " ").capitalize(), False, False))
+        title, share, zero = _measure(measure)
         series = [
             Series(name, columns[measure]["step"], columns[measure]["value"])
             for name, columns in curves.items()
@@ -131,9 +146,13 @@ def _measures(curves: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return figures
 
 
-def _curve(name: str, found: Mapping[str, float], number: int) -> Series:
+def _measure(name: str) -> tuple[str, bool, bool]:
+    return MEASURES.get(name, (name.replace("_", " ").capitalize(), False, False))
+
+
+def _curve(name: str, found: Mapping[str, float], colour: int) -> Series:
     ks: Sequence[int] = sorted(map(int, found))
-    return Series(name, ks, [found[str(k)] for k in ks], colour=number)
+    return Series(name, ks, [found[str(k)] for k in ks], colour=colour)
 
 
 def _steps(checkpoint: str, otherwise: int) -> int:

@@ -17,8 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from vibethinker.data.card import FILTERS
-from vibethinker.reporting import charts
+from vibethinker.reporting import charts, cost
+from vibethinker.reporting.configuration import described
 from vibethinker.reporting.highlights import highlights, interval, points, sort
+from vibethinker.reporting.provenance import graph
 from vibethinker.reporting.svg import number
 
 EMPTY: dict[str, Any] = {
@@ -35,7 +37,13 @@ EMPTY: dict[str, Any] = {
     "final": None,
     "k": None,
 }
-STATES = {"done": "made in this run", "cached": "reused", "failed": "failed", "skipped": "not reached"}
+STATES = {
+    "done": "made in this run",
+    "cached": "reused",
+    "failed": "failed",
+    "waiting": "not begun",
+    "skipped": "not reached",
+}
 
 
 def render(report: Mapping[str, Any], summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -62,7 +70,11 @@ def render(report: Mapping[str, Any], summary: Mapping[str, Any], config: Mappin
         stages=_stages(full, names),
         data_columns=_columns(full["data"].get("domains", {})),
         states=STATES,
-        seconds=[s["seconds"] or 0.0 for s in summary["steps"]],
+        described=described(config, summary),
+        costs=cost.rows(summary),
+        whole=cost.whole(summary),
+        provenance=Markup(graph(summary["steps"])),
+        card=next((s["fingerprint"] for s in summary["steps"] if s["id"] == "data" and full["data"]), None),
     )
 
 
@@ -175,7 +187,8 @@ def _stages(report: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[st
         counts = {key.replace("_", " "): f"{count:,}" for key, count in recorded.get("counts", {}).items()}
         scores = {f"validation {key}": number(s["value"], True) for key, s in recorded.get("validation", {}).items()}
         figures = [Markup(figure) for figure in charts.training(report, id, names[id])]
-        found.append({"name": names[id], "counts": counts | scores, "figures": figures})
+        same = charts.constants(report, id).values()
+        found.append({"name": names[id], "counts": counts | scores, "figures": figures, "constants": same})
     return found
 
 

@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 36
 POINTS = 240  # more points than this a line are averaged; the plot has fewer pixels
 SERIES = 6
+NONE = '<text class="none" x="180" y="115">no values</text>'
 
 
 class Series(NamedTuple):
@@ -65,7 +66,7 @@ def line_chart(
     """
     kept = [thinned(s) for s in series if any(_finite(y) for y in s.y)]
     if not kept:
-        return _figure(title, "", '<text class="none" x="180" y="115">no values</text>')
+        return _figure(title, "", NONE)
     xs = [x for s in kept for x in s.x]
     ys = [y for s in kept for column in (s.y, s.low or (), s.high or ()) for y in column if _finite(y)]
     if zero:
@@ -90,7 +91,8 @@ def line_chart(
                     f"<title>{escape(one.name)}: {number(y, share)} at {number(x)}</title></circle>"
                     for x, y in run
                 ]
-    return _figure(title, _legend(kept) if len(kept) > 1 else "", "".join(parts))
+    said = f"{x_label} {number(min(xs))} to {number(max(xs))}. {'; '.join(_course(one, share) for one in kept)}."
+    return _figure(title, _legend(kept) if len(kept) > 1 else "", "".join(parts), said=said)
 
 
 def interval_chart(title: str, bars: Sequence[Bar], *, share: bool = True, zero: bool = True) -> str:
@@ -107,7 +109,7 @@ def interval_chart(title: str, bars: Sequence[Bar], *, share: bool = True, zero:
     height = TOP + row * len(bars) + 26
     axis = _Axis(min(ends), max(ends), label_width, WIDTH - 52)
     bottom = height - 22
-    parts = []
+    parts, tips = [], []
     for tick in axis.ticks(4):
         x, strong = axis(tick), " zero" if zero and tick == 0 else ""
         parts.append(f'<line class="rule{strong}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
@@ -115,6 +117,7 @@ def interval_chart(title: str, bars: Sequence[Bar], *, share: bool = True, zero:
     for index, bar in enumerate(bars):
         y = TOP + row * index + row / 2
         tip = f"{bar.label}: {number(bar.value, share)} [{number(bar.low, share)}, {number(bar.high, share)}]"
+        tips.append(tip)
         parts.append(
             f'<g><title>{escape(tip)}</title><text class="row" x="{label_width - 8}" y="{y + 4:.1f}">'
             f"{escape(_short(bar.label))}</text>"
@@ -123,19 +126,22 @@ def interval_chart(title: str, bars: Sequence[Bar], *, share: bool = True, zero:
             f'cy="{y:.1f}" r="4.5"/><text class="value" x="{WIDTH - 2}" y="{y + 4:.1f}">'
             f"{number(bar.value, share)}</text></g>"
         )
-    return _figure(title, "", "".join(parts), height)
+    return _figure(title, "", "".join(parts), height, said="; ".join(tips))
 
 
-def heat_map(title: str, columns: Sequence[Sequence[float]], x: Sequence[float], x_label: str) -> str:
-    """A histogram over time: a column a moment, a row a bin of [0, 1], darker for a larger share of its
-    column.
+def heat_map(
+    title: str, columns: Sequence[Sequence[float]], x: Sequence[float], x_label: str, y_label: str = ""
+) -> str:
+    """A histogram over time: a column a moment, a row a value of 0 to 1, darker for a larger share of its column.
 
-    Args: title: what is counted; the caption, and the plot's accessible name. columns: for each moment the
-    counts, bins from 0 upwards; all of one length. x: the moments, rising. x_label: the x axis's name with
-    its unit.
+    Args:
+        title: what is counted; the caption, and the plot's accessible name.
+        columns: for each moment the counts of equally distant values, of 0 first and of 1 last; all of one length.
+        x: the moments, rising.
+        x_label, y_label: the axes' names with their units.
     """
     if not columns or not columns[0]:
-        return _figure(title, "", '<text class="none" x="180" y="115">no values</text>')
+        return _figure(title, "", NONE)
     columns, x = _joined(columns, x, 48)
     bins = len(columns[0])
     x_axis, y_axis = (
@@ -148,20 +154,38 @@ def heat_map(title: str, columns: Sequence[Sequence[float]], x: Sequence[float],
         total = sum(column) or 1
         for j, count in enumerate(column):
             part = count / total
-            shade = max(0.03, part**0.6)  # small shares stay visible
-            tip = f"{j / bins:.2f} to {(j + 1) / bins:.2f} at {number(x[i])}: {number(part, True)}"
+            tip = f"{j / max(1, bins - 1):.2f} at {number(x[i])}: {number(part, True)} of the groups"
             parts.append(
                 f'<rect class="heat" x="{x_axis(i):.1f}" y="{y_axis(j + 1):.1f}" width="{wide + 0.3:.1f}" '
-                f'height="{tall - 1:.1f}" fill-opacity="{shade:.3f}"><title>{tip}</title></rect>'
+                f'height="{tall - 1:.1f}" fill-opacity="{_shade(part):.3f}"><title>{tip}</title></rect>'
             )
     for value in (0, 0.25, 0.5, 0.75, 1):
-        y = y_axis(value * bins)
+        y = y_axis(0.5 + value * (bins - 1))
         parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>')
     for index in sorted({0, len(x) // 2, len(x) - 1}):
         centre = x_axis(index + 0.5)
         parts.append(f'<text class="tick mid" x="{centre:.1f}" y="{HEIGHT - BOTTOM + 15}">{number(x[index])}</text>')
     parts.append(_x_name(x_label))
-    return _figure(title, "", "".join(parts))
+    if y_label:
+        parts.append(f'<text class="name" x="9" y="{(TOP + HEIGHT - BOTTOM) / 2:.0f}">{escape(y_label)}</text>')
+    last = max(range(bins), key=lambda j: columns[-1][j])
+    said = f"{bins} values from 0 to 1; at the end most groups are at {last / max(1, bins - 1):.2f}."
+    return _figure(title, _shades(), "".join(parts), said=said)
+
+
+def _shade(part: float) -> float:
+    """The opacity of a cell; small shares stay visible."""
+    return max(0.03, part**0.6)
+
+
+def _shades() -> str:
+    """What the cells' shades mean."""
+    cells = "".join(
+        f'<rect class="heat" x="{12 * i}" y="0" width="12" height="8" fill-opacity="{_shade(i / 4):.3f}"/>'
+        for i in range(5)
+    )
+    key = f'<svg class="key wide" viewBox="0 0 60 8" aria-hidden="true">{cells}</svg>'
+    return f'<div class="legend"><span>share of groups: 0 % {key} 100 %</span></div>'
 
 
 def _legend(series: Sequence[Series]) -> str:
@@ -264,11 +288,21 @@ def _x_name(text: str) -> str:
     return f'<text class="name" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 4}">{escape(text)}</text>'
 
 
-def _figure(title: str, below: str, body: str, height: float = HEIGHT) -> str:
+def _figure(title: str, below: str, body: str, height: float = HEIGHT, said: str = "") -> str:
+    """A figure with its caption; `said` is what there is to see, for who can't."""
+    description = f"<desc>{escape(said)}</desc>" if said else ""
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg class="plot" viewBox="0 0 {WIDTH} {height:g}" '
-        f'role="img" aria-label="{escape(title)}">{body}</svg>{below}</figure>'
+        f'role="img" aria-label="{escape(title)}">{description}{body}</svg>{below}</figure>'
     )
+
+
+def _course(series: Series, share: bool) -> str:
+    """A line in words: where it begins, where it ends, and between what it stays."""
+    known = [y for y in series.y if _finite(y)]
+    ends = f"from {number(known[0], share)} to {number(known[-1], share)}"  # type: ignore[arg-type]
+    between = f"between {number(min(known), share)} and {number(max(known), share)}"  # type: ignore[type-var,arg-type]
+    return f"{series.name}: {ends}, {between}"
 
 
 def _runs(series: Series) -> list[list[tuple[float, float]]]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vibethinker import environment, faults, preemption, steps, telemetry
-from vibethinker.artifacts import Artifact, Store
+from vibethinker.artifacts import INPUTS, Artifact, Store
 from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.redaction import learn, redact
 from vibethinker.worker import family, ranks
@@ -139,6 +139,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
+        resumed = any(entry.name != INPUTS for entry in checkpoints.iterdir())
         set_up_libraries(request["kind"], checkpoints)
         started = time.monotonic()
         context = steps.StepContext(
@@ -158,6 +159,8 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             "settings": request["settings"],
             "metrics": metrics,
             "seconds": round(time.monotonic() - started, 3),
+            "resumed": resumed,
+            "work": request.get("work"),
             "finished": time.time(),
             "seed": request["settings"].get("seed"),
             "deterministic": request["settings"].get("deterministic"),

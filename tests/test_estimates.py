@@ -1,0 +1,148 @@
+"""What a plan says of time and money: from what was measured here, else a table; steps side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vibethinker import hardware, schedule
+from vibethinker.artifacts import Store
+from vibethinker.config import load
+from vibethinker.estimates import estimate
+from vibethinker.plan import Plan, Step, build, states
+from vibethinker.runs import plan_document
+from vibethinker.throughput import NEWEST
+from vibethinker.workload import work_of
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    monkeypatch.setattr(hardware, "gpus", lambda: 0)
+
+
+def plan_of(workspace: Path, *overrides: str) -> Plan:
+    return build(load("tiny", overrides=["execution.device=cpu", *overrides], environ={}), workspace)
+
+
+def made(plan: Plan, step_id: str, seconds: float, number: int = 0, **changes: Any) -> None:
+    """An output of this step, as a worker publishes it."""
+    step = plan[step_id]
+    work = work_of(plan.config, step, plan.config.architecture(), None)
+    manifest = {"seconds": seconds, "finished": float(number), "resumed": False, "metrics": {}, "work": work, **changes}
+    file = plan.workspace / "artifacts" / step_id / f"{number:064x}" / "manifest.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(manifest))
+
+
+def told(plan: Plan, step_id: str) -> tuple[float, str]:
+    found = estimate(plan)[step_id]
+    return found["seconds"], found["source"]
+
+
+def test_a_step_that_was_measured_here_is_estimated_by_that(tmp_path: Path) -> None:
+    first = plan_of(tmp_path)
+    assert told(first, "probe-code")[1] == "table"
+    made(first, "probe-code", 30.0)
+    other = plan_of(tmp_path, "seed=2", "spectrum.probing.samples=32")
+    assert told(other, "probe-code") == (60.0, "measured")
+    assert told(other, "probe-algebra") == (60.0, "measured")  # of the same kind
+    assert told(other, "signal-1")[1] == "table"
+    made(first, "probe-algebra", 10.0, 1)
+    assert told(other, "probe-code")[0] == 60.0, "the step itself comes before others of its kind"
+
+
+@pytest.mark.parametrize(
+    "override", ["base_model.embedded.hidden_size=48", "execution.slots=1", "base_model.precision=bfloat16"]
+)
+def test_what_was_measured_under_other_conditions_does_not_count(tmp_path: Path, override: str) -> None:
+    made(plan_of(tmp_path), "probe-code", 30.0)
+    assert told(plan_of(tmp_path, override), "probe-code")[1] == "table"
+
+
+def test_loading_does_not_grow_with_a_training_and_a_training_that_was_interrupted_tells_nothing(
+    tmp_path: Path,
+) -> None:
+    first, longer = plan_of(tmp_path), plan_of(tmp_path, "signal.stages.0.steps=140")
+    phases = {"seconds_generation": 30.0, "seconds_training": 20.0}
+    made(first, "signal-1", 60.0, metrics=phases)
+    assert told(longer, "signal-1") == (110.0, "measured")
+    for number in range(1, 9):
+        made(first, "signal-1", 9.0, number, resumed=True, metrics=phases)
+    assert told(longer, "signal-1") == (110.0, "measured")
+
+
+def test_of_several_measurements_the_median_of_the_newest_counts(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    for number, seconds in enumerate([900.0, 900.0, 900.0, 10.0, 11.0, 12.0, 13.0, 50.0]):
+        made(plan, "base", seconds, number)
+    assert NEWEST == 5
+    assert told(plan, "base") == (12.0, "measured")
+
+
+def test_steps_without_tokens_are_told_only_where_their_settings_are_the_same(tmp_path: Path) -> None:
+    made(plan_of(tmp_path), "data", 4.0)
+    assert told(plan_of(tmp_path, "seed=2"), "data") == (4.0, "measured")
+    assert told(plan_of(tmp_path, "data.procedural.problems=9000"), "data")[1] == "table"
+
+
+def test_unreadable_manifests_and_those_of_older_versions_are_passed_over(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    made(plan, "base", 5.0)
+    for name, text in (("a", "{"), ("b", json.dumps({"seconds": 1.0, "metrics": {}})), ("c", "[]")):
+        (tmp_path / "artifacts" / "base" / name).mkdir()
+        (tmp_path / "artifacts" / "base" / name / "manifest.json").write_text(text)
+    assert told(plan, "base") == (5.0, "measured")
+
+
+def test_money_is_for_the_part_of_the_machine_that_a_step_holds(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "execution.price=3.6")
+    made(plan, "signal-1", 100.0)
+    made(plan, "probe-code", 100.0)
+    found = estimate(plan)
+    assert (found["signal-1"]["usd"], found["probe-code"]["usd"]) == (0.1, 0.05)
+
+
+def shaped(workspace: Path, slots: int) -> Plan:
+    """Two pairs that train side by side, a stage that needs the machine alone, evaluations, and a report."""
+    shape = {
+        "base": ("base", []), "a": ("specialist", ["base"]), "b": ("specialist", ["base"]),
+        "measure": ("evaluation", ["base"]), "stage": ("signal", ["a", "b"]), "end": ("report", ["stage", "measure"]),
+    }  # fmt: skip
+    steps = [
+        Step(id, "import", {"role": role}, {need: need for need in needs}, id * 8)
+        for id, (role, needs) in shape.items()
+    ]
+    overrides = ["execution.device=cpu", f"execution.slots={slots}"]
+    return Plan(load("micro", overrides=overrides, environ={}), tuple(steps), workspace)
+
+
+@pytest.mark.parametrize(
+    ("slots", "seconds", "whole"),
+    [
+        (2, {"a": 10, "b": 6, "measure": 3}, 2 + 10 + 5 + 1),  # measured beside what trains
+        (2, {"a": 10, "b": 6, "measure": 30}, 2 + 36 + 5 + 1),  # the stage needs both slots
+        (1, {"a": 10, "b": 6, "measure": 3}, 2 + 19 + 5 + 1),
+    ],
+)
+def test_the_whole_takes_as_long_as_its_steps_side_by_side(
+    tmp_path: Path, slots: int, seconds: dict[str, float], whole: float
+) -> None:
+    of = {"base": 2.0, "stage": 5.0, "end": 1.0, **seconds}
+    assert schedule.makespan(shaped(tmp_path, slots), of, list(of), None) == whole
+    assert schedule.makespan(shaped(tmp_path, slots), of, ["stage", "end"], None) == 6.0
+    assert schedule.makespan(shaped(tmp_path, slots), {**of, "a": None}, list(of), None) is None
+
+
+def test_the_plan_says_how_long_all_takes_and_where_that_is_from(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    made(plan, "base", 50.0)
+    document = plan_document(plan, states(plan, Store(tmp_path)))
+    whole, each = document["estimate"], [step["estimate"]["seconds"] for step in document["steps"]]
+    assert whole["work_seconds"] == pytest.approx(sum(each), abs=0.1)
+    assert sum(each) / 2 < whole["seconds"] < sum(each)
+    assert whole["elapsed_seconds"] > whole["seconds"]
+    assert (whole["slots"], whole["measured"], whole["steps"]) == (2, 1, len(each))

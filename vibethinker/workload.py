@@ -1,0 +1,123 @@
+"""How much work a step is, and under which conditions: the units in which speed is measured, and a plan estimated.
+
+Tokens follow from the settings alone: traces and completions are assumed to fill half of their limit. What a step of
+the same kind took under the same conditions (machine, model, engine, share of the machine) therefore tells what
+another one will, in proportion. The worker keeps both in a step's manifest (`work`). Loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import astuple
+from typing import Any
+
+from vibethinker import environment, hardware
+from vibethinker.config import Config
+from vibethinker.footprint import Shape
+from vibethinker.gpus import known
+from vibethinker.needs import ALONE, Place, shared_by
+from vibethinker.plan import Step, role_of
+from vibethinker.requirements import samples_by_vllm
+from vibethinker.settings import Objective
+from vibethinker.worker import ranks
+
+FILL = 0.5
+DEFAULT_PROBLEMS = 1000  # assumed for files, which the plan doesn't parse
+
+
+def work_of(config: Config, step: Step, model: Mapping[str, Any] | None, place: Place | None) -> dict[str, Any]:
+    """`trained_tokens`, `generated_tokens`, and `conditions`, which have to be equal where speeds are compared.
+
+    Args:
+        model: words of the config.json of the recipe's model, if known.
+        place: the GPU; None is the CPU.
+    """
+    trained, generated = tokens(config, step)
+    conditions = _conditions(config, step, model, place)
+    if not trained + generated:  # what takes its time can't be told in tokens
+        told = {name: value for name, value in step.settings.items() if name != "seed"}
+        conditions["settings"] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return {"trained_tokens": trained, "generated_tokens": generated, "conditions": conditions}
+
+
+def tokens(config: Config, step: Step) -> tuple[int, int]:
+    """Tokens trained on, and tokens generated."""
+    s = step.settings
+    if step.kind == "base" and config.base_model.source == "embedded":
+        e = config.base_model.embedded
+        return int(e.steps * e.batch_size * FILL * config.spectrum.sft.max_length), 0
+    if step.kind == "specialist":
+        fill = 1.0 if s["sft"]["packing"] else FILL
+        return int(s["sft"]["steps"] * s["sft"]["batch_size"] * s["sft"]["max_length"] * fill), 0
+    if step.kind == "probe":
+        probing, data = config.spectrum.probing, config.data
+        problems = data.probe * config.spectrum.sft.checkpoints + data.validation
+        return 0, int(problems * probing.samples * probing.max_tokens * FILL)
+    if step.kind == "signal":
+        objective = Objective.model_validate(s["objective"])
+        completion = (s["stage"]["context"] - objective.max_prompt_tokens) * FILL
+        rollouts = s["stage"]["steps"] * objective.batch_size
+        return int(rollouts * (completion + objective.max_prompt_tokens * FILL)), int(rollouts * completion)
+    if step.kind == "data" and config.data.teacher.model is not None:
+        teacher = config.data.teacher
+        problems = len(config.domains) * (config.data.max_problems or DEFAULT_PROBLEMS)
+        return 0, int(problems * teacher.samples * teacher.max_tokens * FILL)
+    if step.kind == "evaluation":
+        data, evaluation = config.data, config.evaluation
+        each = data.procedural.evaluation if data.source == "procedural" else data.evaluation_limit
+        sets = len(s["sets"] or (config.domains if data.source == "procedural" else data.evaluation))
+        problems = sets * (each or DEFAULT_PROBLEMS)
+        return 0, int(problems * evaluation.samples * evaluation.max_tokens * FILL)
+    return 0, 0
+
+
+def context(config: Config, step: Step) -> float:
+    """Tokens of a sequence while it is sampled, on average."""
+    if step.kind == "signal":
+        return step.settings["stage"]["context"] * FILL
+    return config.evaluation.max_tokens * FILL
+
+
+def share(config: Config, step: Step, place: Place | None) -> float:
+    """What part of the machine's GPUs or, without one, of its CPU a step holds: GPUs, or slots of all slots. Money and
+    time are counted by it; a step beside the GPUs holds nothing."""
+    if place is None:
+        return 1.0 if role_of(step) in ALONE else 1 / hardware.slots(config)
+    if not computes(step):
+        return 0.0
+    return ranks.count(step.kind, {"processes": config.execution.processes}) / shared_by(config, step)
+
+
+def computes(step: Step) -> bool:
+    """Whether a step has work for a GPU; weights are fused, copied and reported on the CPU."""
+    if step.kind == "data":
+        data = step.settings["data"]
+        return data["diversity"]["embedding"] is not None or (
+            data["teacher"]["model"] is not None and data["teacher"]["engine"] != "server"
+        )
+    if step.kind == "base":
+        return step.settings["base_model"]["source"] == "embedded"
+    return step.kind != "import" and role_of(step) not in ("fusion", "report")
+
+
+def _conditions(config: Config, step: Step, model: Mapping[str, Any] | None, place: Place | None) -> dict[str, Any]:
+    semantic = step.settings
+    training = semantic.get("sft") or semantic.get("objective") or {}
+    on_gpu = place is not None
+    found: dict[str, Any] = {
+        "kind": role_of(step),
+        "machine": known(place.name) or place.name if place else f"{environment.processor()}, {hardware.cores()} cores",
+        "share": round(share(config, step, place), 6),
+    }
+    if step.kind not in ("data", "report"):
+        found |= {
+            "model": list(astuple(Shape.of(model))) if model else None,
+            "precision": [config.base_model.precision, config.base_model.quantization],
+        }
+    if step.kind in ("specialist", "signal"):
+        found |= {"method": training.get("method"), "backend": config.base_model.backend}
+    if step.kind in ("probe", "signal", "evaluation"):
+        found["engine"] = "vllm" if samples_by_vllm(config, on_gpu) else "transformers"
+    return found
