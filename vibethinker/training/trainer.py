@@ -255,7 +255,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             "truncated": truncated / rollouts,
             "repeating": repeating / rollouts,
             "infrastructure": failed,
-            "p_histogram": mgpo.histogram(p),
+            "p_histogram": mgpo.histogram(p, self.num_generations),
             "zero_variance": flat.float().mean().item(),
         }
         if len(known):  # else every rollout was left out
