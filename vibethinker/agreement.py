@@ -62,6 +62,11 @@ def disagreements(config: Config) -> Iterable[str]:
             f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
             f"base_model.rope_scaling to a factor of at least {_least_factor(config, sft.max_length, positions)}"
         )
+    if config.signal.validation.select == "best_val" and not config.signal.validation.every:
+        yield (
+            "signal.validation.select is best_val but signal.validation.every is 0, so nothing is measured: set the "
+            "updates between two measurements"
+        )
     names = [s.name for s in config.signal.stages]
     if len(set(names)) != len(names):
         yield "signal.stages has two stages of one name: give each its own"
