@@ -50,6 +50,12 @@ def disagreements(config: Config) -> Iterable[str]:
     yield from _process_disagreements(config)
     if config.scaling.ray.workspace and not config.storage.url:
         yield "scaling.ray.workspace is no folder that the run sees: set storage.url, by which outputs come back"
+    sets = config.domains if config.data.source == "procedural" else [file.title for file in config.data.evaluation]
+    if config.tracking.benchmark not in (None, *sets):
+        yield (
+            f"tracking.benchmark is {config.tracking.benchmark!r}, which is no evaluation set: use one of "
+            f"{', '.join(sets) or 'none, since there is no set'}"
+        )
     weights = config.spectrum.fusion.weights
     if weights is not None:
         if set(weights) != set(config.domains):
