@@ -102,9 +102,16 @@ class Session:
             self.run.id,
             # MLflow keeps a parameter's first value, and a budget is there to be raised.
             self.config.model_dump(mode="json", by_alias=True, exclude={"budget"}),
-            {"vibethinker.profile": self.config.profile, "vibethinker.sandbox": self.tier or "unused", **tags},
+            {
+                "vibethinker.profile": self.config.profile,
+                "vibethinker.sandbox": self.tier or "unused",
+                # A step that is reused has no child run here: by its fingerprint the one that made it is found.
+                **{f"vibethinker.fingerprint.{step.id}": step.fingerprint for step in self.plan.steps},
+                **tags,
+            },
             self.run.folder,
             self.run.warn,
+            tracking.system_seconds,
         )
 
     def published(self, step: Step) -> Artifact | None:

@@ -52,6 +52,12 @@ def disagreements(config: Config) -> Iterable[str]:
         yield "budget.usd needs a price: set execution.price, or budget.hours in its place"
     if config.scaling.ray.workspace and not config.storage.url:
         yield "scaling.ray.workspace is no folder that the run sees: set storage.url, by which outputs come back"
+    sets = config.domains if config.data.source == "procedural" else [file.title for file in config.data.evaluation]
+    if config.tracking.benchmark not in (None, *sets):
+        yield (
+            f"tracking.benchmark is {config.tracking.benchmark!r}, which is no evaluation set: use one of "
+            f"{', '.join(sets) or 'none, since there is no set'}"
+        )
     weights = config.spectrum.fusion.weights
     if weights is not None:
         if set(weights) != set(config.domains):
@@ -63,6 +69,11 @@ def disagreements(config: Config) -> Iterable[str]:
         yield (
             f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
             f"base_model.rope_scaling to a factor of at least {_least_factor(config, sft.max_length, positions)}"
+        )
+    if config.signal.validation.select == "best_val" and not config.signal.validation.every:
+        yield (
+            "signal.validation.select is best_val but signal.validation.every is 0, so nothing is measured: set the "
+            "updates between two measurements"
         )
     names = [s.name for s in config.signal.stages]
     if len(set(names)) != len(names):

@@ -298,6 +298,7 @@ class _Builder:
                 "stage": {k: v for k, v in stage.semantic().items() if k not in ("overrides", "domains")},
                 "objective": self.config.objective(stage).semantic(),
                 "domains": list(self.config.stage_domains(stage)),
+                **self.config.signal.measurement(),
             }
             inputs = {"model": models[-1], "data": "data"}
             models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))

@@ -212,14 +212,32 @@ class Stage(Settings):
     overrides: dict[str, Any] = setting(dict, "settings of `signal.objective` that differ in this stage")
 
 
+class Validation(Settings):
+    """Measurement of a signal stage on held-out problems while it is trained: those of the stage's `validation_data`,
+    else the data step's validation split."""
+
+    every: int = setting(0, "updates between two measurements, beside the start and the end; 0 is off", ge=0)
+    problems: int = setting(64, "held-out problems, chosen by lot, at most", unit="problems", ge=1)
+    samples: int = setting(4, "completions a problem, sampled as rollouts are", unit="samples", ge=1)
+    select: Literal["last", "best_val"] = setting(
+        "last", "which weights a stage ends with: the last, or those of the measured update with the most right samples"
+    )
+
+
 class Signal(Settings):
     """Phase 2."""
 
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")
+    validation: Validation = setting(Validation, "measurement while a stage is trained")
     micro_tokens: int = setting(
         16384, "most tokens of a forward and backward pass, padding included", unit="tokens", ge=1, execution=True
     )
+
+    def measurement(self) -> dict[str, Any]:
+        """What a step's settings say of validation: nothing where it is off, since such a step is what it was before
+        there was any."""
+        return {"validation": self.validation.semantic()} if self.validation.every else {}
 
 
 class Evaluation(Settings):

@@ -72,7 +72,19 @@ def measured(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """What a training told its emitter, read again from the metrics.jsonl that it wrote: update and numbers."""
     for line in metrics.read_text().splitlines():
         row = json.loads(line)
-        yield row.pop("step"), {name: value for name, value in row.items() if not isinstance(value, list)}
+        yield row.pop("step"), numbers(row)
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The measurements of one update, with those of a list apart: of `p_histogram`, a group's number of right rollouts
+    of all, `p_histogram/03 of 16` is the fourth."""
+    found = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            found |= {f"{name}/{i:02d} of {len(value) - 1}": count for i, count in enumerate(value)}
+        else:
+            found[name] = value
+    return found
 
 
 def resolve(kind: str, backend: str = "transformers") -> Callable[[StepContext], Metrics]:

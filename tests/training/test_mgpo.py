@@ -115,6 +115,7 @@ def test_long2short_passes_over_rollouts_without_a_verdict():
     torch.testing.assert_close(shaped, torch.tensor([[1.2, NAN, 0.8]]), equal_nan=True)
 
 
-def test_the_histogram_counts_every_group_with_a_verdict_once():
-    p = torch.tensor([0.0, 0.05, 0.125, 0.5, 1.0, NAN])
-    assert mgpo.histogram(p) == [2, 1, 0, 0, 1, 0, 0, 1]
+def test_the_histogram_counts_groups_by_their_right_rollouts():
+    p = torch.tensor([0.0, 1 / 6, 1 / 6, 5 / 6, 1.0, NAN])
+    assert mgpo.histogram(p, 6) == [1, 2, 0, 0, 0, 1, 1]
+    assert mgpo.histogram(torch.tensor([2 / 3]), 4) == [0, 0, 0, 1, 0]  # of three, since one was left out

@@ -62,11 +62,14 @@ def test_a_stage_leaves_a_whole_model_that_has_moved(signal, taught_folder):
 
 
 def test_each_update_is_measured(signal):
-    rows = metrics(signal())
+    context = signal()
+    rows, told = metrics(context), dict(context.emit.rows)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
+        assert [told[row["step"]][f"p_histogram/{right:02d} of 4"] for right in range(5)] == row["p_histogram"]
         assert set(row) == set(METRICS.values()) - {"kl", "importance"} | {"step"}
         assert sum(row["p_histogram"]) == 4
+        assert sum(right * groups for right, groups in enumerate(row["p_histogram"])) / 16 == pytest.approx(row["p"])
         assert 0 < row["p"] < 1  # the taught model is right now and then
         assert row["reward"] == pytest.approx(row["p"])
         assert 0.5 <= row["weight"] <= 1

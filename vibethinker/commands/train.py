@@ -151,6 +151,7 @@ def signal(
         "stage": {k: v for k, v in made.semantic().items() if k not in ("overrides", "domains")},
         "objective": config.objective(made).semantic(),
         "domains": list(config.stage_domains(made)),
+        **config.signal.measurement(),
     }
     paths = {path: path for path in said.values()}
     data = None

@@ -7,8 +7,8 @@ from the moment that it has ended, while others are still being sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,10 +77,8 @@ class Rollouts:
             if tell:
                 tell(trainer.numbers[index * size], completion)
 
-        same_model = nullcontext() if self._own_weights else trainer.accelerator.autocast()
-        with self._phases("generation") as phase, same_model:
-            self._follow(trainer)
-            groups = self._engine.generate(
+        with self._phases("generation") as phase, self.at_policy(trainer) as engine:
+            groups = engine.generate(
                 prompts[::size],
                 first=trainer.accelerator.process_index * (len(prompts) // size),
                 samples=size,
@@ -107,6 +105,14 @@ class Rollouts:
             "text": [completion.text for completion in completions],
             "truncated": [completion.truncated for completion in completions],
         }
+
+    @contextmanager
+    def at_policy(self, trainer: SignalTrainer) -> Iterator[Engine]:
+        """The engine, awake and with the weights in training; see `rest`."""
+        same_model = nullcontext() if self._own_weights else trainer.accelerator.autocast()
+        with same_model:
+            self._follow(trainer)
+            yield self._engine
 
     def remembered(self) -> dict[str, Any] | None:
         """What the canary remembers; None before it was there."""

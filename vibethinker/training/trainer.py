@@ -40,6 +40,7 @@ from vibethinker.training.divergence import repeats
 from vibethinker.training.processes import Shardable
 from vibethinker.training.resuming import Resuming
 from vibethinker.training.rollouts import Batch, Rollouts
+from vibethinker.training.validating import Validating
 
 # Rollout texts and, for each, the number of its problem in the data → verdicts: True, False, or None for failed.
 Grade = Callable[[Sequence[str], Sequence[int]], Sequence[bool | None]]
@@ -59,6 +60,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         micro_tokens: most tokens of a forward and backward pass.
         end_to_end: whether `packed.prepare` has made the model ready for sequences laid end to end.
         spare: rows like the dataset's, for refills.
+        validating: measures the weights that an update begins with, where it is time to.
         **trl: what GRPOTrainer takes; its rollout_func is a `Rollouts`. The dataset's rows have `prompt`, token ids,
             and `number`, the problem's, in the order of training.
 
@@ -77,12 +79,14 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         micro_tokens: int,
         end_to_end: bool = False,
         spare: Iterator[Batch] | None = None,
+        validating: Validating | None = None,
         **trl: Any,
     ) -> None:
         self._objective = objective
         self._grade = grade
         self._micro_tokens, self.end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
         self._rollouts: Rollouts = trl["rollout_func"]
+        self._validating = validating
         self.numbers: list[int] = []
         self._trained = 0  # tokens that went through the model
         self._spared = 0  # spare rows that were taken
@@ -127,6 +131,11 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             self._sampled.append({"problem": number[i], "prompt": prompts[i], "tokens": len(ids), **shown})
         return values
 
+    def groups(self) -> list[list[dict[str, Any]]]:
+        """The rollouts of the last update in this process, those of refills included, by their groups."""
+        size = self.num_generations
+        return [self._sampled[start : start + size] for start in range(0, len(self._sampled), size)]
+
     def sample(self) -> list[dict[str, Any]]:
         """Rollouts of the last update in this process, those first that end in a loop or were truncated; long texts
         without their middle."""
@@ -141,6 +150,8 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """One update: rollouts of the prompts, then the forward and backward passes over them."""
+        if self._validating is not None:
+            self._validating(self)
         with self.interruptible():
             return self._update(model, inputs)
 
@@ -255,7 +266,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             "truncated": truncated / rollouts,
             "repeating": repeating / rollouts,
             "infrastructure": failed,
-            "p_histogram": mgpo.histogram(p),
+            "p_histogram": mgpo.histogram(p, self.num_generations),
             "zero_variance": flat.float().mean().item(),
         }
         if len(known):  # else every rollout was left out
