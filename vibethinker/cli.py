@@ -32,6 +32,7 @@ COMMANDS = {
     "fuse": "vibethinker.commands.fuse:fuse",
     "signal": "vibethinker.commands.train:signal",
     "evaluate": "vibethinker.commands.evaluate:evaluate",
+    "export": "vibethinker.commands.export:export",
     "grade": "vibethinker.commands.grade:grade",
 }
 
