@@ -200,7 +200,7 @@ def named_inputs(step: Step, fingerprints: Mapping[str, str]) -> dict[str, tuple
 
 
 def computes(step: Step) -> bool:
-    """Whether a step has work for a GPU; weights are fused, copied and reported on the CPU."""
+    """Whether a step has work for a GPU; weights are fused without completions, copied and reported on the CPU."""
     if step.kind == "data":
         data = step.settings["data"]
         return data["diversity"]["embedding"] is not None or (
@@ -208,7 +208,9 @@ def computes(step: Step) -> bool:
         )
     if step.kind == "base":
         return step.settings["base_model"]["source"] == "embedded"
-    return step.kind != "import" and role_of(step) not in ("fusion", "report")
+    if step.kind == "fusion":
+        return "probing" in step.settings
+    return step.kind != "import" and role_of(step) != "report"
 
 
 _sessions: dict[str, Session] = {}

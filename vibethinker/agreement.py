@@ -50,7 +50,12 @@ def disagreements(config: Config) -> Iterable[str]:
     yield from _process_disagreements(config)
     if config.scaling.ray.workspace and not config.storage.url:
         yield "scaling.ray.workspace is no folder that the run sees: set storage.url, by which outputs come back"
-    weights = config.spectrum.fusion.weights
+    weights, method = config.spectrum.fusion.weights, config.spectrum.fusion.method
+    if method == "slerp" and len(config.domains) != 2:
+        yield f"spectrum.fusion.method slerp lies between two models, not {len(config.domains)}: choose another"
+    samples = config.spectrum.fusion.search and config.spectrum.fusion.search.samples
+    if samples and samples < probing.k:
+        yield f"spectrum.fusion.search.samples is {samples} but spectrum.probing.k {probing.k}: Pass@K needs K <= n"
     if weights is not None:
         if set(weights) != set(config.domains):
             yield "spectrum.fusion.weights must name exactly the domains: " + ", ".join(config.domains)

@@ -102,6 +102,12 @@ def _tokens(plan: Plan, step: Step) -> tuple[int, int]:
         probing, data = config.spectrum.probing, config.data
         problems = data.probe * config.spectrum.sft.checkpoints + data.validation
         return 0, int(problems * probing.samples * probing.max_tokens * FILL)
+    if step.kind == "fusion" and "probing" in s:
+        probing, data, fusion = config.spectrum.probing, config.data, config.spectrum.fusion
+        measured = fusion.search.trials * data.probe + 2 * data.validation if fusion.search else 0
+        if fusion.fallback != "none":
+            measured += len(config.domains) * data.probe + 2 * data.validation
+        return 0, int(measured * len(config.domains) * probing.samples * probing.max_tokens * FILL)
     if step.kind == "signal":
         objective = Objective.model_validate(s["objective"])
         completion = (s["stage"]["context"] - objective.max_prompt_tokens) * FILL
