@@ -15,6 +15,7 @@ from typing import Any
 from vibethinker import hardware
 from vibethinker.config import Config
 from vibethinker.footprint import Shape
+from vibethinker.fusion.measuring import measurements
 from vibethinker.needs import Place, forecast, place_of, shared_by
 from vibethinker.plan import Plan, Step
 from vibethinker.settings import Objective
@@ -103,11 +104,10 @@ def _tokens(plan: Plan, step: Step) -> tuple[int, int]:
         problems = data.probe * config.spectrum.sft.checkpoints + data.validation
         return 0, int(problems * probing.samples * probing.max_tokens * FILL)
     if step.kind == "fusion" and "probing" in s:
-        probing, data, fusion = config.spectrum.probing, config.data, config.spectrum.fusion
-        measured = fusion.search.trials * data.probe + 2 * data.validation if fusion.search else 0
-        if fusion.fallback != "none":
-            measured += len(config.domains) * data.probe + 2 * data.validation
-        return 0, int(measured * len(config.domains) * probing.samples * probing.max_tokens * FILL)
+        probing, data = config.spectrum.probing, config.data
+        counts = measurements(config.spectrum.fusion, len(config.domains))
+        problems = (counts["probe"] * data.probe + counts["validation"] * data.validation) * len(config.domains)
+        return 0, int(problems * probing.samples * probing.max_tokens * FILL)
     if step.kind == "signal":
         objective = Objective.model_validate(s["objective"])
         completion = (s["stage"]["context"] - objective.max_prompt_tokens) * FILL

@@ -42,7 +42,7 @@ def searched_weights(
 
     from vibethinker.artifacts import write_json
     from vibethinker.evaluation.benchmarks import read_file
-    from vibethinker.fusion.measuring import Bench, engines
+    from vibethinker.fusion.measuring import Bench, engines, measurements
     from vibethinker.fusion.methods import make
     from vibethinker.fusion.search import look
     from vibethinker.probing import check_k
@@ -60,8 +60,8 @@ def searched_weights(
         progress = stack.enter_context(shown_progress())
         opened = stack.enter_context(engines(execution, splits, config.prompts, probing))
         bench = Bench(
-            opened, verifier, splits, probing, config.prompts, config.seed, progress,
-            lambda text: click.echo(f"Warning: {text}", err=True),
+            opened, verifier, splits, probing, config.prompts, config.seed, measurements(settings, len(models)),
+            progress, lambda text: click.echo(f"Warning: {text}", err=True),
         )  # fmt: skip
         beside = stack.enter_context(merging.scratch(output))
         ready = stack.enter_context(merging.whole(models, base or models[0], beside))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vibethinker.data.schema import Problem
     from vibethinker.generation.opening import Engines
-    from vibethinker.settings import Probing, Prompts
+    from vibethinker.settings import Fusion, Probing, Prompts
     from vibethinker.steps import StepContext
     from vibethinker.verification import Verifier
 
@@ -32,7 +32,8 @@ class Bench:
     """Problems by split and domain, and what measures a model on them.
 
     Args:
-        progress: called with done and all samples of one measurement, and what is done.
+        measurements: by split, how many are to come, for the progress.
+        progress: called with done and all samples of them, and what is done.
         warn: told what a reader should know of a measurement.
     """
 
@@ -44,6 +45,7 @@ class Bench:
         probing: Probing,
         prompts: Prompts,
         seed: int,
+        measurements: Mapping[str, int],
         progress: Callable[[int, int, str], None],
         warn: Told,
     ) -> None:
@@ -51,13 +53,14 @@ class Bench:
         self._probing, self._prompts, self._seed = probing, prompts, seed
         self._progress, self._warn = progress, warn
         self.k = probing.k
+        self._done, self._total = 0, sum(self._size(split) * count for split, count in measurements.items())
 
     @classmethod
     @contextmanager
     def of_step(cls, context: StepContext, verifier: Verifier) -> Iterator[Bench]:
         """The probe and validation splits of a step's data."""
         from vibethinker.probing import check_k, read_split
-        from vibethinker.settings import Probing, Prompts
+        from vibethinker.settings import Fusion, Probing, Prompts
 
         probing = Probing.model_validate(context.settings["probing"])
         search = context.settings["fusion"].get("search") or {}
@@ -70,7 +73,8 @@ class Bench:
         opened = engines(context.execution, splits, prompts, probing)
         with opened as found:
             yield cls(
-                found, verifier, splits, probing, prompts, context.settings["seed"], context.emit.progress,
+                found, verifier, splits, probing, prompts, context.settings["seed"],
+                measurements(Fusion.model_validate(context.settings["fusion"]), len(domains)), context.emit.progress,
                 context.emit.warning,
             )  # fmt: skip
 
@@ -84,8 +88,11 @@ class Bench:
             outcomes = measure(
                 engine, engine.tokenizer, self._verifier, problems, self._probing, self._prompts,
                 derived_seed(self._seed, "fusion", split, domain),
-                lambda done, total, doing, domain=domain: self._progress(done, total, f"{title}, {domain}: {doing}"),
+                lambda done, _, doing, domain=domain: self._progress(
+                    self._done + done, self._total, f"{title}, {domain}: {doing}"
+                ),
             )  # fmt: skip
+            self._done += len(problems) * self._probing.samples
             for fault in faults(outcomes):
                 self._warn(f"{title}: {fault}")
             found[domain] = [
@@ -93,6 +100,15 @@ class Bench:
             ]
         engine.meter.take()
         return found
+
+    def _size(self, split: str) -> int:
+        return sum(map(len, self._splits[split].values())) * self._probing.samples
+
+
+def measurements(settings: Fusion, models: int) -> dict[str, int]:
+    """How many models a search and a comparison measure at most, by split."""
+    probe = (settings.search.trials if settings.search else 0) + (models if settings.fallback != "none" else 0)
+    return {"probe": probe, "validation": 2 * (settings.search is not None) + 2 * (settings.fallback != "none")}
 
 
 def engines(execution: Mapping[str, Any], splits: Mapping[str, Mapping[str, Sequence[Problem]]], prompts: Prompts,

@@ -41,7 +41,8 @@ def run(context: StepContext) -> Metrics:
         ready, bench = stack.enter_context(merging.whole(folders, base, context.output)), None
 
         def merge(method: Method, output: Path) -> None:
-            merging.merge(ready, output, method, base, context.emit.progress, typed=typed, **execution)
+            progress = context.emit.progress if not settings.generates else lambda done, of: None
+            merging.merge(ready, output, method, base, progress, typed=typed, **execution)
 
         def fuse(weights: Sequence[float], output: Path) -> None:
             merge(make(settings, weights, domains, seed), output)

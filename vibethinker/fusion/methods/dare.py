@@ -42,7 +42,8 @@ class Dare:
         for values, weight, label in zip(piece.models, self._weights, self._labels, strict=True):
             values -= piece.base
             values *= piece.arrays.moved(kept(self._seed, label, piece.name, piece.start, len(values), self._density))
-            values *= weight / self._density
+            values /= self._density
+            values *= weight
             total += values
         total *= self._scale
         total += piece.base
