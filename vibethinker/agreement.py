@@ -58,7 +58,12 @@ def disagreements(config: Config) -> Iterable[str]:
             f"tracking.benchmark is {config.tracking.benchmark!r}, which is no evaluation set: use one of "
             f"{', '.join(sets) or 'none, since there is no set'}"
         )
-    weights = config.spectrum.fusion.weights
+    weights, method = config.spectrum.fusion.weights, config.spectrum.fusion.method
+    if method == "slerp" and len(config.domains) != 2:
+        yield f"spectrum.fusion.method slerp lies between two models, not {len(config.domains)}: choose another"
+    samples = config.spectrum.fusion.search and config.spectrum.fusion.search.samples
+    if samples and samples < probing.k:
+        yield f"spectrum.fusion.search.samples is {samples} but spectrum.probing.k {probing.k}: Pass@K needs K <= n"
     if weights is not None:
         if set(weights) != set(config.domains):
             yield "spectrum.fusion.weights must name exactly the domains: " + ", ".join(config.domains)

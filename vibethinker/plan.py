@@ -281,6 +281,11 @@ class _Builder:
             )
         sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
         settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
+        if spectrum.fusion.method == "dare":
+            settings["seed"] = self.config.seed
+        if spectrum.fusion.generates:
+            settings |= {**self.common, "probing": spectrum.probing.semantic()}
+            sources["data"] = "data"
         self._add("fusion", "fusion", settings, {"base": "base", **sources})
         self.specialists = trained
 

@@ -46,7 +46,7 @@ def run(context: StepContext) -> Metrics:
     check_k(settings)
     domain, seed = context.settings["domain"], context.settings["seed"]
     prompts = Prompts.model_validate(context.settings["prompts"])
-    splits = {s: _read(context.inputs["data"] / s / f"{domain}.parquet") for s in ("probe", "validation")}
+    splits = {s: read_split(context.inputs["data"], s, domain) for s in ("probe", "validation")}
     folders = checkpoints(context.inputs["specialist"])
     set_threads(context.execution["threads"])
     total = settings.samples * (len(folders) * len(splits["probe"]) + len(splits["validation"]))
@@ -151,7 +151,13 @@ def checkpoints(specialist: Path) -> list[Path]:
     return folders
 
 
-def _read(path: Path) -> list[Problem]:
+def read_split(data: Path, split: str, domain: str) -> list[Problem]:
+    """A domain's problems of `probe` or `validation`, of which training has none.
+
+    Raises:
+        DataError: the file is missing, malformed or empty.
+    """
+    path = data / split / f"{domain}.parquet"
     problems = read_records(path, Problem)
     if not problems:
         raise DataError(f"{path} has no problems to probe with: raise data.probe and data.validation.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
 CODE_DOMAIN = "code"
@@ -153,11 +153,63 @@ class Probing(Settings):
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
 
 
-class Fusion(Settings):
-    """Merging of the specialists' weights."""
+class Search(Settings):
+    """The search over fusion weights, by Pass@K on the probe splits of all domains."""
 
-    method: Literal["linear"] = setting("linear", "theta = sum of w_i theta_i", source="1.5B")
+    trials: int = setting(16, "weightings that are tried, the uniform one first", ge=2)
+    samples: int | None = setting(None, "rollouts a problem; None: those of probing", unit="samples", ge=1)
+
+
+class Fusion(Settings):
+    """Merging of the specialists' weights; docs/fusion.md has each method's formula."""
+
+    method: Literal["linear", "pass_at_k", "task_arithmetic", "ties", "dare", "slerp"] = setting(
+        "linear", "theta = sum of w_i theta_i, or another way to merge", source="1.5B"
+    )
     weights: dict[str, float] | None = setting(None, "weight of each domain, normalised to sum 1; None is uniform")
+    scale: float = setting(1.0, "what the merged change from the base is multiplied by", source="TIES", gt=0)
+    density: float | None = setting(
+        None, "share of each change that stays; None: 0.2 of the largest (ties), 0.1 at random (dare)",
+        source="TIES, DARE", gt=0, le=1,
+    )  # fmt: skip
+    t: float = setting(0.5, "slerp's place between the first domain's model (0) and the second's (1)", ge=0, le=1)
+    search: Search | None = setting(None, "search for the weights (slerp: for t) instead; None: none")
+    fallback: Literal["none", "best_specialist"] = setting(
+        "none", "go on with the best specialist where it beats the fused model on the validation splits of all domains"
+    )
+
+    @property
+    def kept(self) -> float:
+        """The density, or the method's own."""
+        return self.density or KEPT.get(self.method, 1.0)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the step that fuses generates completions, for a search or a comparison."""
+        return self.search is not None or self.fallback != "none"
+
+    def semantic(self) -> dict[str, Any]:
+        """What this method reads: settings of other methods, and those added since and left alone, change no
+        fingerprint."""
+        values = super().semantic()
+        unread = [name for name, methods in READ_BY.items() if self.method not in methods]
+        unread += ["search"] if self.search is None else []
+        unread += ["fallback"] if self.fallback == "none" else []
+        return {name: value for name, value in values.items() if name not in unread}
+
+    @model_validator(mode="after")
+    def _weights_come_from_one_place(self) -> Fusion:
+        if self.weights is not None and (self.method in ("pass_at_k", "slerp") or self.search is not None):
+            reason = "with search" if self.search is not None else f"by method {self.method}"
+            raise ValueError(f"spectrum.fusion.weights are found otherwise {reason}: leave one of the two out")
+        if self.search is not None and self.method == "pass_at_k":
+            raise ValueError("spectrum.fusion.method pass_at_k has weights from probing: search with method linear")
+        return self
+
+
+CHANGES = ("task_arithmetic", "ties", "dare")  # methods that merge changes from the base
+KEPT = {"ties": 0.2, "dare": 0.1}
+READ_BY = {"scale": CHANGES, "density": ("ties", "dare"), "t": ("slerp",)}
 
 
 class Spectrum(Settings):

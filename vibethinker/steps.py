@@ -22,7 +22,7 @@ STEP_FUNCTIONS: dict[str, str] = {
     "import": "vibethinker.models:run_import",
     "specialist": "vibethinker.training.sft:run",
     "probe": "vibethinker.probing:run",
-    "fusion": "vibethinker.fusion:run",
+    "fusion": "vibethinker.fusion.step:run",
     "signal": "vibethinker.training.signal:run",
     "evaluation": "vibethinker.evaluation.step:run",
     "report": "vibethinker.reporting.step:run",

@@ -16,6 +16,7 @@ from typing import Any
 from vibethinker import environment, hardware
 from vibethinker.config import Config
 from vibethinker.footprint import Shape
+from vibethinker.fusion.measuring import measurements
 from vibethinker.gpus import known
 from vibethinker.needs import ALONE, Place, shared_by
 from vibethinker.plan import Step, role_of
@@ -55,6 +56,11 @@ def tokens(config: Config, step: Step) -> tuple[int, int]:
         probing, data = config.spectrum.probing, config.data
         problems = data.probe * config.spectrum.sft.checkpoints + data.validation
         return 0, int(problems * probing.samples * probing.max_tokens * FILL)
+    if step.kind == "fusion" and "probing" in s:
+        probing, data = config.spectrum.probing, config.data
+        counts = measurements(config.spectrum.fusion, len(config.domains))
+        problems = (counts["probe"] * data.probe + counts["validation"] * data.validation) * len(config.domains)
+        return 0, int(problems * probing.samples * probing.max_tokens * FILL)
     if step.kind == "signal":
         objective = Objective.model_validate(s["objective"])
         completion = (s["stage"]["context"] - objective.max_prompt_tokens) * FILL
@@ -91,7 +97,7 @@ def share(config: Config, step: Step, place: Place | None) -> float:
 
 
 def computes(step: Step) -> bool:
-    """Whether a step has work for a GPU; weights are fused, copied and reported on the CPU."""
+    """Whether a step has work for a GPU; weights are fused without completions, copied and reported on the CPU."""
     if step.kind == "data":
         data = step.settings["data"]
         return data["diversity"]["embedding"] is not None or (
@@ -99,7 +105,9 @@ def computes(step: Step) -> bool:
         )
     if step.kind == "base":
         return step.settings["base_model"]["source"] == "embedded"
-    return step.kind != "import" and role_of(step) not in ("fusion", "report")
+    if step.kind == "fusion":
+        return "probing" in step.settings
+    return step.kind != "import" and role_of(step) != "report"
 
 
 def _conditions(config: Config, step: Step, model: Mapping[str, Any] | None, place: Place | None) -> dict[str, Any]:
