@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -128,6 +129,27 @@ def test_setup_without_a_server_names_the_mend(slack: Slack, monkeypatch: pytest
 
 def test_without_a_webhook_runs_are_crashed_and_nobody_is_told(server: Api) -> None:
     assert automations.register("there-is-none") == [automations.CRASH]
+
+
+def test_what_is_registered_again_waits_on_and_is_its_keeper_s(server: Api, slack: Slack) -> None:
+    def them() -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in server.filter("automations")}
+
+    def told(automation: dict[str, Any]) -> tuple[Any, ...]:  # by a trigger's id the server keeps what it waits for
+        return automation["trigger"]["id"], automation["trigger"]["within"], automation["enabled"]
+
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test", lost_seconds=40)
+    before = them()
+    httpx.patch(f"{server.url}/automations/{before[automations.POST]['id']}", json={"enabled": False})
+    automations.register("of-the-test")
+    assert told(them()[automations.CRASH]) == told(before[automations.CRASH])
+    assert told(them()[automations.POST]) == (*told(before[automations.POST])[:2], False)
+    automations.register("of-the-test", lost_seconds=50)
+    crash, post = them()[automations.CRASH], them()[automations.POST]
+    assert told(crash)[1:] == (50, True)
+    assert "for 50 s" in crash["actions"][0]["message"]
+    assert told(post) == (*told(before[automations.POST])[:2], False)
 
 
 def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, slack: Slack) -> None:
