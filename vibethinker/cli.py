@@ -32,6 +32,8 @@ COMMANDS = {
     "fuse": "vibethinker.commands.fuse:fuse",
     "signal": "vibethinker.commands.train:signal",
     "evaluate": "vibethinker.commands.evaluate:evaluate",
+    "compare": "vibethinker.commands.compare:compare",
+    "generate": "vibethinker.commands.generate:generate",
     "grade": "vibethinker.commands.grade:grade",
 }
 
