@@ -107,7 +107,7 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(vibethinker, model
         ("is not a folder", (*evaluate, tmp_path / "absent", "--benchmark", problems)),
         ("has no weights", (*evaluate, bare, "--benchmark", problems)),
         ("broken.jsonl:2:", (*evaluate, models[0], "--benchmark", broken)),
-        ("neither a file nor", (*evaluate, models[0], "--benchmark", "aime24")),
+        ("neither a file nor", (*evaluate, models[0], "--benchmark", "aime23")),
         (
             "--allow-unsafe-code",
             (

@@ -33,6 +33,8 @@ COMMANDS = {
     "signal": "vibethinker.commands.train:signal",
     "evaluate": "vibethinker.commands.evaluate:evaluate",
     "export": "vibethinker.commands.export:export",
+    "compare": "vibethinker.commands.compare:compare",
+    "generate": "vibethinker.commands.generate:generate",
     "grade": "vibethinker.commands.grade:grade",
 }
 

@@ -32,7 +32,7 @@ VERSIONS = {
     "probe": 1,
     "fusion": 2,
     "signal": 2,
-    "evaluation": 1,
+    "evaluation": 2,
     "report": 1,
 }
 MIXTURE = "mixture"
