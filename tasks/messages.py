@@ -12,7 +12,8 @@ from vibethinker.redaction import redact
 
 # Slack's limits, in characters, less some for the marks around a text.
 HEADER, FIELD, SECTION, CONTEXT = 150, 2000, 2900, 2900
-MANY = {"crash": "crashes", "diverged": "divergences", "success": "successes"}  # others take an s
+# Others take an s.
+MANY = {"budget": "pauses by a budget", "crash": "crashes", "diverged": "divergences", "success": "successes"}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from vibethinker import hardware, schedule
 from vibethinker.artifacts import Store
+from vibethinker.commands.inspect import plan as plan_command
 from vibethinker.config import load
 from vibethinker.estimates import estimate
 from vibethinker.plan import Plan, Step, build, states
@@ -146,3 +148,18 @@ def test_the_plan_says_how_long_all_takes_and_where_that_is_from(tmp_path: Path)
     assert sum(each) / 2 < whole["seconds"] < sum(each)
     assert whole["elapsed_seconds"] > whole["seconds"]
     assert (whole["slots"], whole["measured"], whole["steps"]) == (2, 1, len(each))
+
+
+def test_the_plan_command_tells_it_to_people(tmp_path: Path) -> None:
+    for override in ((), ("--set", "execution.price=7.2")):
+        command = ["--profile", "tiny", "--workspace", str(tmp_path), "--set", "execution.device=cpu", *override]
+        told = CliRunner().invoke(plan_command, command)
+        assert told.exit_code == 0, told.output
+        [base] = [line for line in told.output.splitlines() if line.strip().startswith("base ")]
+        if not override:
+            assert base.split()[-1] == "table" and "2 at once; " in told.output and "by a table)" in told.output
+            made(plan_of(tmp_path), "base", 50.0)
+        else:
+            assert base.split()[-4:] == ["50", "s", "measured", "0.10"]
+            assert "1 of them as measured here before, others by a table)" in told.output
+            assert " USD (estimated" in told.output

@@ -17,8 +17,9 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TALLEST = 1500  # pixels of a picture
 WIDE, PHONE = (1200, 900), (390, 844)
-COLOURS = 128  # of a picture that is kept
+COLOURS = 255  # of a picture that is kept
 Scheme = Literal["light", "dark"]
 # Picture → width, scheme, sections, and whether the phone's screen alone is shown.
 PICTURES: dict[str, tuple[tuple[int, int], Scheme, tuple[str, ...]]] = {
@@ -65,9 +66,11 @@ def keep(file: Path, folder: Path) -> None:
             assert all(boxes), f"{file} has no {parts}"
             top = min(box["y"] for box in boxes if box)
             bottom = max(box["y"] + box["height"] for box in boxes if box)
-            clip = {"x": 0, "y": max(0, top - 12), "width": size[0], "height": bottom - top + 24}
+            clip = {"x": 0, "y": max(0, top - 12), "width": size[0], "height": min(TALLEST, bottom - top + 24)}
             shot = page.screenshot(full_page=True, clip=clip)  # type: ignore[arg-type]
-        Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS).save(folder / f"{name}.png", optimize=True)
+        Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(
+            folder / f"{name}.png", optimize=True
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
         if gpu:
             row.append(f"{e['gpu_memory_bytes'] / 1e9:.1f} GB" if tokens and e["gpu_memory_bytes"] else "")
         if price:
-            row.append(f"{e['usd']:.2f}" if e["usd"] else "")
+            row.append(_money(e["usd"]) if e["usd"] else "")
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     waiting = [s for s in document["steps"] if s["state"] != "cached"]
@@ -168,12 +168,16 @@ def _together(of: Mapping[str, Any]) -> str:
         return ""
     if of["seconds"] is None:
         return ", time unknown"
-    usd = "" if of["usd"] is None else f" and {of['usd']:.2f} USD"
+    usd = "" if of["usd"] is None else f" and {_money(of['usd'])} USD"
     at_once = f", {of['slots']} at once" if of["slots"] > 1 else ""
     sources = {of["steps"]: "as measured here before", 0: "by a table"}
     source = sources.get(of["measured"], f"{of['measured']} of them as measured here before, others by a table")
     told = f"estimated{at_once}; {_time(of['work_seconds'])} of work, {source}"
     return f", about {_time(of['elapsed_seconds'])}{usd} ({told})"
+
+
+def _money(usd: float) -> str:
+    return f"{usd:.2f}" if usd >= 0.1 else f"{usd:.2g}"
 
 
 def _count(number: int) -> str:

@@ -13,7 +13,7 @@ BASE, FUSED, SPECIALIST = 5, 0, 3
 STAGES = (1, 2, 4)
 # What the trainers record: title with unit, whether it is a share, whether its axis starts at 0.
 MEASURES: dict[str, tuple[str, bool, bool]] = {
-    "reward": ("Mean reward", True, True),
+    "reward": ("Mean reward", True, True),  # where nothing is added to verdicts, p's mean
     "p": ("Mean accuracy of a group, p", True, True),
     "weight": ("Mean MGPO weight, w", False, True),
     "zero_variance": ("Groups of one verdict (no gradient)", True, True),
@@ -101,8 +101,10 @@ def specialists(report: Mapping[str, Any]) -> list[str]:
 
 def training(report: Mapping[str, Any], step: str, name: str) -> list[str]:
     """All that one step recorded: a chart a measure, a heat map a histogram; none of what never changed."""
-    recorded, same = report["curves"].get(step, {}), constants(report, step)
-    figures = _measures({name: {measure: found for measure, found in recorded.items() if measure not in same}})
+    recorded, left_out = report["curves"].get(step, {}), set(constants(report, step))
+    if recorded.get("p") == recorded.get("reward"):
+        left_out.add("p")  # the same chart twice
+    figures = _measures({name: {measure: found for measure, found in recorded.items() if measure not in left_out}})
     for measure, found in recorded.items():
         if isinstance(found["value"][0], list):
             of_p = measure.startswith("p_")

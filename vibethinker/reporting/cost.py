@@ -106,7 +106,7 @@ def _money(usd: float | None) -> str:
         return ""
     if 0 < usd < 1e-4:
         return "< 0.0001 USD"
-    return f"{usd:,.2f} USD" if usd >= 1 else f"{usd:.2g} USD"
+    return f"{usd:,.2f} USD" if usd >= 0.1 else f"{usd:.2g} USD"
 
 
 def _energy(joules: float | None) -> str:

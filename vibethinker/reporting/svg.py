@@ -156,7 +156,7 @@ def heat_map(
             part = count / total
             tip = f"{j / max(1, bins - 1):.2f} at {number(x[i])}: {number(part, True)} of the groups"
             parts.append(
-                f'<rect class="heat" x="{x_axis(i):.1f}" y="{y_axis(j + 1):.1f}" width="{wide + 0.3:.1f}" '
+                f'<rect class="heat" x="{x_axis(i):.2f}" y="{y_axis(j + 1):.1f}" width="{wide:.2f}" '
                 f'height="{tall - 1:.1f}" fill-opacity="{_shade(part):.3f}"><title>{tip}</title></rect>'
             )
     for value in (0, 0.25, 0.5, 0.75, 1):
