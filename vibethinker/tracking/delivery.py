@@ -16,11 +16,11 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from vibethinker import telemetry
+from vibethinker import locks, telemetry
 from vibethinker.redaction import passwords, redact
 from vibethinker.tracking import contents
 from vibethinker.tracking.creation import create_store, sqlite_file
@@ -29,6 +29,7 @@ from vibethinker.tracking.journal import STATE, Progress, delivering, read
 # MLflow's own limits on one call of log_batch.
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 PREFIX = "vibethinker."
+REGISTRY = ".registry"  # the lock, of this workspace's runs
 # Refusals of one operation, which no retry mends; any other error counts as an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
@@ -162,10 +163,16 @@ class Delivery:
         action = getattr(self, f"_on_{name}", None)
         if action is not None:
             self._guard(lambda: action(operation), name)
-        elif attach := contents.ACTIONS.get(name):
-            self._guard(lambda: attach(self._client, self._run_of(operation), operation), name)
+        elif name in contents.ACTIONS:
+            self._guard(lambda: self._attach(operation), name)
         else:
             self._warn(f"{self._folder}/tracking.jsonl has a line that is no operation; it is left out of MLflow.")
+
+    def _attach(self, operation: Operation) -> None:
+        # Two models that stand at once would both be held against the same champion.
+        alone = locks.alone(self._workspace / "locks" / REGISTRY) if operation["op"] == "model" else nullcontext()
+        with alone:
+            contents.ACTIONS[operation["op"]](self._client, self._run_of(operation), operation)
 
     def _guard(self, call: Callable[[], None], what: str) -> None:
         """Make one call; a refusal by MLflow is reported and passed over, since no retry mends it."""

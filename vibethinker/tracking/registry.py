@@ -106,7 +106,7 @@ def _version(client: Any, one: Offer) -> Any:
 
 def _promote(client: Any, one: Offer, version: Any) -> str:
     champion = _alias(client, one.name, CHAMPION)
-    if champion is not None and champion.version == version.version:
+    if champion is not None and str(champion.version) == str(version.version):
         return version.tags.get(f"{PREFIX}why", "It is the champion already.")
     against = None if champion is None else champion.version
     key, _, before = version.tags.get(f"{PREFIX}judged", "").partition(" ")
