@@ -32,6 +32,7 @@ from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
 from vibethinker.errors import RejectedError
+from vibethinker.exporting.card import write_run_card
 from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
 from vibethinker.tracking import RunTracker
@@ -192,8 +193,10 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     run, plan, tracker = current.run, current.plan, current.tracker
     summary = run.end(status)
     page = _write_page(current, summary)
+    card = write_run_card(run) if status == "completed" and plan.ids("report") else None
     if tracker:
-        tracker.artifact(page)
+        for path in filter(None, (page, card)):
+            tracker.artifact(path)
         if status == "completed" and plan.ids("report"):
             final = plan[plan.final_model]
             name = current.config.tracking.registered_model or f"vibethinker-{current.config.profile}"
