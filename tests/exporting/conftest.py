@@ -98,11 +98,12 @@ def export(*arguments: object, environ: Mapping[str, str] | None = None) -> subp
     )
 
 
-def llama_cpp(file: Path, texts: list[str], tokens: int) -> dict[str, list[list[int]]]:
-    """The tokens that llama.cpp makes of texts, and its greedy answers to them."""
+def llama_cpp(asked: Mapping[Path, list[str]], tokens: int) -> list[dict[str, list[list[int]]]]:
+    """For each file, the tokens that llama.cpp makes of its texts, and of its greedy answers to them."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("llama_cpp.py")), str(file)],
-        input=json.dumps({"texts": texts, "tokens": tokens}), capture_output=True, text=True, check=False,
+        [sys.executable, str(Path(__file__).with_name("llama_cpp.py"))],
+        input=json.dumps([{"file": str(file), "texts": texts, "tokens": tokens} for file, texts in asked.items()]),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -21,13 +21,23 @@ HARD = (
 )
 
 
+@pytest.fixture(scope="module")
+def asked(shaped, tmp_path_factory):
+    """Shape → texts, and what llama.cpp has made of them."""
+    folder = tmp_path_factory.mktemp("gguf")
+    texts = {}
+    for name in SHAPES:
+        model, tokenizer = load_model(shaped(name)), load_tokenizer(shaped(name))
+        write_gguf(model, tokenizer, folder / f"{name}.gguf", "a name")
+        texts[folder / f"{name}.gguf"] = [*(tokenizer.decode(ids) for ids in prompts(tokenizer)), *HARD]
+    found = llama_cpp(texts, TOKENS)
+    return dict(zip(SHAPES, zip(texts.values(), found, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_llama_cpp_tokenizes_and_answers_as_transformers_does(shaped, name, tmp_path):
+def test_llama_cpp_tokenizes_and_answers_as_transformers_does(asked, shaped, name):
     model, tokenizer = load_model(shaped(name)), load_tokenizer(shaped(name))
-    write_gguf(model, tokenizer, tmp_path / "model.gguf", "a name")
-    asked = [tokenizer.decode(ids) for ids in prompts(tokenizer)]
-    found = llama_cpp(tmp_path / "model.gguf", [*asked, *HARD], TOKENS)
-    texts = [*asked, *HARD]
+    texts, found = asked[name]
     assert found["prompts"] == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     wanted = answers(model, tokenizer)
     assert len({tuple(answer) for answer in wanted}) == len(wanted), "the answers tell nothing apart"

@@ -21,7 +21,7 @@ def test_a_run_s_model_is_exported_for_transformers_and_llama_cpp(micro, tmp_pat
     wanted = checking.answers(load_model(tmp_path / "hf"), tokenizer)
     assert answers_alone(tmp_path / "hf", checking.QUESTIONS[0]) == wanted[0]
     texts = [tokenizer.decode(ids) for ids in checking.prompts(tokenizer)]
-    found = llama_cpp(next((tmp_path / "gguf").glob("*.gguf")), texts, checking.TOKENS)
+    [found] = llama_cpp({next((tmp_path / "gguf").glob("*.gguf")): texts}, checking.TOKENS)
     assert found["prompts"] == checking.prompts(tokenizer) and found["answers"] == wanted
     card = ModelCard.load(tmp_path / "gguf" / "README.md")
     assert card.data.license == "mit" and card.data.library_name == "gguf"
