@@ -121,6 +121,7 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
             return summary
     except ConfigurationError:
         pass
+    from vibethinker.exporting.card import write_run_card
     from vibethinker.reporting import html
 
     with runs.starting(asked.plan.workspace):
@@ -133,6 +134,7 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
     summary = made.finish("completed")
     values = asked.config.model_dump(mode="json", by_alias=True)
     (made.folder / "report.html").write_text(html.render(made.report(), summary, values), encoding="utf-8")
+    write_run_card(made)
     return summary
 
 

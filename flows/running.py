@@ -32,6 +32,7 @@ from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
 from vibethinker.errors import BudgetError, RejectedError
+from vibethinker.exporting.card import write_run_card
 from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
 from vibethinker.tracking import RunTracker
@@ -201,9 +202,10 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     run, tracker = current.run, current.tracker
     summary = run.end(status)
     page = _write_page(current, summary)
+    card = write_run_card(run) if status == "completed" and current.plan.ids("report") else None
     if tracker:
         metrics = next((s["metrics"] for s in summary["steps"] if s["id"] == "report"), {})
-        tracked.finished(current, tracker, status, page, metrics)
+        tracked.finished(current, tracker, status, [page, card] if card else [page], metrics)
     summary = run.save()  # only now, so that a run that was killed before it had noted all for MLflow goes on
     if status != "interrupted":
         places = [

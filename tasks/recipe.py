@@ -103,10 +103,13 @@ def _run(session: Session, step: Step) -> Any:
             return
         session.display.event(step, event)
         if event["event"] == "progress":
+            session.run.live.progress(step.id, event["done"], event["total"], event["text"])
             progress.update(event["done"], event["total"], event["text"])
             teller.progress(event["done"], event["total"], event["text"])
-        elif event["event"] == "metrics" and track:
-            track.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
+        elif event["event"] == "metrics":
+            session.run.live.metrics(step.id, event["values"])
+            if track:
+                track.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
         elif event["event"] == "waiting":
             get_run_logger().info("%s %s", step.id, event["text"])
         elif event["event"] == "warning":

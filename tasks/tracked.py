@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,12 @@ def ended(session: Session, tracked: StepTracker, step: Step, artifact: Artifact
     tracked.finish("FINISHED", artifact.metrics)
 
 
-def finished(session: Session, tracker: RunTracker, status: str, page: Path, metrics: Mapping[str, Any]) -> None:
-    """The run has ended: its report, its data, and of a completed one its model."""
-    tracker.artifact(page)
+def finished(
+    session: Session, tracker: RunTracker, status: str, pages: Sequence[Path], metrics: Mapping[str, Any]
+) -> None:
+    """The run has ended: its report and model card, its data, and of a completed one its model."""
+    for page in pages:
+        tracker.artifact(page)
     if (data := _data(session)) is not None:
         for one in data_sets.whole(data):
             tracker.dataset(one)

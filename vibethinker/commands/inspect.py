@@ -78,12 +78,17 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
 @click.command()
 @workspace_option
 @click.option("--run", "run_id", help="A run's id [the latest].")
-def status(workspace: str | None, run_id: str | None) -> None:
+@click.option("--watch", "watched", is_flag=True, help="Go on showing it until the run ends; exit as the run does.")
+def status(workspace: str | None, run_id: str | None, watched: bool) -> None:
     """Show how far a run is, step by step.
 
-    Example: vibethinker status --workspace workspace
+    Example: vibethinker status --watch
     """
     folder = _run_folder(workspace, run_id)
+    if watched:
+        from vibethinker.commands.watch import watch
+
+        raise click.exceptions.Exit(watch(folder))
     summary = runs.read_summary(folder)
     click.echo(f"Run {summary['run_id']}: {summary['status']}")
     if summary.get("reason"):

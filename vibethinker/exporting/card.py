@@ -21,17 +21,22 @@ from vibethinker.exporting.finding import Found
 from vibethinker.exporting.history import made_by
 from vibethinker.models.sources import HUB_ID
 from vibethinker.reporting.text import table
+from vibethinker.runs import Run
 
 CARD, RUN_CARD = "README.md", "model-card.md"
 TEXT_GENERATION = "text-generation"
 _TITLES = {"avg": "mean accuracy", "pass": "solved in k tries", "cons": "majority vote"}
 
 
-def write_run_card(found: Found) -> Path:
-    """Write the card of a run's final model into the run's folder."""
-    assert found.run is not None
-    write_text(found.run / RUN_CARD, render(found))
-    return found.run / RUN_CARD
+def write_run_card(run: Run) -> Path | None:
+    """Write the card of a run's final model into the run's folder, from the summary that is there; None where the model
+    is gone."""
+    final = run.plan[run.plan.final_model]
+    output = run.store.read(final.id, final.fingerprint)
+    if output is None:
+        return None
+    write_text(run.folder / RUN_CARD, render(Found(output.folder, None, final.id, output, run.folder)))
+    return run.folder / RUN_CARD
 
 
 def render(found: Found, *, licence: str | None = None, gguf: str | None = None) -> str:
