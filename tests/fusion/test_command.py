@@ -66,10 +66,12 @@ def test_pass_at_k_reads_probe_files(three, tmp_path):
         (["--trials", "5"], "--trials belongs to a search"),
         (["--search"], "--search needs --data"),
         (["--search", "--as-adapter"], "leave --as-adapter or --search out"),
+        (["--device", "cuda"], "shows torch no NVIDIA GPU"),
         (["--weights", "1,2"], "2 weights for 3 models"),
     ],
 )
-def test_wrong_words_are_told_in_a_sentence(words, told, three, tmp_path):
+def test_wrong_words_are_told_in_a_sentence(words, told, three, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigurationError, match=told):
         called(*three, "--output", tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
