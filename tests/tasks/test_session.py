@@ -17,7 +17,7 @@ from tasks.workbench import PREEMPTIONS
 from tests.worker import failing_steps
 from vibethinker import config
 from vibethinker.errors import InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
-from vibethinker.plan import Plan, Step
+from vibethinker.plan import Plan, Step, build
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,3 +116,9 @@ def test_a_step_with_nothing_to_lower_fails_at_once(opened: Session) -> None:
         opened.execute(step(failing_steps.fail, error="out_of_memory"), events.append)
     assert warnings(events) == []
     assert not (opened.plan.workspace / "memory.json").exists()
+
+
+@pytest.mark.parametrize(("override", "computes"), [("method=ties", False), ("search={}", True)])
+def test_a_fusion_wants_a_gpu_only_if_it_generates(tmp_path: Path, override: str, computes: bool) -> None:
+    plan = build(config.load("micro", overrides=[f"spectrum.fusion.{override}"], environ={}), tmp_path)
+    assert session.computes(plan["fusion"]) is computes
