@@ -5,9 +5,9 @@
 The base has random weights of that shape (profiles/qwen3-0.6b.yaml), and each specialist a third of them changed a
 little. `ours` is the command `vibethinker fuse`, `peer` is mergekit's `mergekit-yaml` in an environment of its own
 (`pip install mergekit`), whose interpreter --peer-python names: whole processes, imports included, with its defaults
-and `dtype: bfloat16`, in turns with ours, all files in the page cache. Seconds are medians of the rounds; memory is the
-largest proportional set size (PSS) over a process and its children, sampled ten times a second, and the largest sum of
-its anonymous pages, which leaves out files that are mapped.
+and `dtype: bfloat16`, in turns with ours, all files in the page cache. Seconds are medians of the rounds, of which TIES
+has a third; memory is the largest proportional set size (PSS) over a process and its children, sampled ten times a
+second, and the largest sum of its anonymous pages, which leaves out files that are mapped.
 
 `same` compares outputs number by number. A fused number is `equal` to mergekit's within bfloat16's rounding where they
 differ by at most one unit in the last place of the larger; of TIES those are compared with which no change ties with
@@ -59,11 +59,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         specialists = build(folder)
         result: dict[str, Any] = {}
-        for method in ("linear", "ties"):
-            result[method] = compare(method, folder, specialists, arguments.peer_python, arguments.rounds)
+        for method, rounds in (("linear", arguments.rounds), ("ties", max(1, arguments.rounds // 3))):
+            result[method] = compare(method, folder, specialists, arguments.peer_python, rounds)
     result |= {
         "models": MODELS,
-        "rounds": arguments.rounds,
         "versions": versions() | peer_versions(arguments.peer_python),
         "command": invocation(),
     }
@@ -155,6 +154,7 @@ def compare(method: str, folder: Path, specialists: list[Path], python: Path, ro
         shutil.rmtree(output)
     ours, peer = found["ours"], found["peer"]
     return {
+        "rounds": rounds,
         "ours": ours["seconds"],
         "peer": peer["seconds"],
         "ratio": round(peer["seconds"] / ours["seconds"], 2),

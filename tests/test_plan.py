@@ -221,6 +221,29 @@ def test_the_resume_command_restores_settings_of_the_environment_and_replaced_st
     assert words[-4:] == ["--from", f"fusion={tiny_model_folder}", "--workspace", str(tmp_path)]
 
 
+def test_fusion_is_named_by_what_its_method_reads(tmp_path: Path) -> None:
+    """And linear fusion as it was before there were other methods."""
+    linear = plan_of(tmp_path)["fusion"]
+    assert linear.settings == {
+        "fusion": {"method": "linear", "weights": None}, "domains": ["algebra", "statistics", "code"],
+    } and "data" not in linear.inputs  # fmt: skip
+    assert changed(tmp_path, "spectrum.fusion.density=0.5", "spectrum.fusion.t=0.1") == set()
+    ties, scaled = (
+        plan_of(tmp_path, "spectrum.fusion.method=ties", f"spectrum.fusion.scale={x}")["fusion"] for x in (1, 2)
+    )
+    assert ties.fingerprint != scaled.fingerprint and "seed" not in ties.settings
+    assert plan_of(tmp_path, "spectrum.fusion.method=dare", "seed=4")["fusion"].settings["seed"] == 4
+
+
+@pytest.mark.parametrize("asked", ["search={trials: 3}", "fallback=best_specialist"])
+def test_a_fusion_that_generates_reads_problems_and_is_estimated(tmp_path: Path, asked: str) -> None:
+    plan = plan_of(tmp_path, f"spectrum.fusion.{asked}")
+    step = plan["fusion"]
+    assert step.inputs["data"] == "data" and step.settings["probing"]["k"] == 2
+    # Models times problems, domains, samples and half of the tokens; three models are searched or alone.
+    assert estimate(plan)["fusion"]["generated_tokens"] == (3 * 4 + 2 * 4) * 3 * 4 * 16
+
+
 def test_a_teacher_is_estimated_by_what_it_is_asked_for(tmp_path: Path) -> None:
     overrides = [
         "domains=[algebra]",

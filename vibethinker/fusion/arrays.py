@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vibethinker.errors import ConfigurationError
+
 Array = Any  # a numpy array or a torch tensor of float64
 RAW = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2")}
 LARGEST = {
@@ -100,8 +102,12 @@ class Torch:
     slice = 1 << 22
 
     def __init__(self, device: str) -> None:
-        import torch
-
+        try:
+            import torch
+        except ModuleNotFoundError:
+            raise ConfigurationError("Fusing on a GPU needs torch: install vibethinker[train], or use cpu.") from None
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigurationError("This machine shows torch no NVIDIA GPU to fuse on: use cpu.")
         self.xp, self._device = torch, device
 
     def loaded(self, raw: np.ndarray, dtype: str, place: int) -> Array:
@@ -128,7 +134,11 @@ class Torch:
 
 
 def of(device: str) -> Arrays:
-    """Where to compute on `cpu`, or what torch calls a device."""
+    """Where to compute on `cpu`, or what torch calls a device.
+
+    Raises:
+        ConfigurationError: it can't be used.
+    """
     return Numpy() if device == "cpu" else Torch(device)
 
 
