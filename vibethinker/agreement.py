@@ -47,6 +47,8 @@ def disagreements(config: Config) -> Iterable[str]:
         yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
     if config.base_model.quantization != "none" and sft.method != "lora":
         yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
+    if config.spectrum.hard and sft.method != "full":
+        yield "spectrum.hard trains whole weights on: set spectrum.sft.method to full, or leave spectrum.hard unset"
     yield from _process_disagreements(config)
     if config.scaling.ray.workspace and not config.storage.url:
         yield "scaling.ray.workspace is no folder that the run sees: set storage.url, by which outputs come back"
@@ -62,6 +64,8 @@ def disagreements(config: Config) -> Iterable[str]:
             f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
             f"base_model.rope_scaling to a factor of at least {_least_factor(config, sft.max_length, positions)}"
         )
+    if config.distillation and not config.signal.stages:
+        yield "distillation learns from the signal stages' models: add a stage to signal.stages, or leave it unset"
     names = [s.name for s in config.signal.stages]
     if len(set(names)) != len(names):
         yield "signal.stages has two stages of one name: give each its own"

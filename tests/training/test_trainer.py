@@ -21,6 +21,7 @@ from vibethinker.training.rollouts import Rollouts
 from vibethinker.training.trainer import SignalTrainer
 
 GROUP, BATCH, STEPS, TOKENS = 4, 16, 3, 24
+GRPO = {"loss_type": "grpo"}
 
 
 def by_letters(texts, numbers):
@@ -54,12 +55,12 @@ def problems(data_folder):
 
 @pytest.fixture
 def new_trainer(taught_folder, tokenizer, problems, tmp_path):
-    """A function → trainer on the taught model: this package's, or with `stock` TRL's own GRPO."""
+    """A function → trainer on the taught model: this package's, or TRL's own GRPOTrainer, `stock` in its words."""
 
     def make(
         grade=by_letters,
         *,
-        stock=False,
+        stock=None,
         micro=10_000,
         end_to_end=False,
         engine=None,
@@ -86,7 +87,7 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
                 max_completion_length=TOKENS,
                 learning_rate=1e-3,
                 lr_scheduler_type="constant",
-                **trl_arguments(objective),
+                **(stock or trl_arguments(objective)),
                 use_cpu=True,
                 bf16=False,
                 gradient_checkpointing=False,
@@ -150,12 +151,12 @@ def verdicts_of(trainer) -> torch.Tensor:
 
 
 def test_lambda_0_is_trls_grpo_bit_for_bit_after_20_steps(new_trainer):
-    ours, stock = trained(new_trainer(lambda_=0.0, steps=20)), trained(new_trainer(stock=True, steps=20))
+    ours, stock = trained(new_trainer(lambda_=0.0, steps=20)), trained(new_trainer(stock=GRPO, steps=20))
     assert all(torch.equal(ours[name], stock[name]) for name in stock)
 
 
 def test_lambda_1_trains_otherwise_than_grpo(new_trainer):
-    ours, stock = trained(new_trainer(lambda_=1.0)), trained(new_trainer(stock=True))
+    ours, stock = trained(new_trainer(lambda_=1.0)), trained(new_trainer(stock=GRPO))
     assert any(not torch.equal(ours[name], stock[name]) for name in stock)
 
 
