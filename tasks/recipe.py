@@ -75,9 +75,12 @@ def step_task(title: str, kind: str) -> StepTask:
 prepare_data = step_task("Prepare data", "data")
 prepare_base = step_task("Prepare base model", "base")
 train_specialist = step_task("Train specialist", "specialist")
+sample_solutions = step_task("Sample solutions", "solutions")
 probe_diversity = step_task("Probe diversity", "probe")
 fuse_specialists = step_task("Fuse specialists", "fusion")
 run_signal_stage = step_task("Run signal stage", "signal")
+select_traces = step_task("Select traces", "selection")
+train_distilled = step_task("Train distilled model", "distilled")
 evaluate_model = step_task("Evaluate model", "evaluation")
 write_report = step_task("Write report", "report")
 

@@ -71,6 +71,12 @@ def test_a_changed_second_stage_changes_it_and_what_follows(tmp_path: Path) -> N
     }
 
 
+def test_a_setting_that_came_later_is_named_only_where_it_differs(tmp_path: Path) -> None:
+    assert changed(tmp_path, "signal.objective.updates=1", "signal.objective.ratio=token") == set()
+    assert "signal-1" in changed(tmp_path, "signal.objective.updates=2")
+    assert "updates" not in plan_of(tmp_path)["signal-1"].settings["objective"]
+
+
 def test_a_changed_probe_leaves_data_base_and_specialists(tmp_path: Path) -> None:
     found = changed(tmp_path, "spectrum.probing.k=1")
     assert {"probe-algebra", "fusion", "signal-1", "evaluation-specialist-algebra"} <= found
@@ -258,3 +264,45 @@ def test_a_teacher_is_estimated_by_what_it_is_asked_for(tmp_path: Path) -> None:
     ]
     found = estimate(build(load("tiny", overrides=overrides, environ={}), tmp_path))["data"]
     assert (found["generated_tokens"], found["usd"], found["seconds"]) == (250_000, 0.5, None)
+
+
+def test_a_second_stage_comes_between_specialist_and_probe(tmp_path: Path) -> None:
+    plain, plan = plan_of(tmp_path), plan_of(tmp_path, "spectrum.hard.samples=4")
+    assert plan["specialist-code"].fingerprint == plain["specialist-code"].fingerprint
+    assert plan["solutions-code"].inputs == {"model": "specialist-code", "data": "data"}
+    second = {"base": "base", "data": "data", "specialist": "specialist-code", "solutions": "solutions-code"}
+    assert plan["hard-code"].inputs == second
+    assert plan["probe-code"].inputs["specialist"] == "hard-code"
+    assert plan["fusion"].inputs["specialist-code"] == "hard-code"
+    assert plan["evaluation-specialist-code"].inputs["model"] == "hard-code"
+    assert {s.id for s in plan.steps} - {s.id for s in plain.steps} == {
+        f"{step}-{domain}" for step in ("solutions", "hard") for domain in plan.config.domains
+    }
+    again = plan_of(tmp_path, "spectrum.hard.samples=4", "spectrum.hard.epochs=3")
+    assert again["solutions-code"].fingerprint == plan["solutions-code"].fingerprint
+    assert again["hard-code"].fingerprint != plan["hard-code"].fingerprint
+    with pytest.raises(ConfigurationError, match=r"set spectrum\.sft\.method to full"):
+        plan_of(tmp_path, "spectrum.hard.samples=4", "spectrum.sft.method=lora")
+
+
+def test_a_second_stage_of_one_trajectory_serves_every_domain(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "spectrum.mode=trajectory", "spectrum.hard.samples=4")
+    assert {plan[f"probe-{d}"].inputs["specialist"] for d in plan.config.domains} == {"hard-mixture"}
+    assert plan["solutions-mixture"].settings["domains"] == list(plan.config.domains)
+
+
+def test_distillation_follows_the_stages_and_ends_the_recipe(tmp_path: Path) -> None:
+    plain, plan = plan_of(tmp_path), plan_of(tmp_path, "distillation.samples=4")
+    assert plan.final_model == "distilled"
+    assert plan["solutions-signal-2"].inputs == {"model": "signal-2", "data": "data"}
+    assert plan["solutions-signal-2"].settings["domains"] == ["code"]
+    solved = {id: id for id in ("solutions-signal-1", "solutions-signal-2")}
+    assert plan["selection"].inputs == {"student": "fusion", **solved}
+    assert plan["distilled"].inputs == {"student": "fusion", "traces": "selection"}
+    assert plan["evaluation-distilled"].inputs == {"model": "distilled", "data": "data"}
+    assert plan["report"].settings["models"][-1]["id"] == "distilled"
+    for step in plain.steps:
+        assert step.id == "report" or plan[step.id].fingerprint == step.fingerprint
+    assert plan_of(tmp_path, "distillation.student=base")["selection"].inputs["student"] == "base"
+    with pytest.raises(ConfigurationError, match="add a stage"):
+        plan_of(tmp_path, "distillation.samples=4", "signal.stages=[]")

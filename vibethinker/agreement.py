@@ -47,6 +47,8 @@ def disagreements(config: Config) -> Iterable[str]:
         yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
     if config.base_model.quantization != "none" and sft.method != "lora":
         yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
+    if config.spectrum.hard and sft.method != "full":
+        yield "spectrum.hard trains whole weights on: set spectrum.sft.method to full, or leave spectrum.hard unset"
     yield from _process_disagreements(config)
     if config.budget.usd is not None and config.execution.price is None:
         yield "budget.usd needs a price: set execution.price, or budget.hours in its place"
@@ -80,6 +82,8 @@ def disagreements(config: Config) -> Iterable[str]:
             "signal.validation.select is best_val but signal.validation.every is 0, so nothing is measured: set the "
             "updates between two measurements"
         )
+    if config.distillation and not config.signal.stages:
+        yield "distillation learns from the signal stages' models: add a stage to signal.stages, or leave it unset"
     names = [s.name for s in config.signal.stages]
     if len(set(names)) != len(names):
         yield "signal.stages has two stages of one name: give each its own"

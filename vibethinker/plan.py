@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.environment import versions
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.settings import CODE_DOMAIN
+from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
 
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
@@ -29,9 +29,12 @@ VERSIONS = {
     "base": 5,
     "import": 1,
     "specialist": 2,
+    "solutions": 1,
     "probe": 1,
     "fusion": 2,
     "signal": 2,
+    "selection": 1,
+    "distilled": 1,
     "evaluation": 2,
     "report": 1,
 }
@@ -87,7 +90,7 @@ class Plan:
     @property
     def final_model(self) -> str:
         """The step whose model the recipe ends with."""
-        return (self.ids("signal") or self.ids("fusion"))[-1]
+        return (self.ids("distilled") or self.ids("signal") or self.ids("fusion"))[-1]
 
     def until(self, kind: str) -> Plan:
         """The part of the plan that steps of this kind need, themselves included."""
@@ -183,6 +186,8 @@ class _Builder:
         self._base()
         self._spectrum()
         models = self._signal()
+        if self.config.distillation:
+            models.append(self._distilled(models[1:], self.config.distillation))
         self._evaluations(models)
         self._drop_unneeded(models[-1])
         self._report()
@@ -271,6 +276,10 @@ class _Builder:
             self._add(
                 id, "specialist", settings, {"base": "base", "data": "data"}, domain=id.removeprefix("specialist-")
             )
+            if spectrum.hard:
+                trained = {
+                    d: self._hard(id, settings, spectrum.hard) if trained[d] == id else trained[d] for d in domains
+                }
         for d in domains:
             self._add(
                 f"probe-{d}",
@@ -288,6 +297,27 @@ class _Builder:
             sources["data"] = "data"
         self._add("fusion", "fusion", settings, {"base": "base", **sources})
         self.specialists = trained
+
+    def _hard(self, first: str, settings: Mapping[str, Any], hard: Hard) -> str:
+        """The second stage of a specialist, and what it needs to know of the first one's model."""
+        domain = first.removeprefix("specialist-")
+        solved = self._solutions(domain, first, settings["domains"], hard, domain=domain)
+        inputs = {"base": "base", "data": "data", "specialist": first, "solutions": solved}
+        chosen = {"accuracy": hard.accuracy, "epochs": hard.epochs}
+        return self._add(f"hard-{domain}", "specialist", {**settings, "hard": chosen}, inputs, domain=domain)
+
+    def _solutions(
+        self, name: str, model: str, domains: Sequence[str], sampling: Hard | Distillation, **shown: str | None
+    ) -> str:
+        """A model's own solutions of the training problems."""
+        asked = sampling.model_dump(include={"samples", "temperature", "top_p", "max_tokens"})
+        settings = {
+            **self.common,
+            "domains": list(domains),
+            "model": model,
+            "evaluation": Evaluation(k=(1,), **asked).semantic(),
+        }
+        return self._add(f"solutions-{name}", "solutions", settings, {"model": model, "data": "data"}, **shown)
 
     def _signal(self) -> list[str]:
         models = ["fusion"]
@@ -308,6 +338,24 @@ class _Builder:
             inputs = {"model": models[-1], "data": "data"}
             models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))
         return models
+
+    def _distilled(self, models: list[str], distillation: Distillation) -> str:
+        """The student, what it learns from, and the stages' solutions that this is chosen from."""
+        student, domains = distillation.student, list(self.config.domains)
+        solved = [
+            self._solutions(model, model, self._solvable(stage), distillation, stage=stage.name)
+            for model, stage in zip(models, self.config.signal.stages, strict=True)
+        ]
+        chosen = {"prompts": self.config.prompts.semantic(), "domains": domains}
+        chosen["selection"] = distillation.selection.semantic()
+        self._add("selection", "selection", chosen, {"student": student, **{id: id for id in solved}})
+        settings = {**self.training, "sft": self.config.spectrum.sft.semantic(), "epochs": distillation.epochs}
+        return self._add("distilled", "distilled", settings, {"student": student, "traces": "selection"})
+
+    def _solvable(self, stage: Stage) -> tuple[str, ...]:
+        """The domains of the data step that a stage's model is asked about."""
+        asked = stage.model_copy(update={"domains": None}) if stage.train_data else stage
+        return self.config.stage_domains(asked)
 
     def _evaluations(self, models: list[str]) -> None:
         def evaluate(name: str, model: str, sets: list[str] | None = None, **more: str) -> None:
@@ -337,7 +385,7 @@ class _Builder:
         self.steps = {id: s for id, s in self.steps.items() if id in needed | measured}
 
     def _report(self) -> None:
-        kinds = ("data", "base", "specialist", "probe", "fusion", "signal", "evaluation")
+        kinds = ("data", "base", "specialist", "probe", "fusion", "signal", "distilled", "evaluation")
         inputs = {id: id for id, step in self.steps.items() if role_of(step) in kinds}
         models = [
             {"id": id.removeprefix("evaluation-"), "evaluation": id, "model": step.inputs["model"]}

@@ -142,6 +142,18 @@ class Sft(Settings):
     )
 
 
+class Hard(Settings):
+    """A second stage of supervised training, on what the first one's model rarely solves; it has `spectrum.sft`'s
+    settings but for its steps."""
+
+    accuracy: float = setting(0.25, "problems whose share of right samples is at most this", source="3B", ge=0, lt=1)
+    epochs: int = setting(2, "passes over their traces", source="3B", ge=1)
+    samples: int = setting(8, "completions a problem that the share is measured by", unit="samples", source="3B", ge=1)
+    temperature: float = setting(1.0, "sampling temperature", gt=0)
+    top_p: float = setting(1.0, "nucleus", gt=0, le=1)
+    max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+
+
 class Probing(Settings):
     """Choice of each domain's specialist by unbiased Pass@K."""
 
@@ -219,6 +231,7 @@ class Spectrum(Settings):
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
     )
     sft: Sft = setting(Sft, "supervised training")
+    hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
     probing: Probing = setting(Probing, "checkpoint choice")
     fusion: Fusion = setting(Fusion, "weight fusion")
 
@@ -318,6 +331,31 @@ class Signal(Settings):
         """What a step's settings say of validation: nothing where it is off, since such a step is what it was before
         there was any."""
         return {"validation": self.validation.semantic()} if self.validation.every else {}
+
+
+class Selection(Settings):
+    """Which verified traces a student learns from, by its mean negative log-likelihood a token of them; each number is
+    a share of what there is of a domain, or of one of its buckets."""
+
+    buckets: int = setting(4, "parts of equal size into which a domain's traces are sorted by length", ge=1)
+    shortest: float = setting(0.05, "a domain's shortest traces, dropped", ge=0, lt=1)
+    lowest: float = setting(
+        0.3, "a bucket's traces of lowest score, dropped: the student would write them anyway", ge=0, lt=1
+    )
+    outliers: float = setting(0.02, "a bucket's traces of highest score, dropped", ge=0, lt=1)
+
+
+class Distillation(Settings):
+    """Phase 3: a student learns from verified traces of the signal stages' models. It is trained by `spectrum.sft`'s
+    settings but for its steps."""
+
+    student: Literal["base", "fusion"] = setting("fusion", "the model that learns")
+    epochs: int = setting(2, "passes over the selected traces", ge=1)
+    samples: int = setting(8, "completions a training problem of each stage's model", unit="samples", ge=1)
+    temperature: float = setting(1.0, "sampling temperature", gt=0)
+    top_p: float = setting(1.0, "nucleus", gt=0, le=1)
+    max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    selection: Selection = setting(Selection, "which of their right ones are learned from")
 
 
 class Evaluation(Settings):

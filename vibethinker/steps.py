@@ -21,15 +21,18 @@ STEP_FUNCTIONS: dict[str, str] = {
     "base": "vibethinker.models:run_base",
     "import": "vibethinker.models:run_import",
     "specialist": "vibethinker.training.sft:run",
+    "solutions": "vibethinker.solutions:run",
     "probe": "vibethinker.probing:run",
     "fusion": "vibethinker.fusion.step:run",
     "signal": "vibethinker.training.signal:run",
+    "selection": "vibethinker.training.selection:run",
+    "distilled": "vibethinker.training.distilled:run",
     "evaluation": "vibethinker.evaluation.step:run",
     "report": "vibethinker.reporting.step:run",
 }
 # Kinds that train with the configured backend; the embedded base is transformers' alone.
 # Unsloth replaces TRL's trainer of rollouts by its own, which MGPO can't extend; stages use transformers.
-BY_UNSLOTH = ("specialist",)
+BY_UNSLOTH = ("specialist", "distilled")
 
 
 class Emitter(Protocol):
@@ -90,7 +93,7 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 def resolve(kind: str, backend: str = "transformers") -> Callable[[StepContext], Metrics]:
     """The function that runs a step of this kind; `module:function` names one outside the recipe.
 
-    Its module imports transformers and trl. Unsloth patches these, so for a specialist with the backend
+    Its module imports transformers and trl. Unsloth patches these, so for a supervised training with the backend
     `unsloth` it comes first.
 
     Raises:

@@ -49,9 +49,14 @@ def tokens(config: Config, step: Step) -> tuple[int, int]:
     if step.kind == "base" and config.base_model.source == "embedded":
         e = config.base_model.embedded
         return int(e.steps * e.batch_size * FILL * config.spectrum.sft.max_length), 0
-    if step.kind == "specialist":
-        fill = 1.0 if s["sft"]["packing"] else FILL
+    if step.kind in ("specialist", "distilled"):
+        fill = 1.0 if s["sft"]["packing"] else FILL  # steps of epochs over traces that nobody knows yet count as these
         return int(s["sft"]["steps"] * s["sft"]["batch_size"] * s["sft"]["max_length"] * fill), 0
+    if step.kind == "solutions":
+        asked, data = s["evaluation"], config.data
+        generated = data.procedural.problems if data.source == "procedural" else DEFAULT_PROBLEMS
+        problems = len(s["domains"]) * (data.max_problems or generated)
+        return 0, int(problems * asked["samples"] * asked["max_tokens"] * FILL)
     if step.kind == "probe":
         probing, data = config.spectrum.probing, config.data
         problems = data.probe * config.spectrum.sft.checkpoints + data.validation

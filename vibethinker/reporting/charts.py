@@ -42,7 +42,7 @@ def colour(model: str) -> int:
     """The number of a model's colour."""
     if model.startswith("signal-"):
         return STAGES[(int(model.removeprefix("signal-")) - 1) % len(STAGES)]
-    return {"base": BASE, "fusion": FUSED}.get(model, SPECIALIST)
+    return {"base": BASE, "fusion": FUSED, "distilled": STAGES[-1]}.get(model, SPECIALIST)
 
 
 def journey(report: Mapping[str, Any], names: Mapping[str, str], scope: str) -> list[str]:

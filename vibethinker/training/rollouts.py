@@ -160,12 +160,13 @@ def score(trainer: SignalTrainer, sequences: Sequence[tuple[Sequence[int], Seque
         with trainer.accelerator.autocast():
             if trainer.end_to_end:
                 return packed.score(model, packed.plain(model), sequences)
-            return [_scored_alone(model, *sequence) for sequence in sequences]
+            return [scored_alone(model, *sequence) for sequence in sequences]
     finally:
         model.train()
 
 
-def _scored_alone(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+def scored_alone(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+    """Log-probabilities of a completion, at temperature 1, without any kernel for many of them."""
     ids = torch.tensor([[*prompt, *completion]], device=model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits
     chosen = torch.log_softmax(logits[0, :-1].detach().float(), -1)

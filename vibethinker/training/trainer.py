@@ -170,10 +170,12 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         updates = self._objective.updates
         if updates == 1:
             return [batch]
-        self._note_policy(model, batch)
         batch["num_items_in_batch"] = batch["num_items_in_batch"] / updates
         rows = torch.arange(len(batch["advantages"]), device=batch["advantages"].device)
-        return [rectangles.rows_of(batch, share) for share in rows.chunk(updates)]
+        shares = [rectangles.rows_of(batch, share) for share in rows.chunk(updates)]
+        for share in shares:
+            self._note_policy(model, share)
+        return shares
 
     def _note_policy(self, model: torch.nn.Module, batch: Batch) -> None:
         """Add the log-probabilities by the policy that sampled."""
