@@ -146,6 +146,10 @@ class Probing(Settings):
     temperature: float = setting(1.0, "sampling temperature", gt=0)
     top_p: float = setting(1.0, "nucleus", gt=0, le=1)
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    select: Literal["pass_at_k", "pass_at_1", "loss", "last"] = setting(
+        "pass_at_k", "what chooses: Pass@K, or for comparison Pass@1, the mean training loss since the checkpoint "
+        "before, or none of them: the last checkpoint", source="1.5B",
+    )  # fmt: skip
 
 
 class Fusion(Settings):
@@ -160,6 +164,9 @@ class Spectrum(Settings):
 
     mode: Literal["per_domain", "trajectory"] = setting(
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
+    )
+    seed: int | None = setting(
+        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
     )
     sft: Sft = setting(Sft, "supervised training")
     probing: Probing = setting(Probing, "checkpoint choice")
@@ -215,6 +222,10 @@ class Stage(Settings):
 class Signal(Settings):
     """Phase 2."""
 
+    seed: int | None = setting(
+        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
+        "comes before with other runs", ge=0,
+    )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")
     micro_tokens: int = setting(
