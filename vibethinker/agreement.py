@@ -110,6 +110,21 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
             f"{objective.group_size}, which execution.processes {config.execution.processes} doesn't divide: each "
             f"process takes whole groups, so choose a multiple of {objective.group_size * config.execution.processes}"
         )
+    elif objective.batch_size // config.execution.processes % objective.updates:
+        yield (
+            f"{at}: batch_size {objective.batch_size} isn't divisible by updates {objective.updates} on each process: "
+            "each optimizer step takes an equal share of the rollouts, so choose a multiple"
+        )
+    if objective.ratio == "sequence" and objective.mean_over != "rollouts":
+        yield (
+            f"{at}: ratio sequence weighs whole rollouts, and mean_over {objective.mean_over} their tokens: set "
+            "mean_over to rollouts, or ratio to token"
+        )
+    if objective.overlong > (limit := stage.context - objective.max_prompt_tokens) > 0:
+        yield (
+            f"{at}: overlong {objective.overlong} exceeds the {limit} tokens that a completion may have: lower it, or "
+            "raise the context"
+        )
     if positions and stage.context > positions:
         yield (
             f"{at}.context {stage.context} exceeds the model's {positions} positions: lower it, or set "

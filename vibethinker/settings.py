@@ -29,9 +29,9 @@ class Settings(BaseModel):
 def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, field in type(model).model_fields.items():
-        if (field.json_schema_extra or {}).get("execution"):
+        child, key, said = getattr(model, name), field.alias or name, field.json_schema_extra or {}
+        if said.get("execution") or (said.get("later") and child == field.get_default(call_default_factory=True)):
             continue
-        child, key = getattr(model, name), field.alias or name
         if isinstance(child, BaseModel):
             kept[key] = _without_execution(child, values[key])
         elif isinstance(child, (list, tuple)) and child and isinstance(child[0], BaseModel):
@@ -42,10 +42,15 @@ def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, An
 
 
 def setting(
-    default: Any = ..., text: str = "", *, unit: str = "", source: str = "choice", execution: bool = False, **kw: Any
-) -> Any:
-    """A documented field: its meaning, unit, the source of its default, and whether it is execution only."""
-    extra = {"unit": unit, "source": source, "execution": execution}
+    default: Any = ..., text: str = "", *, unit: str = "", source: str = "choice", execution: bool = False,
+    later: bool = False, **kw: Any,
+) -> Any:  # fmt: skip
+    """A documented field: its meaning, unit, the source of its default, and whether it is execution only.
+
+    One that came `later`, and whose default is what was done before, is named in fingerprints only where it differs
+    from it, so that what was made before stays valid.
+    """
+    extra = {"unit": unit, "source": source, "execution": execution, "later": later}
     if callable(default):
         return Field(default_factory=default, description=text, json_schema_extra=extra, **kw)
     return Field(default, description=text, json_schema_extra=extra, **kw)
@@ -174,11 +179,26 @@ class Spectrum(Settings):
 
 
 class Objective(Settings):
-    """MGPO and its relatives; RECIPE.md, Phase 2."""
+    """MGPO and its relatives, each a choice of these; docs/objectives.md has the formulas and the named methods."""
 
     lambda_: float = setting(1.0, "weight of the entropy term; 0 is plain GRPO", alias="lambda", ge=0)
     group_size: int = setting(16, "rollouts a prompt, G", source="seed: NUM_GENERATIONS", ge=2)
     batch_size: int = setting(2048, "rollouts an update, a multiple of group_size (prompts x G)", unit="rollouts", ge=2)
+    updates: int = setting(
+        1, "optimizer steps over each batch of rollouts, each on its own share of them; the first is on-policy, and "
+        "only in further ones do clip ranges and `ratio` act", source="3B", ge=1, later=True,
+    )  # fmt: skip
+    scale_rewards: Literal["group", "none"] = setting(
+        "group", "advantages are divided by the deviation of their group's rewards, or by nothing", later=True
+    )
+    mean_over: Literal["rollouts", "tokens", "limit"] = setting(
+        "rollouts", "the loss: the mean over rollouts of the mean over their tokens; the mean over all tokens of the "
+        "update; or the mean over rollouts of their tokens' sum by the longest completion's length",
+        source="1.5B", later=True,
+    )  # fmt: skip
+    ratio: Literal["token", "sequence"] = setting(
+        "token", "policy ratio of each token, or of each rollout: the geometric mean of its tokens'", later=True
+    )
     epsilon_low: float = setting(0.2, "lower clip range of the ratio", ge=0, lt=1)
     epsilon_high: float = setting(0.2, "upper clip range of the ratio", ge=0)
     beta: float = setting(0.0, "weight of the KL term to the stage's start; the paper prints none", source="1.5B", ge=0)
@@ -203,6 +223,14 @@ class Objective(Settings):
     refill: int = setting(
         0, "further generations an update may take to put other problems in the place of groups of one verdict", ge=0
     )
+    overlong: int = setting(
+        0, "a completion's last tokens before its limit over which its reward falls, in all by overlong_penalty; 0 is "
+        "off", unit="tokens", ge=0, later=True,
+    )  # fmt: skip
+    overlong_penalty: float = setting(
+        0.5, "what a completion at its limit loses; DAPO's 1 between rewards of -1 and 1 is 0.5 between 0 and 1", gt=0,
+        later=True,
+    )  # fmt: skip
     long2short: float = setting(0.0, "Long2Short reward scale (0.2 in the paper); 0 is off", source="3B", ge=0)
 
 

@@ -32,6 +32,23 @@ def test_the_weight_is_2_to_minus_lambda_where_all_or_none_are_right(lam, p):
     assert mgpo.weight(torch.tensor(p), lam).item() == pytest.approx(2**-lam, rel=1e-6)
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("size", range(2, 17))
+def test_the_curves_are_the_papers_at_every_p_that_a_group_can_have(size, lam):
+    """p, w and A' of groups with 0 to all rollouts right, against the formulae in double precision."""
+    verdicts = torch.tril(torch.ones(size + 1, size), diagonal=-1)
+    p, weighted = mgpo.accuracy(verdicts), mgpo.modulate(advantages(verdicts), verdicts, lam)
+    for right in range(size + 1):
+        share = right / size
+        entropy = -sum(part * math.log(part) for part in (share, 1 - share) if part)
+        w = math.exp(-lam * (math.log(2) - entropy))  # D is what a fair coin's entropy is above the group's
+        deviation = math.sqrt(share * (1 - share)) + 1e-4
+        assert p[right].item() == pytest.approx(share)
+        assert mgpo.weight(p[right], lam).item() == pytest.approx(w, rel=1e-5)
+        expected = [w * (1 - share) / deviation] * right + [-w * share / deviation] * (size - right)
+        assert weighted[right].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("lam", LAMBDAS)
 def test_the_weight_is_symmetric_about_one_half(lam):
     torch.testing.assert_close(mgpo.weight(SHARES, lam), mgpo.weight(SHARES.flip(0), lam))

@@ -46,6 +46,7 @@ from vibethinker.training.callbacks import Reporter
 from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
 from vibethinker.training.divergence import Watch
 from vibethinker.training.halting import Rollbacks
+from vibethinker.training.objectives import trl_arguments
 from vibethinker.training.phases import Phases
 from vibethinker.training.rollouts import RolloutGrading, Rollouts
 from vibethinker.training.trainer import SignalTrainer
@@ -263,11 +264,7 @@ class SignalTraining:
                 max_completion_length=self.max_tokens,
                 steps_per_generation=1,
                 num_iterations=1,
-                loss_type="grpo",
-                scale_rewards="group",
-                epsilon=objective.epsilon_low,
-                epsilon_high=objective.epsilon_high,
-                beta=objective.beta,
+                **trl_arguments(objective),
                 temperature=objective.temperature,
                 top_p=objective.top_p,
                 shuffle_dataset=False,
