@@ -153,7 +153,7 @@ class Probing(Settings):
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
     select: Literal["pass_at_k", "pass_at_1", "loss", "last"] = setting(
         "pass_at_k", "what chooses: Pass@K, or for comparison Pass@1, the mean training loss since the checkpoint "
-        "before, or none of them: the last checkpoint", source="1.5B",
+        "before, or none of them: the last checkpoint", source="1.5B", later=True,
     )  # fmt: skip
 
 
