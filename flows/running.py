@@ -194,7 +194,7 @@ def _finish(current: Session, status: str) -> dict[str, Any]:
     page = _write_page(current, summary)
     if tracker:
         tracker.artifact(page)
-        if status == "completed" and plan.ids("report"):
+        if status == "completed" and plan.ids("report") and not current.tags:  # an experiment's are no candidates
             final = plan[plan.final_model]
             name = current.config.tracking.registered_model or f"vibethinker-{current.config.profile}"
             model, damage = run.store.find(final.id, final.fingerprint, level="digest")

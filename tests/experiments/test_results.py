@@ -124,13 +124,17 @@ def test_hopeless_arms_are_given_up_and_nothing_is_claimed_of_them(experiment: E
     measured(experiment, 1, 2)
     assert study.look(1) == []
     assert study.look(2) == ["mgpo-4"]
+    bounds = [one["upper"] for one in study.looks[0]["arms"]]
     study.close()
     again = Study(experiment, DESIGN)
     measured(experiment, 3, 4)
-    assert again.look(2) == ["mgpo-4"], "what was seen once isn't looked at again with what came since"
+    assert again.look(2) == ["mgpo-4"], "what was seen once isn't looked at again"
+    found = Results(experiment).look(experiment.design.futility, 2)
+    assert [one["upper"] for one in found] == bounds, "a look has the seeds before it alone"
     assert [cell.arm for cell in again.going(3)] == ["grpo", "mgpo-1", "mgpo-2"]
     rows = {(row["arm"], row["metric"]): row for row in again.end("completed")["comparisons"]}
     assert rows["mgpo-4", "avg"]["p"] < 0.05
+    assert set(rows["mgpo-4", "avg"]["by_seed"]) == {"1", "2"}
     assert rows["mgpo-4", "avg"]["p_holm"] == 1
     assert report.verdict(rows["mgpo-4", "avg"]) == "given up after 2 seeds"
     assert rows["mgpo-2", "avg"]["significant"]

@@ -69,7 +69,7 @@ def _differences(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         if row["p"] is None:
             rows.append([*start, *[""] * 6, "not measured"])
             continue
-        d = "" if row["standardised"] is None else f"{row['standardised']:+.1f}"
+        d = "" if row["standardised"] is None else f"{row['standardised']:+.1f}".replace("-", "−")
         share = f"{row['better']:.0%} / {row['worse']:.0%}"
         rows.append(
             [

@@ -16,7 +16,7 @@ from typing import Any
 from vibethinker.artifacts import Artifact, Store
 from vibethinker.evaluation.estimators import pass_at_k
 from vibethinker.experiments.design import Cell, Comparison, Experiment, Futility
-from vibethinker.experiments.statistics import Paired, Problem, holm, hopeless, paired, standardised
+from vibethinker.experiments.statistics import Problem, holm, hopeless, paired, standardised
 from vibethinker.steps import measured
 
 LEVEL = 0.95
@@ -48,19 +48,17 @@ class Results:
             if row["samples"] >= (k or 1) and (sets is None or row["set"] in sets)
         }
 
-    def differences(self, comparison: Comparison, control: str, arm: str) -> dict[int, dict[Problem, float]]:
-        """Seed → problem → the arm's metric minus the control's, for the seeds of which both are measured."""
+    def differences(
+        self, comparison: Comparison, control: str, arm: str, first: int | None = None
+    ) -> dict[int, dict[Problem, float]]:
+        """Seed → problem → the arm's metric minus the control's, for the seeds of which both are measured; of the first
+        so many alone, if given, since another experiment may have measured later ones."""
         found = {}
-        for seed in self.experiment.design.seeds:
-            first, second = (self.values(self._cells[name, seed], comparison) for name in (control, arm))
-            if first is not None and second is not None:
-                found[seed] = {problem: second[problem] - first[problem] for problem in sorted(first.keys() & second)}
+        for seed in self.experiment.design.seeds[:first]:
+            before, after = (self.values(self._cells[name, seed], comparison) for name in (control, arm))
+            if before is not None and after is not None:
+                found[seed] = {problem: after[problem] - before[problem] for problem in sorted(before.keys() & after)}
         return found
-
-    def estimate(self, comparison: Comparison, control: str, arm: str) -> Paired | None:
-        """The mean difference; None where nothing is measured of both."""
-        differences = self.differences(comparison, control, arm)
-        return paired(differences) if differences else None
 
     def comparisons(self, diverged: Mapping[str, int], *, final: bool) -> list[dict[str, Any]]:
         """Every pair of the design, in its order.
@@ -80,7 +78,7 @@ class Results:
         return found
 
     def _compared(self, comparison: Comparison, control: str, arm: str) -> dict[str, Any]:
-        differences = self.differences(comparison, control, arm)
+        differences = self.differences(comparison, control, arm, self.gone.get(arm))
         family = len(list(self.experiment.pairs()))
         row: dict[str, Any] = {
             **comparison.model_dump(mode="json", exclude={"control", "arms"}),
@@ -128,14 +126,16 @@ class Results:
                 found.append({"arm": arm, **what, "mean": mean, "by_seed": by_seed})
         return found
 
-    def look(self, rule: Futility) -> list[dict[str, Any]]:
-        """Which arms have no hope: for each that still goes on, the upper bounds of its differences, and whether all of
-        them lie below the gain worth having. The risk is shared evenly among the looks."""
+    def look(self, rule: Futility, after: int) -> list[dict[str, Any]]:
+        """Which arms have no hope after so many seeds: for each that still goes on, the upper bounds of its
+        differences, and whether all of them lie below the gain worth having. The looks share the risk evenly."""
         pairs, found = list(self.experiment.pairs()), []
         controls = {control for _, control, _ in pairs}  # others are compared with them, so they go on
         for arm in dict.fromkeys(arm for _, _, arm in pairs if arm not in self.gone and arm not in controls):
-            estimates = [self.estimate(*pair) for pair in pairs if pair[2] == arm]
-            bounds, stop = hopeless(estimates, rule.gain, rule.risk / len(rule.looks))
+            differences = [self.differences(*pair, after) for pair in pairs if pair[2] == arm]
+            bounds, stop = hopeless(
+                [paired(one) if one else None for one in differences], rule.gain, rule.risk / len(rule.looks)
+            )
             found.append({"arm": arm, "upper": bounds, "futile": stop})
         return found
 

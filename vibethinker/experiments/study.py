@@ -97,7 +97,7 @@ class Study:
             return []
         if all(look["after"] != after for look in self.looks):
             gone = {arm: at for arm, at in self.gone.items() if at < after}
-            self.looks.append({"after": after, "arms": Results(self.experiment, gone).look(rule)})
+            self.looks.append({"after": after, "arms": Results(self.experiment, gone).look(rule, after)})
             self.save()
         return [arm for arm, at in self.gone.items() if at == after]
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from vibethinker.reporting.svg import WIDTH
 
 TITLE, ROW, PER_ROW = 24, 18, 3
+LETTERS = 560  # of 1 px, as bold text is wide, fit beside each other
 _DRAWN = (".plot", "line.", ".line", ".whisker", ".band", ".heat")
 
 
@@ -31,7 +32,7 @@ def standing_alone(figure: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {total:g}" width="{2 * WIDTH}" role="img" '
         f'aria-label="{escape(title)}"><style>{_style()}</style><rect class="paper" width="100%" height="100%"/>'
-        f'<text class="caption" x="10" y="16">{escape(title)}</text>'
+        f'<text class="caption" x="10" y="16" font-size="{min(12, LETTERS / len(title)):.1f}">{escape(title)}</text>'
         f"{ElementTree.tostring(plot, encoding='unicode')}{''.join(legend)}</svg>\n"
     )
 
@@ -44,6 +45,6 @@ def _style() -> str:
     drawn = [line for line in rest.splitlines() if line.startswith(_DRAWN)]
     own = (
         "svg { font-family: system-ui, sans-serif; } .paper { fill: var(--paper); } .said { fill: var(--soft); "
-        "font-size: 11px; } .caption { fill: var(--ink); font-size: 12px; font-weight: 600; }"
+        "font-size: 11px; } .caption { fill: var(--ink); font-weight: 600; }"
     )
     return escape("\n".join([colours, *drawn, own]), quote=False)
