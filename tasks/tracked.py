@@ -51,7 +51,7 @@ def finished(
     if (data := _data(session)) is not None:
         for one in data_sets.whole(data):
             tracker.dataset(one)
-    if status == "completed" and session.plan.ids("report"):
+    if status == "completed" and session.plan.ids("report") and not session.tags:  # an experiment's are no candidates
         _register(session, tracker, data)
     tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
 

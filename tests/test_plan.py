@@ -77,6 +77,24 @@ def test_a_setting_that_came_later_is_named_only_where_it_differs(tmp_path: Path
     assert "updates" not in plan_of(tmp_path)["signal-1"].settings["objective"]
 
 
+@pytest.mark.parametrize("change", ["{learning_rate: 1.0e-5}", "{lambda: 0}"])
+def test_a_run_forked_at_a_stage_reuses_all_that_comes_before(tmp_path: Path, change: str) -> None:
+    stage = "signal.stages=[{name: a, context: 96, steps: 2}, {name: b, context: 96, steps: 2%s}, "
+    stage += "{name: c, context: 96, steps: 2}]"
+    before, after = plan_of(tmp_path, stage % ""), plan_of(tmp_path, stage % f", overrides: {change}")
+    differ = {s.id for s in before.steps if s.fingerprint != after[s.id].fingerprint}
+    assert differ == {"signal-2", "signal-3", "evaluation-signal-2", "evaluation-signal-3", "report"}
+
+
+def test_a_seed_of_the_stages_leaves_all_that_comes_before(tmp_path: Path) -> None:
+    stages = {"signal-1", "signal-2", "evaluation-signal-1", "evaluation-signal-2", "report"}
+    assert changed(tmp_path, "signal.seed=2") == stages
+    assert changed(tmp_path, "signal.seed=1") == set(), "the seed that they have anyway"
+    of_spectrum = changed(tmp_path, "spectrum.seed=2")
+    assert of_spectrum > {"specialist-algebra", "probe-code", "fusion", "evaluation-fusion"} | stages
+    assert not of_spectrum & {"data", "base", "evaluation-base"}
+
+
 def test_a_changed_probe_leaves_data_base_and_specialists(tmp_path: Path) -> None:
     found = changed(tmp_path, "spectrum.probing.k=1")
     assert {"probe-algebra", "fusion", "signal-1", "evaluation-specialist-algebra"} <= found

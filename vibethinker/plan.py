@@ -129,22 +129,35 @@ def build(config: Config, workspace: Path, replaced: Mapping[str, str] | None = 
     return _Builder(config, workspace, dict(replaced or {})).build()
 
 
-def states(plan: Plan, store: Store, refresh: frozenset[str] = frozenset()) -> dict[str, StepState]:
-    """What can be reused: a valid output of the same fingerprint made from the inputs published now."""
+def states(
+    plan: Plan,
+    store: Store,
+    refresh: frozenset[str] = frozenset(),
+    known: dict[tuple[str, str], StepState] | None = None,
+) -> dict[str, StepState]:
+    """What can be reused: a valid output of the same fingerprint made from the inputs published now.
+
+    Args:
+        known: step and fingerprint → its state, where several plans share steps; what is found is added.
+    """
+    known = {} if known is None else known
     result: dict[str, StepState] = {}
     for step in plan.steps:
         if step.id in refresh:
             result[step.id] = StepState("to_run", reason="refresh was asked for")
             continue
+        if found := known.get((step.id, step.fingerprint)):
+            result[step.id] = found
+            continue
         upstream = {role: result[i].artifact for role, i in step.inputs.items()}
         if any(a is None for a in upstream.values()):
-            result[step.id] = StepState("to_run")
+            result[step.id] = known[step.id, step.fingerprint] = StepState("to_run")
             continue
         digests = {role: a.digest for role, a in upstream.items() if a}
         artifact, reason = store.find(step.id, step.fingerprint, digests)
         update = None if artifact else store.update(step.id, step.fingerprint, digests)
         state = "cached" if artifact else "to_run" if update is None else "resumable"
-        result[step.id] = StepState(state, artifact, reason, update)
+        result[step.id] = known[step.id, step.fingerprint] = StepState(state, artifact, reason, update)
     return result
 
 
@@ -174,6 +187,8 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         c = config
         self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verifier()}
+        self.spectrum_seed = _first(c.spectrum.seed, c.seed)
+        self.signal_seed = _first(c.signal.seed, c.seed)
         self.training = {
             "seed": c.seed,
             "prompts": c.prompts.semantic(),
@@ -272,7 +287,12 @@ class _Builder:
             trained = dict.fromkeys(domains, f"specialist-{MIXTURE}")
         for id in dict.fromkeys(trained.values()):
             on = [d for d in domains if trained[d] == id]
-            settings = {**self.training, "domains": on, "sft": spectrum.sft.semantic()}
+            settings = {
+                **self.training,
+                "seed": self.spectrum_seed,
+                "domains": on,
+                "sft": spectrum.sft.semantic(),
+            }
             self._add(
                 id, "specialist", settings, {"base": "base", "data": "data"}, domain=id.removeprefix("specialist-")
             )
@@ -284,7 +304,7 @@ class _Builder:
             self._add(
                 f"probe-{d}",
                 "probe",
-                {**self.common, "domain": d, "probing": spectrum.probing.semantic()},
+                {**self.common, "seed": self.spectrum_seed, "domain": d, "probing": spectrum.probing.semantic()},
                 {"base": "base", "data": "data", "specialist": trained[d]},
                 domain=d,
             )
@@ -329,6 +349,7 @@ class _Builder:
             }
             settings = {
                 **self.training,
+                "seed": self.signal_seed,
                 "verification": self.config.verifier(),
                 "stage": {k: v for k, v in stage.semantic().items() if k not in ("overrides", "domains")},
                 "objective": self.config.objective(stage).semantic(),
@@ -360,6 +381,8 @@ class _Builder:
     def _evaluations(self, models: list[str]) -> None:
         def evaluate(name: str, model: str, sets: list[str] | None = None, **more: str) -> None:
             settings = {**self.common, "evaluation": self.config.evaluation.semantic(), "sets": sets}
+            if role_of(self.steps[model]) == "signal":
+                settings["seed"] = self.signal_seed
             domain = name.removeprefix("specialist-") if more else None
             stage = self.steps[model].stage
             inputs = {"model": model, "data": "data", **more}
@@ -399,6 +422,10 @@ class _Builder:
             "models": models,
         }
         self._add("report", "report", settings, inputs)
+
+
+def _first(seed: int | None, otherwise: int) -> int:
+    return otherwise if seed is None else seed
 
 
 def _local_model(setting: str, name: str) -> Path | None:

@@ -163,6 +163,10 @@ class Probing(Settings):
     temperature: float = setting(1.0, "sampling temperature", gt=0)
     top_p: float = setting(1.0, "nucleus", gt=0, le=1)
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    select: Literal["pass_at_k", "pass_at_1", "loss", "last"] = setting(
+        "pass_at_k", "what chooses: Pass@K, or for comparison Pass@1, the mean training loss since the checkpoint "
+        "before, or none of them: the last checkpoint", source="1.5B", later=True,
+    )  # fmt: skip
 
 
 class Search(Settings):
@@ -229,6 +233,9 @@ class Spectrum(Settings):
 
     mode: Literal["per_domain", "trajectory"] = setting(
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
+    )
+    seed: int | None = setting(
+        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
     )
     sft: Sft = setting(Sft, "supervised training")
     hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
@@ -320,6 +327,10 @@ class Validation(Settings):
 class Signal(Settings):
     """Phase 2."""
 
+    seed: int | None = setting(
+        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
+        "comes before with other runs", ge=0,
+    )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")
     validation: Validation = setting(Validation, "measurement while a stage is trained")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from flows.display import Lines
-from tasks import session, workbench
+from tasks import hosts, session
 from tasks.session import Session
 from tasks.workbench import PREEMPTIONS
 from tests.worker import failing_steps
@@ -137,7 +137,7 @@ def test_a_worker_s_log_that_can_t_be_cleaned_is_a_warning_and_changes_no_end(
     def full(path: Path) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(workbench, "clean", full)
+    monkeypatch.setattr(hosts, "clean", full)
     opened.run.finish("completed")
     opened.close()
     [warning] = read_summary(opened.run.folder)["warnings"]
