@@ -12,6 +12,8 @@ from vibethinker.models import check_model_folder, load_model, load_state
 from vibethinker.settings import Prompts
 from vibethinker.training.signal import METRICS, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def signal(new_step, taught_folder, data_folder):

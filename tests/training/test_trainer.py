@@ -17,6 +17,8 @@ from vibethinker.training import mgpo
 from vibethinker.training.rollouts import Rollouts
 from vibethinker.training.trainer import SignalTrainer
 
+pytestmark = pytest.mark.slow
+
 GROUP, BATCH, STEPS, TOKENS = 4, 16, 3, 24
 
 
