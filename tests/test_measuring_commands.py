@@ -13,6 +13,8 @@ import pytest
 from vibethinker import cli
 from vibethinker.models import save_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def vibethinker(capfd):

@@ -16,6 +16,8 @@ from vibethinker.settings import Probing
 from vibethinker.steps import StepContext
 from vibethinker.verification import Verdict
 
+pytestmark = pytest.mark.slow
+
 EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "sandbox": {}, "verifier_workers": 1}
 SETTINGS = {
     "seed": 3,

@@ -22,6 +22,8 @@ from tests.slack import Slack
 from tests.waiting import until
 from vibethinker.operations import Notifications
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Notifications(quiet_seconds=0)
 FULL = Message(
     kind="failure",

@@ -13,6 +13,8 @@ from vibethinker.settings import Prompts
 from vibethinker.training.samples import chosen, told
 from vibethinker.training.signal import METRICS, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def signal(new_step, taught_folder, data_folder):

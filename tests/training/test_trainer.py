@@ -20,6 +20,8 @@ from vibethinker.training.objectives import trl_arguments
 from vibethinker.training.rollouts import Rollouts
 from vibethinker.training.trainer import SignalTrainer
 
+pytestmark = pytest.mark.slow
+
 GROUP, BATCH, STEPS, TOKENS = 4, 16, 3, 24
 GRPO = {"loss_type": "grpo"}
 
