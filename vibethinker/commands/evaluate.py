@@ -14,7 +14,7 @@ from vibethinker.commands.measuring import (
     check_before,
     grader,
     interval,
-    kept_file,
+    kept_folder,
     load_config,
     measuring_options,
     print_table,
@@ -70,7 +70,7 @@ def evaluate(
     config, longest = load_config(profile, file, overrides, max_tokens)
     check_before([model], base, output)
     execution = generation_settings(config)
-    kept = kept_file(output)
+    kept = kept_folder(output)
     if rescore and kept is None:
         raise ConfigurationError("--rescore needs kept completions: name the --output of the command that sampled.")
 
