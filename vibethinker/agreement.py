@@ -29,6 +29,12 @@ def disagreements(config: Config) -> Iterable[str]:
                 f"evaluation.k has {k} but evaluation.samples is {evaluation.samples}: "
                 "pass@k needs 1 <= k <= n, so raise samples or lower k"
             )
+    measured = {*(config.domains if config.data.source == "procedural" else (f.title for f in config.data.evaluation))}
+    for name in sorted(evaluation.sets.keys() - measured - {CODE_DOMAIN}):
+        yield (
+            f"evaluation.sets has {name!r}, which is no evaluation set; the sets are "
+            f"{', '.join(sorted(measured))}, and {CODE_DOMAIN} stands for all sets of programs"
+        )
     if len(set(config.domains)) != len(config.domains):
         yield "domains names one twice: list each domain once"
     for domain in config.domains:

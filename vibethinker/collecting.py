@@ -9,8 +9,8 @@ While it decides and takes away, no run can start (`runs.starting`), and each st
 taken, so that whoever works on it keeps them. Taking away is a rename into `trash/`, so that a kill never leaves half
 an output in its place; the trash is emptied afterwards, by the next one if need be.
 
-Left out: MLflow's and Prefect's own files, the teacher's replies, and what is read from a workspace by its path alone
-(another workspace's configuration, a command under way).
+Left out: MLflow's and Prefect's own files, the teacher's replies, completions that were measured, and what is read
+from a workspace by its path alone (another workspace's configuration, a command under way).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from vibethinker import hardware, verifiers
 from vibethinker.config import Config
 from vibethinker.requirements import sampled_at_once
 
-COMPLETIONS = "generations/completions.sqlite"  # of a workspace, see vibethinker.generation.kept
+COMPLETIONS = "generations"  # folder of a workspace, see vibethinker.generation.kept
 
 
 def server_execution(config: Config) -> dict[str, Any]:

@@ -369,6 +369,13 @@ class Distillation(Settings):
     selection: Selection = setting(Selection, "which of their right ones are learned from")
 
 
+class SetSampling(Settings):
+    """How one evaluation set is sampled where it differs from the others."""
+
+    temperature: float | None = setting(None, "sampling temperature; None is evaluation.temperature", ge=0)
+    top_p: float | None = setting(None, "nucleus; None is evaluation.top_p", gt=0, le=1)
+
+
 class Evaluation(Settings):
     """Measurement of base, specialists, fused model and every stage's model."""
 
@@ -377,6 +384,16 @@ class Evaluation(Settings):
     temperature: float = setting(1.0, "sampling temperature; 0 takes the likeliest token", ge=0)
     top_p: float = setting(0.95, "nucleus", source="1.5B", gt=0, le=1)
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    sets: dict[str, SetSampling] = setting(
+        dict, "evaluation set → its own temperature and nucleus; `code` is every set of programs without its own",
+        source="1.5B",
+    )  # fmt: skip
+
+    def of(self, name: str, code: bool) -> Evaluation:
+        """How the set of this name is sampled; `code` tells whether its problems ask for programs."""
+        own = self.sets.get(name) or (self.sets.get(CODE_DOMAIN) if code else None)
+        changed = {key: value for key, value in (own.model_dump() if own else {}).items() if value is not None}
+        return self.model_copy(update={**changed, "sets": {}})
 
 
 class Verification(Settings):

@@ -18,8 +18,8 @@ from vibethinker.verification import CodeLimits, Verifier
 SHARED = Path(os.environ.get("VIBETHINKER_SHARED_DATA", "../shared/data"))
 # MBPP's references that don't pass, and why.
 MBPP_FAILS = {
-    "mbpp-533": "its asserts hand over a type (remove_datatype(…, int)), which can't pass into the program's process "
-    "as data: infrastructure, so it is left out of every count",
+    "mbpp-533": "its asserts hand over a type, as in remove_datatype(…, int), which can't pass into the program's "
+    "process as data: infrastructure, so it is left out of every count",
 }
 
 

@@ -137,9 +137,9 @@ with kept.sampler(Engines(execution, lambda _: None), folder, None, execution, p
 
 def test_a_killed_process_leaves_what_it_sampled_and_the_next_ends_with_the_same(tiny_model_folder, tmp_path):
     whole = Engines(EXECUTION, lambda _: None).at(tiny_model_folder).generate(PROMPTS, **SAMPLING)
-    path = tmp_path / "c.sqlite"
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny_model_folder), str(path)], check=False)
+    folder = tmp_path / "new"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tiny_model_folder), str(folder)], check=False)
     assert killed.returncode == -signal.SIGKILL
-    with sampler(Engines(EXECUTION, lambda _: None), tiny_model_folder, None, EXECUTION, path) as engine:
+    with sampler(Engines(EXECUTION, lambda _: None), tiny_model_folder, None, EXECUTION, folder) as engine:
         assert said(engine.generate(PROMPTS, **SAMPLING)) == said(whole)
     assert (engine.found, engine.sampled) == (6, 6)

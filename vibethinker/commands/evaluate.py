@@ -14,7 +14,7 @@ from vibethinker.commands.measuring import (
     check_before,
     grader,
     interval,
-    kept_file,
+    kept_folder,
     load_config,
     measuring_options,
     print_table,
@@ -70,7 +70,7 @@ def evaluate(
     config, longest = load_config(profile, file, overrides, max_tokens)
     check_before([model], base, output)
     execution = generation_settings(config)
-    kept = kept_file(output)
+    kept = kept_folder(output)
     if rescore and kept is None:
         raise ConfigurationError("--rescore needs kept completions: name the --output of the command that sampled.")
 
@@ -92,7 +92,11 @@ def evaluate(
     sets = load_sets(benchmarks, config, limit, _columns(columns))
     given = {"samples": samples or (VOTERS if vote else None), "temperature": temperature, "top_p": top_p,
              "max_tokens": max_tokens}  # fmt: skip
-    chosen = {name: _settings(some, config.evaluation, given, longest, ks) for name, some in sets.items()}
+    chosen = {
+        name: _settings(some, config.evaluation.of(name, any(p.tests is not None for p in some.problems)), given,
+                        longest, ks)
+        for name, some in sets.items()
+    }  # fmt: skip
     problems = [problem for some in sets.values() for problem in some.problems]
     trained = list(training) or [folder for folder in [contamination.trained_on(model)] if folder is not None]
     shared = contamination.overlaps(

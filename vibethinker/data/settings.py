@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from vibethinker.data.presets import resolved
 from vibethinker.data.registry import source
@@ -137,6 +137,13 @@ class DataFile(Settings):
             return self.name
         last = (self.path or self.hub.id).rstrip("/").rpartition("/")[2]  # type: ignore[union-attr]
         return last.split(".")[0] or last
+
+
+# A text names a benchmark.
+Measured = Annotated[
+    DataFile,
+    BeforeValidator(lambda one: source(one) if isinstance(one, str) else one, json_schema_input_type=str | DataFile),
+]
 
 
 class Decontamination(Settings):
@@ -280,7 +287,7 @@ class DataSettings(Settings):
     procedural: Procedural = setting(Procedural, "generated problems")
     directory: str = setting(".", "where relative paths start", source="seed: DATA_DIR", execution=True)
     train: tuple[DataFile, ...] = setting((), "sources of training, probing and validation problems")
-    evaluation: tuple[DataFile, ...] = setting(
+    evaluation: tuple[Measured, ...] = setting(
         (), "sources that are only evaluated on, one set each; a name is a benchmark's"
     )
     evaluation_limit: int | None = setting(None, "problems taken of each evaluation set", unit="problems", ge=1)
@@ -303,12 +310,6 @@ class DataSettings(Settings):
     diversity: Diversity = setting(Diversity, "which traces are kept")
     teacher: Teacher = setting(Teacher, "source of reasoning traces")
     tokenizer: str | None = setting(None, "model folder whose tokens the data card counts; None counts words")
-
-    @field_validator("evaluation", mode="before")
-    @classmethod
-    def _benchmarks_by_name(cls, files: Any) -> Any:
-        """A text in the list is the name of a benchmark."""
-        return [source(f) if isinstance(f, str) else f for f in files] if isinstance(files, (list, tuple)) else files
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> DataSettings:

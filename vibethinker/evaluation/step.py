@@ -60,6 +60,7 @@ def run(context: StepContext) -> Metrics:
     done = 0
     outcomes: dict[str, list[Outcome]] = {}
     found: dict[str, dict[str, Score]] = {}
+    how: dict[str, Evaluation] = {}
     parts: dict[str, Any] = {}
     voted: dict[str, dict[str, float]] = {}
     kept = Path(context.execution["generations"]) if "generations" in context.execution else None
@@ -75,7 +76,8 @@ def run(context: StepContext) -> Metrics:
                 context.emit.progress(done + finished, total, f"{name}: {doing}")
 
             seed = derived_seed(context.settings["seed"], "evaluation", name)
-            outcomes[name] = measure(engine, engine.tokenizer, grader, problems, settings, prompts, seed, report)
+            how[name] = settings.of(name, any(problem.tests is not None for problem in problems))
+            outcomes[name] = measure(engine, engine.tokenizer, grader, problems, how[name], prompts, seed, report)
             context.emit.metrics(number, engine.speed())
             voted[name] = votes(outcomes[name], settings, grader, report)
             found[name] = scores(outcomes[name], settings, voted[name])
@@ -89,7 +91,7 @@ def run(context: StepContext) -> Metrics:
         "seed": context.settings["seed"],
         "prompts": prompts.semantic(),
         "sets": {
-            name: {"digest": set_digest(some), "problems": len(some), "settings": settings.semantic()}
+            name: {"digest": set_digest(some), "problems": len(some), "settings": how[name].semantic()}
             for name, some in sets.items()
         },
         "tables": parts,

@@ -6,8 +6,8 @@ or setting is sampled anew; scoring again what was sampled once loads no model; 
 but for its last seconds, is used by the next one. Where the transformers engine goes on, the results have the bytes of
 a run that nothing happened to (see its `generate`).
 
-They lie in a file of the same form as a teacher's replies. Left out: token ids and log-probabilities, which scoring
-needs none of.
+They lie in a file a model, of the same form as a teacher's replies. Left out: token ids and log-probabilities, which
+scoring needs none of.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def sampler(
     folder: Path,
     base: Path | None,
     execution: Mapping[str, Any],
-    path: Path | None,
+    kept: Path | None,
     only_kept: bool = False,
 ) -> Iterator[KeptEngine]:
-    """What samples a model's completions, and keeps them in the store at `path`, if there is one.
+    """What samples a model's completions, and keeps them in a file of the folder `kept`, if there is one.
 
     Args:
         engines: opens the engine, with the model in `folder`, and an adapter's `base`.
@@ -94,11 +94,11 @@ def sampler(
     """
     check_model_folder(folder)
     tokenizer = load_tokenizer(base if is_adapter(folder) and base is not None else folder)
-    if path is None:
+    if kept is None:
         yield KeptEngine(lambda: engines.at(folder, base), tokenizer)
         return
     digest = model_digest(folder, base if is_adapter(folder) else None)
-    with ReplyStore(path) as store:
+    with ReplyStore(kept / f"{digest[:16]}.sqlite") as store:
         engine = engine_label(execution)
         yield KeptEngine(lambda: engines.at(folder, base), tokenizer, store, digest, engine, only_kept)
 
