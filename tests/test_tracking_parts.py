@@ -123,6 +123,8 @@ def test_each_step_reads_its_own_part_of_the_data(tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text("{}")
     [own] = of_step("signal", {"stage": stage | {"train_data": "mine.jsonl"}}, {"mine.jsonl": str(mine)}, None)
+    mine.unlink()
+    assert of_step("signal", {"stage": stage | {"train_data": "mine.jsonl"}}, {"mine.jsonl": str(mine)}, None) == []
     assert (own.name, own.context, own.files) == ("mine.jsonl", "training", (str(mine),))
     assert [one.name for one in whole(data)] == [
         "sft", "rl", "probe", "validation", "evaluation/algebra", "evaluation/code"

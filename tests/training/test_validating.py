@@ -123,21 +123,24 @@ def test_the_best_update_is_what_is_published(stage, given, method: str) -> None
     assert not (best.output / "validated").exists()
 
 
-@pytest.mark.parametrize("how", ["killed", "asked while it measures", "asked while it samples afterwards"])
+@pytest.mark.parametrize(
+    "how", ["killed while it measures the end", "asked while it measures", "asked while it samples afterwards"]
+)
 def test_a_stage_that_is_stopped_goes_on_to_the_same_bytes(stage, how: str) -> None:
     whole, context = stage({"select": "best_val"}), stage({"select": "best_val"})
     found = run(whole)
-    then = die if how == "killed" else ask
-    emit: Fragile = Fragile(2, then, sampling=True)
+    killed = how.startswith("killed")
+    then, update = (die, 4) if killed else (ask, 2)
+    emit: Fragile = Fragile(update, then, sampling=True)
     if how != "asked while it samples afterwards":
         words = "validation: grading"
 
         def progress(done: int, total: int, text: str = "") -> None:
-            if done == 2 and words in text:
+            if done == update and words in text:
                 then()
 
         emit.progress = progress  # type: ignore[method-assign]
-    with pytest.raises(Killed if how == "killed" else PreemptedError):
+    with pytest.raises(Killed if killed else PreemptedError):
         run(replace(context, emit=emit))
     context = restarted(context)
     again = run(context)

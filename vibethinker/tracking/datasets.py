@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def of_step(kind: str, settings: Mapping[str, Any], outside: Mapping[str, str], 
         outside: the files that the step names → where they are.
         data: the data step's output.
     """
-    found = [_outside(outside[said], context) for said, context in _files(kind, settings) if said in outside]
+    found = []
+    for said, context in _files(kind, settings):
+        with suppress(OSError):  # gone since the step has read it
+            found.append(_outside(outside[said], context))
     if data is None:
         return found
     for part in _parts(kind, settings):

@@ -29,7 +29,7 @@ from vibethinker.tracking.journal import STATE, Progress, delivering, read
 # MLflow's own limits on one call of log_batch.
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 PREFIX = "vibethinker."
-REGISTRY = ".registry"  # the lock, of this workspace's runs
+REGISTRY = "mlflow-registry.lock"  # of this workspace's runs
 # Refusals of one operation, which no retry mends; any other error counts as an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
@@ -170,7 +170,7 @@ class Delivery:
 
     def _attach(self, operation: Operation) -> None:
         # Two models that stand at once would both be held against the same champion.
-        alone = locks.alone(self._workspace / "locks" / REGISTRY) if operation["op"] == "model" else nullcontext()
+        alone = locks.held(self._workspace / REGISTRY) if operation["op"] == "model" else nullcontext()
         with alone:
             contents.ACTIONS[operation["op"]](self._client, self._run_of(operation), operation)
 
