@@ -4,16 +4,17 @@
 
 The base has random weights of that shape (profiles/qwen3-0.6b.yaml), and each specialist a third of them changed a
 little. `ours` is the command `vibethinker fuse`, `peer` is mergekit's `mergekit-yaml` in an environment of its own
-(`pip install mergekit`), whose interpreter --peer-python names: whole processes, imports included, with its defaults
-and `dtype: bfloat16`, in turns with ours, all files in the page cache. Seconds are medians of the rounds, of which TIES
-has a third; memory is the largest proportional set size (PSS) over a process and its children, sampled ten times a
-second, and the largest sum of its anonymous pages, which leaves out files that are mapped.
+(`pip install mergekit`), whose interpreter --peer-python names: whole processes, imports included, with mergekit's
+defaults, in turns with ours, all files in the page cache. Linear is in bfloat16 there; of TIES both `dtype: float32`
+with `out_dtype: bfloat16` and bfloat16 throughout are run, and the faster one is the peer. Seconds are medians of the
+rounds; memory is the largest proportional set size (PSS) over a process and its children, sampled ten times a second,
+and the largest sum of its anonymous pages, which leaves out files that are mapped.
 
 `same` compares outputs number by number. A fused number is `equal` to mergekit's within bfloat16's rounding where they
-differ by at most one unit in the last place of the larger; of TIES those are compared with which no change ties with
-the least that is kept (mergekit keeps some of these by their order), and with mergekit computing in float32, where
-it is `dtype: float32` with `out_dtype: bfloat16`; beside it stand its results in bfloat16. `reference` are numbers
-that aren't bit for bit the formula's in float64, cast once.
+differ by at most one unit in the last place of the larger; of TIES those are `compared` of which no change is as large
+as the least that is kept (mergekit keeps some of these by their order). `reference` counts numbers that aren't bit for
+bit the formula's in float64, cast once. The result is written after each part, so that a run that is stopped has told
+what it found.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import yaml
-from outcome import invocation, tell
+from outcome import installed, invocation, tell
 
 from vibethinker.environment import versions
 
@@ -58,15 +59,16 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         specialists = build(folder)
-        result: dict[str, Any] = {}
-        for method, rounds in (("linear", arguments.rounds), ("ties", max(1, arguments.rounds // 3))):
-            result[method] = compare(method, folder, specialists, arguments.peer_python, rounds)
-    result |= {
-        "models": MODELS,
-        "versions": versions() | peer_versions(arguments.peer_python),
-        "command": invocation(),
-    }
-    tell(result, arguments.output)
+        result: dict[str, Any] = {
+            "models": MODELS,
+            "rounds": arguments.rounds,
+            "versions": versions() | installed("numpy") | peer_versions(arguments.peer_python),
+            "command": invocation(),
+        }
+        for method in ("linear", "ties"):
+            for found in compare(method, folder, specialists, arguments.peer_python, arguments.rounds):
+                result[method] = found
+                tell(result, arguments.output)
 
 
 def build(folder: Path) -> list[Path]:
@@ -125,45 +127,39 @@ def peer_versions(python: Path) -> dict[str, str]:
     return {name if name == "mergekit" else f"peer's {name}": version for name, version in found.items()}
 
 
-def compare(method: str, folder: Path, specialists: list[Path], python: Path, rounds: int) -> dict[str, Any]:
-    """Both sides' seconds and memory, and how far their outputs agree."""
-    sides = {
-        "ours": [sys.executable, "-m", "vibethinker", "fuse", *map(str, specialists), "--method", method],
-        "peer": [str(python), "-m", "mergekit.scripts.run_yaml", str(recipe(method, folder, specialists, "bfloat16"))],
-    }
+def compare(method: str, folder: Path, specialists: list[Path], python: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """Both sides' seconds and memory, and how far their outputs agree; once for each way that the peer is run."""
+    ours = [sys.executable, "-m", "vibethinker", "fuse", *map(str, specialists), "--method", method]
     if method == "ties":
-        sides["ours"] += ["--base", str(folder / "base"), "--density", str(DENSITY)]
-    outputs = {side: folder / f"fused-{side}" for side in sides}
-    taken: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+        ours += ["--base", str(folder / "base"), "--density", str(DENSITY)]
+    outputs = {side: folder / f"fused-{side}" for side in ("ours", "peer")}
+    least = thresholds(folder, specialists) if method == "ties" else {}
     for model in (folder / "base", *specialists):
         (model / "model.safetensors").read_bytes()  # into the page cache
-    for _ in range(rounds):
-        for side, command in sides.items():
-            shutil.rmtree(outputs[side], ignore_errors=True)
-            output = ["--output"] if side == "ours" else []
-            taken[side].append(measured([*command, *output, str(outputs[side])]))
-    found = {side: summary(rows) for side, rows in taken.items()}
-    same = {"bfloat16": agreement(method, folder, specialists, outputs["ours"], outputs["peer"])}
-    if method == "ties":
-        shutil.rmtree(outputs["peer"])
-        written = recipe(method, folder, specialists, "float32")
-        whole = measured([str(python), "-m", "mergekit.scripts.run_yaml", str(written), str(outputs["peer"])])
-        found["peer_float32"] = summary([whole])
-        same["float32"] = agreement(method, folder, specialists, outputs["ours"], outputs["peer"])
+    taken: dict[str, list[dict[str, float]]] = {"ours": []}
+    same = {}
+    for dtype in ("bfloat16",) if method == "linear" else ("float32", "bfloat16"):
+        peer = [str(python), "-m", "mergekit.scripts.run_yaml", str(recipe(method, folder, specialists, dtype))]
+        for _ in range(rounds):
+            for side, command in (("ours", [*ours, "--output"]), ("peer", peer)):
+                shutil.rmtree(outputs[side], ignore_errors=True)
+                name = side if side == "ours" else dtype
+                taken.setdefault(name, []).append(measured([*command, str(outputs[side])]))
+        same[dtype] = agreement(method, folder, specialists, outputs["ours"], outputs["peer"], least)
+        found = {name: summary(rows) for name, rows in taken.items()}
+        fastest = min((name for name in found if name != "ours"), key=lambda name: found[name]["seconds"])
+        mine, other = found["ours"], found[fastest]
+        yield {
+            "ours": mine["seconds"],
+            "peer": other["seconds"],
+            "ratio": round(other["seconds"] / mine["seconds"], 2),
+            "unit": "s",
+            **{memory: {"ours": mine[memory], "peer": other[memory]} for memory in ("peak_gib", "anonymous_gib")},
+            "details": found,
+            "same": same,
+        }
     for output in outputs.values():
         shutil.rmtree(output)
-    ours, peer = found["ours"], found["peer"]
-    return {
-        "rounds": rounds,
-        "ours": ours["seconds"],
-        "peer": peer["seconds"],
-        "ratio": round(peer["seconds"] / ours["seconds"], 2),
-        "unit": "s",
-        "peak_gib": {"ours": ours["peak_gib"], "peer": peer["peak_gib"]},
-        "anonymous_gib": {"ours": ours["anonymous_gib"], "peer": peer["anonymous_gib"]},
-        "details": found,
-        "same": same,
-    }
 
 
 def recipe(method: str, folder: Path, specialists: list[Path], dtype: str) -> Path:
@@ -216,7 +212,25 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def agreement(method: str, folder: Path, specialists: list[Path], ours: Path, peer: Path) -> dict[str, Any]:
+def thresholds(folder: Path, specialists: list[Path]) -> dict[str, list[float]]:
+    """Tensor → the least size of a change that stays, for each specialist."""
+    from safetensors import safe_open
+
+    found: dict[str, list[float]] = {}
+    base, *models = (safe_open(path / "model.safetensors", "pt") for path in (folder / "base", *specialists))
+    for name in base.keys():  # noqa: SIM118 - the file itself can't be iterated over
+        start = base.get_tensor(name).double()
+        place = start.numel() - max(1, int(DENSITY * start.numel()))
+        for model in models:
+            size = (model.get_tensor(name).double().sub_(start)).abs_().reshape(-1).numpy()
+            size.partition(place)
+            found.setdefault(name, []).append(float(size[place]))
+    return found
+
+
+def agreement(
+    method: str, folder: Path, specialists: list[Path], ours: Path, peer: Path, least: dict[str, list[float]]
+) -> dict[str, Any]:
     """Our numbers beside the formula's in float64 and mergekit's."""
     import torch
     from safetensors import safe_open
@@ -226,25 +240,17 @@ def agreement(method: str, folder: Path, specialists: list[Path], ours: Path, pe
     files = sorted(peer.glob("*.safetensors"))
     theirs = {name: file for file in (safe_open(path, "pt") for path in files) for name in file.keys()}  # noqa: SIM118
     mine = safe_open(ours / "model.safetensors", "pt")
-    for name in mine.keys():  # noqa: SIM118 - the file itself can't be iterated over
-        base, *models = (file.get_tensor(name) for file in opened)
-        one, other = mine.get_tensor(name), theirs[name].get_tensor(name)
-        tied = torch.zeros(base.numel(), dtype=torch.bool)
-        least = []
-        if method == "ties":
-            for model in models:
-                size = (model.double() - base.double()).abs().reshape(-1)
-                kth = np.partition(size.numpy(), size.numel() - max(1, int(DENSITY * size.numel())))
-                least.append(float(kth[size.numel() - max(1, int(DENSITY * size.numel()))]))
-                tied |= (size == least[-1]) & (size != 0)
-        for rows in zip(
-            *(t.reshape(-1).split(1 << 22) for t in (one, other, base, *models)), tied.split(1 << 22), strict=True
-        ):
-            got, their, start, *rest, ties = rows
-            changes = [model.double() - start.double() for model in rest]
-            expected = sum(0.25 * model.double() for model in rest) if method == "linear" else (
-                start.double() + ties_mean(changes, least))  # fmt: skip
-            free = ~ties
+    for name in mine.keys():  # noqa: SIM118
+        tensors = [mine.get_tensor(name), theirs[name].get_tensor(name), *(file.get_tensor(name) for file in opened)]
+        for got, their, start, *rest in zip(*(t.reshape(-1).split(1 << 20) for t in tensors), strict=True):
+            free = torch.ones(got.numel(), dtype=torch.bool)
+            if method == "linear":
+                expected = sum(0.25 * model.double() for model in rest)
+            else:
+                changes = [model.double() - start.double() for model in rest]
+                for change, size in zip(changes, least[name], strict=True):
+                    free &= (change.abs() != size) | (change == 0)
+                expected = start.double() + ties_mean(changes, least[name])
             ulp = torch.maximum(got.float().abs(), their.float().abs())
             ulp = torch.exp2(torch.floor(torch.log2(ulp.clamp(min=2.0**-126))) - 7)
             count["numbers"] += got.numel()
