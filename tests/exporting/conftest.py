@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS
+from vibethinker import cli
 from vibethinker.embedded.tokenizer import CHAT_TEMPLATE, EOS, PAD, ROLES
 from vibethinker.models import save_model
 
@@ -75,6 +76,15 @@ def new_model(kind: str, dtype: torch.dtype, **more):
     return model.to(dtype).eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads wait for each other more than they compute in models as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shaped(tmp_path_factory) -> Callable[[str], Path]:
     """A function from a shape's name to the folder of such a model; read only."""
@@ -88,6 +98,22 @@ def shaped(tmp_path_factory) -> Callable[[str], Path]:
         return made[name]
 
     return folder
+
+
+@pytest.fixture
+def here(capfd) -> Callable[..., tuple[int, str, str]]:
+    """A function (arguments of `vibethinker export`) → exit code, stdout and stderr, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main(["export", *map(str, arguments)])
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
 
 
 def export(*arguments: object, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
