@@ -33,9 +33,9 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
           "original_max_position_embeddings": 64}  # fmt: skip
 SHAPES = {
     "qwen3": ("qwen3", "digits", torch.float32, {"head_dim": 24, "tie_word_embeddings": True}),
-    "qwen2": ("qwen2", "qwen", torch.float32, {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
+    "qwen2": ("qwen2", "qwen", torch.bfloat16, {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
     "yarn": ("qwen3", "qwen", torch.float32, {"head_dim": 32, "rope_parameters": {"rope_theta": 1e4, **YARN}}),
-    "llama": ("llama", "digits", torch.bfloat16, {"tie_word_embeddings": True}),
+    "llama": ("llama", "digits", torch.float32, {"tie_word_embeddings": True}),
     "llama3": ("llama", "llama", torch.float32, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}),
     "linear": ("qwen2", "gpt2", torch.float16,
                {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}}),
@@ -45,14 +45,16 @@ SHAPES = {
 def new_tokenizer(split: str, bos: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that splits text in one of the known ways."""
     tokenizer = Tokenizer(models.BPE())
-    parts = SPLITS[split]
-    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+    # Trained on whole texts, it has merges over digits, spaces and words' ends, of which each split forbids others.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=340, special_tokens=[PAD, EOS, "<|begin|>", *ROLES.values()], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator([*TEXTS, "12345 x=[1,2];  don't I'LL\t\tend 999999 3.14 WORLD's"] * 2, trainer)
+    parts = SPLITS[split]
+    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
