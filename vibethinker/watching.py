@@ -84,16 +84,17 @@ def look(folder: Path, now: float | None = None) -> RunView:
         ConfigurationError: its summary can't be read.
     """
     now = time.time() if now is None else now
-    # Asked first, so that a run that ends meanwhile is seen to have ended.
-    alive = locks.is_held(folder / runs.ALIVE) if (folder / runs.ALIVE).exists() else False
-    summary, noted = runs.read_summary(folder), live.read(folder)
+    summary, noted, gone = runs.read_summary(folder), live.read(folder), False
+    if summary["status"] == "running" and not locks.is_held(folder / runs.ALIVE):
+        summary = runs.read_summary(folder)  # which may have ended since
+        gone = summary["status"] == "running"
     state = _json(folder / "state.json")
     steps = [_step(entry, noted.get(entry["id"], {}), now) for entry in summary["steps"]]
     seconds = max(0.0, now - float(state.get("started", now)))
     return RunView(
         id=summary["run_id"],
         status=summary["status"],
-        gone=summary["status"] == "running" and not alive,
+        gone=gone,
         seconds=seconds,
         left=_left(steps, _json(folder / "plan.json").get("steps", []), seconds),
         steps=steps,

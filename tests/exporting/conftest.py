@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import TEXTS
+from vibethinker import cli
 from vibethinker.embedded.tokenizer import CHAT_TEMPLATE, EOS, PAD, ROLES
 from vibethinker.models import save_model
 
@@ -32,9 +33,9 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
           "original_max_position_embeddings": 64}  # fmt: skip
 SHAPES = {
     "qwen3": ("qwen3", "digits", torch.float32, {"head_dim": 24, "tie_word_embeddings": True}),
-    "qwen2": ("qwen2", "qwen", torch.float32, {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
+    "qwen2": ("qwen2", "qwen", torch.bfloat16, {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}),
     "yarn": ("qwen3", "qwen", torch.float32, {"head_dim": 32, "rope_parameters": {"rope_theta": 1e4, **YARN}}),
-    "llama": ("llama", "digits", torch.bfloat16, {"tie_word_embeddings": True}),
+    "llama": ("llama", "digits", torch.float32, {"tie_word_embeddings": True}),
     "llama3": ("llama", "llama", torch.float32, {"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}),
     "linear": ("qwen2", "gpt2", torch.float16,
                {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}}),
@@ -44,14 +45,16 @@ SHAPES = {
 def new_tokenizer(split: str, bos: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer that splits text in one of the known ways."""
     tokenizer = Tokenizer(models.BPE())
-    parts = SPLITS[split]
-    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+    # Trained on whole texts, it has merges over digits, spaces and words' ends, of which each split forbids others.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=340, special_tokens=[PAD, EOS, "<|begin|>", *ROLES.values()], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator([*TEXTS, "12345 x=[1,2];  don't I'LL\t\tend 999999 3.14 WORLD's"] * 2, trainer)
+    parts = SPLITS[split]
+    tokenizer.pre_tokenizer = parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -75,6 +78,15 @@ def new_model(kind: str, dtype: torch.dtype, **more):
     return model.to(dtype).eval()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads wait for each other more than they compute in models as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shaped(tmp_path_factory) -> Callable[[str], Path]:
     """A function from a shape's name to the folder of such a model; read only."""
@@ -88,6 +100,22 @@ def shaped(tmp_path_factory) -> Callable[[str], Path]:
         return made[name]
 
     return folder
+
+
+@pytest.fixture
+def here(capfd) -> Callable[..., tuple[int, str, str]]:
+    """A function (arguments of `vibethinker export`) → exit code, stdout and stderr, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main(["export", *map(str, arguments)])
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
 
 
 def export(*arguments: object, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

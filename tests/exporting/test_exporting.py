@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.exporting.conftest import export
 from vibethinker.artifacts import Store, write_json
 from vibethinker.errors import ConfigurationError
 from vibethinker.exporting import checking
@@ -40,29 +39,28 @@ def answers_alone(folder: Path, question: str) -> list[int]:
     return ids
 
 
-def test_a_folder_loads_in_a_fresh_process_with_only_transformers(shaped, tmp_path):
+def test_a_folder_loads_in_a_fresh_process_with_only_transformers(shaped, here, tmp_path):
     source, output = shaped("qwen2"), tmp_path / "out"
-    done = export(source, "--format", "hf", "--output", output, "--shard-size", "60KB", "--licence", "apache-2.0")
-    assert done.returncode == 0, done.stderr
+    code, _, err = here(source, "--format", "hf", "--output", output, "--shard-size", "60KB", "--licence", "apache-2.0")
+    assert code == 0, err
     assert len(list(output.glob("model-*-of-*.safetensors"))) > 1
     assert "license: apache-2.0" in (output / "README.md").read_text()
     wanted = checking.answers(load_model(source), load_tokenizer(source))
     assert [answers_alone(output, q) for q in checking.QUESTIONS[:1]] == wanted[:1]
 
 
-def test_a_file_lies_where_it_is_asked_for_with_its_card(shaped, tmp_path):
-    done = export(shaped("qwen3"), "--format", "gguf", "--output", tmp_path / "new" / "small.gguf")
-    assert done.returncode == 0, done.stderr
+def test_a_file_lies_where_it_is_asked_for_with_its_card(shaped, here, tmp_path):
+    code, _, err = here(shaped("qwen3"), "--format", "gguf", "--output", tmp_path / "new" / "small.gguf")
+    assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["small.gguf", "small.md"]
 
 
-def refused(*arguments: object) -> str:
-    done = export(*arguments)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    return done.stderr
+def test_wrong_arguments_are_refused_in_a_sentence(shaped, here, tmp_path):
+    def refused(*arguments: object) -> str:
+        code, _, err = here(*arguments)
+        assert code == 2 and len(err.strip().splitlines()) == 1, err
+        return err
 
-
-def test_wrong_arguments_are_refused_in_a_sentence(shaped, tmp_path):
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "file").write_text("mine")

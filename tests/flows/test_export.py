@@ -13,6 +13,7 @@ from vibethinker.models import load_model, load_tokenizer
 pytestmark = pytest.mark.service
 
 
+@pytest.mark.long
 def test_a_run_s_model_is_exported_for_transformers_and_llama_cpp(micro, tmp_path):
     for form in ("hf", "gguf"):
         done = export("signal-2", "--format", form, "--output", tmp_path / form, "--workspace", micro.workspace)

@@ -27,7 +27,10 @@ def _lines(found: Found) -> Iterator[str]:
             output = found.output
         if output is None:
             continue
-        said = _said(step_id, output.manifest, output.folder)
+        try:
+            said = _said(output.manifest, output.folder)
+        except (KeyError, TypeError):
+            said = "by settings of another version of vibethinker"
         if said:
             yield f"**{step_id}** (`{output.manifest['fingerprint'][:12]}`): {said}"
 
@@ -46,7 +49,7 @@ def _ancestors(found: Found) -> list[str]:
     return [step for step in steps if step in wanted] or [found.id]
 
 
-def _said(step_id: str, manifest: Mapping[str, Any], folder: Path) -> str:
+def _said(manifest: Mapping[str, Any], folder: Path) -> str:
     settings, metrics, kind = manifest["settings"], manifest["metrics"], manifest["kind"]
     if kind == "import":
         return "a model of the user's"
