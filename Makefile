@@ -8,13 +8,20 @@ TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' constraints.txt)
 # A machine with an NVIDIA GPU gets the CUDA build, a Mac its own; any other Linux must not download CUDA.
 CPU_ONLY := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,yes))
 
-.PHONY: run test test-long faults lint constraints check-constraints clean
+# Else each of the many processes that a run or a test starts compiles all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: run test test-quick test-long faults lint constraints check-constraints clean
 
 run: $(VENV)/installed-dev
 	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
 
 test: $(VENV)/installed-dev lint check-constraints
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile
+
+# What needs neither a server nor a training, in about a minute.
+test-quick: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "not (service or gpu or slow or long)" -n 2 --dist loadfile
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long

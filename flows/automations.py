@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState, SendNotification
 from prefect.settings import PREFECT_UI_URL
 
-from tasks.notifications import slack_block
+from tasks.channels import slack_block
 from vibethinker.errors import ConfigurationError
 
 FLOWS = ["vibethinker", "vibethinker-*"]  # names of this project's flows
@@ -43,25 +43,32 @@ prefect deployment run '{{ flow.name }}/{{ deployment.name }}'\
 {% endif %}What was published and saved is reused."""
 
 
-def register(block: str, lost_seconds: float = LOST_SECONDS) -> list[str]:
+def register(block: str, lost_seconds: float | None = None) -> list[str]:
     """Create the automations on the server, or bring them up to date; returns their names.
+
+    One that is as it should be isn't touched: a changed one waits anew, and so for ever for runs that are gone already,
+    as all of a machine's are when it is started again. Its tags, and whether it is switched on, stay as they are.
 
     Args:
         block: name of the `prefect_slack.SlackWebhook` block that is posted by; without it nothing is posted.
-        lost_seconds: without a heartbeat, after which a run counts as gone; at least 10.
+        lost_seconds: without a heartbeat, after which a run counts as gone; at least 10. None: as the server has it,
+            else LOST_SECONDS.
     """
-    wanted = [_crash(lost_seconds)]
+    there = {name: known(name) for name in (CRASH, POST)}
+    kept = [within.total_seconds() for one in there[CRASH] if (within := getattr(one.trigger, "within", None))]
+    wanted = [_crash(lost_seconds or next(iter(kept), LOST_SECONDS))]
     if (document := _document(block)) is not None:
         wanted.append(_post(document))
     for automation in wanted:
-        there = known(automation.name)
-        for superfluous in there[1:]:  # two that registered at once
+        for superfluous in there[automation.name][1:]:  # two that registered at once
             superfluous.delete()
-        if there:
-            automation.id = there[0].id
-            automation.update()
-        else:
+        if not there[automation.name]:
             automation.create()
+            continue
+        before = there[automation.name][0]
+        automation.id, automation.enabled, automation.tags = before.id, before.enabled, before.tags
+        if automation.model_dump() != before.model_dump():
+            automation.update()
     return [automation.name for automation in wanted]
 
 

@@ -1,4 +1,4 @@
-"""`vibethinker run`: the pipeline as a Prefect flow, on the server that PREFECT_API_URL names or on one of its own.
+"""`vibethinker run` and `experiment`: Prefect flows, on the server that PREFECT_API_URL names or on one of its own.
 
 Order matters for speed: the server and the worker's imports take 10 to 15 s each, so both are started before Prefect
 is imported here. When everything is published already, neither starts.
@@ -6,14 +6,10 @@ is imported here. When everything is published already, neither starts.
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import shutil
+import shlex
 import signal
 import time
-import tomllib
-from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,17 +17,15 @@ from typing import Any
 import click
 
 from flows.processes import SAME_SECONDS
-from flows.server import check_approvals
+from flows.server import check_approvals, configured_api
+from vibethinker import config as configuration
 from vibethinker import preflight, runs
 from vibethinker.artifacts import Store, check_workspace
-from vibethinker.commands.inspect import show_plan
-from vibethinker.commands.options import Planned, plan_options, planned
-from vibethinker.errors import BudgetError, ConfigurationError, InfrastructureError, VibeThinkerError
+from vibethinker.commands.inspect import show_experiment, show_plan
+from vibethinker.commands.options import Planned, plan_options, planned, workspace_option
+from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.plan import StepState, states
 from vibethinker.redaction import passwords, redact
-
-FULL = 1 << 20  # bytes free, below which a failure of the server's is the disk's
-RETRIES = 8  # of a request to Prefect, the wait before each doubled, about 8 minutes in all
 
 
 @click.command()
@@ -46,7 +40,7 @@ def run(dry_run: bool, **options: Any) -> None:
     if dry_run:
         show_plan(asked)
         return
-    _stop_at_signals()
+    stop_at_signals()
     preflight.check(asked.plan)
     found = states(asked.plan, Store(asked.plan.workspace), asked.refresh)
     published = all(s.state == "cached" for s in found.values())
@@ -65,7 +59,46 @@ def run(dry_run: bool, **options: Any) -> None:
     click.echo(text.summarise(summary, asked.plan.workspace))
 
 
-def _stop_at_signals() -> None:
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@workspace_option
+@click.option("--set", "overrides", multiple=True, metavar="A.B=V", help="Override what the arms share; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Show what arms share, what is there and what is to run.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: print one JSON object instead of a table.")
+def experiment(
+    file: Path, workspace: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Compare arms of the recipe with a control over several seeds; run again, it resumes.
+
+    Example: vibethinker experiment docs/examples/mgpo-study.yaml --dry-run
+    """
+    from vibethinker.experiments import design, planning, report, study
+
+    folder = configuration.workspace(workspace)
+    values = design.overridden(design.read(file), overrides)
+    made = design.make(values, folder)
+    if dry_run:
+        show_experiment(planning.document(made), as_json=as_json)
+        return
+    stop_at_signals()
+    check_workspace(folder)
+    resume = shlex.join([runs.program("vibethinker"), "experiment", str(made.folder / "experiment.yaml"),
+                         "--workspace", str(folder)])  # fmt: skip
+    if not study.ended(made):
+        from flows.reached import reached
+
+        with (
+            reached(made.cells[0].config, folder) as server,
+            server.telling(f"The experiment {made.id}", lambda: resume),
+        ):
+            from flows.experiment import experiment as flow
+
+            server.wait()
+            flow(design=values, workspace=str(folder))
+    click.echo(report.summarise(study.read_result(made.folder), made.folder))
+
+
+def stop_at_signals() -> None:
     """SIGINT and SIGTERM let the steps save what they have; a second SIGINT ends everything at once: the worker, its
     steps and the server end with this process. What runs this one may send one signal twice."""
     first: float | None = None
@@ -121,6 +154,7 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
             return summary
     except ConfigurationError:
         pass
+    from vibethinker.exporting.card import write_run_card
     from vibethinker.reporting import html
 
     with runs.starting(asked.plan.workspace):
@@ -133,96 +167,24 @@ def _reuse(asked: Planned, found: dict[str, StepState]) -> dict[str, Any]:
     summary = made.finish("completed")
     values = asked.config.model_dump(mode="json", by_alias=True)
     (made.folder / "report.html").write_text(html.render(made.report(), summary, values), encoding="utf-8")
+    write_run_card(made)
     return summary
 
 
 def _execute(asked: Planned, tier: str | None) -> dict[str, Any]:
     from flows.display import display
-    from flows.server import Server, deliver, environment
+    from flows.reached import reached
     from tasks import session
-    from tasks.leases import create_limits
 
     workspace = asked.plan.workspace
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", str(RETRIES))
-    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells the same
-    logging.raiseExceptions = False  # else each line of log that a server doesn't take is told on the terminal
-    with ExitStack() as stack:
-        server, address, home = None, configured_api(), workspace / "prefect"
-        if not address:
-            server = Server(home, home / "server.log")
-            stack.callback(server.close)
-            os.environ.update(environment(home) | {"PREFECT_API_URL": server.url})
+    with reached(asked.config, workspace) as server, display(asked.plan) as shown:
         if tier:
             click.echo(f"Programs run in the sandbox tier {tier}.", err=True)
-        shown = stack.enter_context(display(asked.plan))
-        current = stack.enter_context(session.opened(asked.plan, shown, asked.refresh, tier))
-        resume = current.run.resume_command
-        if current.run.goes_on:
-            click.echo(f"The run {current.run.id} goes on.", err=True)
-        try:
-            from flows.pipeline import pipeline
+        with session.opened(asked.plan, shown, asked.refresh, tier) as current:
+            if current.run.goes_on:
+                click.echo(f"The run {current.run.id} goes on.", err=True)
+            with server.telling(f"The run {current.run.id}", lambda: current.run.resume_command):
+                from flows.pipeline import pipeline
 
-            if server:
                 server.wait()
-                server.give_way(session.GIVE_WAY)
-                stack.enter_context(create_limits(asked.config, home))
-            try:
-                summary = pipeline(profile=asked.config.profile, workspace=str(workspace))
-            finally:
-                if server:
-                    deliver()
-        except BudgetError as error:
-            click.echo(f"The run {current.run.id} is paused. With a larger budget, go on by:\n  {resume}", err=True)
-            raise error
-        except VibeThinkerError as error:
-            click.echo(f"The run {current.run.id} failed. When the cause is mended, go on by:\n  {resume}", err=True)
-            raise error
-        except Exception as error:
-            if reason := _of_the_disk(error, workspace):
-                raise InfrastructureError(
-                    f"The workspace {workspace} can't be written ({reason}): mend that, and go on by:\n  {resume}"
-                ) from error
-            if not _of_the_server(error):
-                raise
-            reason = f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0]
-            where = f"at {address}" if address else "of the run's own"
-            mend = "see that it runs and answers" if address else f"its last words are in {home / 'server.log'}"
-            raise InfrastructureError(
-                f"Prefect's server {where} failed the run ({reason}): {mend}, and go on by:\n  {resume}"
-            ) from error
-        except KeyboardInterrupt:
-            click.echo(f"The run {current.run.id} was interrupted. Go on by:\n  {resume}", err=True)
-            raise
-        return summary
-
-
-def _of_the_disk(error: Exception, workspace: Path) -> str | None:
-    """Why the workspace can't be written, if that is the cause; a server whose disk is full fails without a reason."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        return error.strerror
-    full = shutil.disk_usage(workspace).free < FULL
-    return os.strerror(errno.ENOSPC) if full and _of_the_server(error) else None
-
-
-def _of_the_server(error: Exception) -> bool:
-    """Whether the server or the way to it is the cause; an unreachable one is a RuntimeError of Prefect's client."""
-    import httpx
-    from prefect.exceptions import PrefectHTTPStatusError
-
-    of_client = isinstance(error, (PrefectHTTPStatusError, httpx.HTTPError))
-    return of_client or str(error).startswith("Failed to reach API")
-
-
-def configured_api() -> str | None:
-    """The API address that the environment or Prefect's active profile names, without importing Prefect."""
-    if url := os.environ.get("PREFECT_API_URL"):
-        return url
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
-    try:
-        profiles = tomllib.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    name = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
-    return profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
+                return pipeline(profile=asked.config.profile, workspace=str(workspace))

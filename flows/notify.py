@@ -62,8 +62,8 @@ def test(block: str, apprise_variable: str) -> None:
 
     Example: vibethinker notify test
     """
+    from tasks.channels import Channels
     from tasks.messages import Message
-    from tasks.notifications import Channels
 
     with _heard():
         channels = Channels.of(Notifications(slack_block=block, apprise_variable=apprise_variable))

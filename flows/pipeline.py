@@ -24,6 +24,9 @@ from tasks.recipe import (
     prepare_data,
     probe_diversity,
     run_signal_stage,
+    sample_solutions,
+    select_traces,
+    train_distilled,
     train_specialist,
     write_report,
 )
@@ -45,6 +48,8 @@ def spectrum(run: Running) -> None:
     run.start(prepare_data)
     run.start(prepare_base)
     run.start(train_specialist)  # in parallel, one a domain
+    run.start(sample_solutions)  # of the training problems, if a second stage is to train on the hard ones
+    run.start(train_specialist)
     run.start(probe_diversity)  # chooses each domain's checkpoint by Pass@K
     run.start(fuse_specialists)
 
@@ -53,6 +58,13 @@ def signal(run: Running) -> None:
     """Phase 2: make the correct solutions likely, stage after stage."""
     run.approval("signal")  # if the configuration wants one
     run.start(run_signal_stage)
+
+
+def distillation(run: Running) -> None:
+    """Phase 3, if the configuration has one: a student learns from what the stages' models solve."""
+    run.start(sample_solutions)
+    run.start(select_traces)  # by how likely the student finds them
+    run.start(train_distilled)
 
 
 def measurement(run: Running) -> None:
@@ -65,6 +77,7 @@ def whole_recipe(run: Running) -> None:
     """From a spectrum of solutions to a signal."""
     spectrum(run)
     signal(run)
+    distillation(run)
     measurement(run)
     run.approval("promotion")
 

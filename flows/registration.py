@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from flows.clone import ROOT
-from tasks.notifications import WEBHOOK_VARIABLE
+from tasks.channels import WEBHOOK_VARIABLE
 from vibethinker import hardware
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError, InfrastructureError

@@ -25,13 +25,14 @@ from flows.display import Lines
 from flows.rays import Cluster, Started, cluster_of
 from flows.registration import POOL
 from flows.server import check_approvals
-from tasks import artifacts, logs, session
+from tasks import artifacts, logs, session, tracked
 from tasks.recipe import StepTask, evaluate_model
 from tasks.session import Session
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
 from vibethinker.errors import BudgetError, RejectedError
+from vibethinker.exporting.card import write_run_card
 from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
 from vibethinker.tracking import RunTracker
@@ -198,23 +199,13 @@ def _label(current: Session) -> None:
 
 def _finish(current: Session, status: str) -> dict[str, Any]:
     """Summary, report, MLflow and the run's markdown artifact."""
-    run, plan, tracker = current.run, current.plan, current.tracker
+    run, tracker = current.run, current.tracker
     summary = run.end(status)
     page = _write_page(current, summary)
+    card = write_run_card(run) if status == "completed" and current.plan.ids("report") else None
     if tracker:
-        tracker.artifact(page)
-        if status == "completed" and plan.ids("report"):
-            final = plan[plan.final_model]
-            name = current.config.tracking.registered_model or f"vibethinker-{current.config.profile}"
-            model, damage = run.store.find(final.id, final.fingerprint, level="digest")
-            if model:
-                tracker.log_model(model.folder, name)
-            else:
-                run.warn(f"The final model isn't registered, since its output is damaged: {damage}.")
-        if plan.ids("data") and (data := run.store.read("data", plan["data"].fingerprint)):
-            tracker.dataset("data", data.digest, str(data.folder), "training")
         metrics = next((s["metrics"] for s in summary["steps"] if s["id"] == "report"), {})
-        tracker.finish({"completed": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status], metrics)
+        tracked.finished(current, tracker, status, [page, card] if card else [page], metrics)
     summary = run.save()  # only now, so that a run that was killed before it had noted all for MLflow goes on
     if status != "interrupted":
         places = [

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -137,6 +138,20 @@ def check_approvals(config: Config, address: str | None) -> None:
             f"approvals.{wanted[0]} needs a Prefect server that people can open, and this run would have one of its "
             "own: start one by `vibethinker up` and name it by PREFECT_API_URL, or leave the setting off."
         )
+
+
+def configured_api() -> str | None:
+    """The API address that the environment or Prefect's active profile names, without importing Prefect."""
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    try:
+        profiles = tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    name = os.environ.get("PREFECT_PROFILE", profiles.get("active", ""))
+    return profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
 
 
 def lasting(home: Path) -> dict[str, str]:

@@ -21,9 +21,9 @@ from pathlib import Path
 import click
 
 from flows import parts, processes
-from flows.cli import RETRIES, configured_api
 from flows.parts import NAMES, State
-from flows.server import LEASES
+from flows.reached import RETRIES
+from flows.server import LEASES, configured_api
 from vibethinker import config as configuration
 from vibethinker import locks
 from vibethinker.artifacts import check_workspace

@@ -155,7 +155,12 @@ def _fusion(step: Step, found: dict[str, Any]) -> tuple[list[Row], str]:
         {"specialist": domain, "checkpoint": found["sources"][domain], "weight": f"{weight:.3f}"}
         for domain, weight in found["weights"].items()
     ]
-    return rows, f"{found['method'].capitalize()} mean of these checkpoints, by these weights."
+    if alone := (found.get("fallback") or {}).get("taken"):
+        return rows, f"The specialist {alone} alone, since the fused model solved less of the validation problems."
+    merged = {"linear": "Linear mean", "pass_at_k": "Mean by Pass@K"}.get(
+        found["method"], f"Fusion by {found['method']}"
+    )
+    return rows, f"{merged} of these checkpoints, by these weights."
 
 
 def _evaluation(step: Step, found: dict[str, Any]) -> tuple[list[Row], str]:

@@ -22,19 +22,18 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 from prefect.tasks import Task
 
-from tasks import artifacts
+from tasks import artifacts, tracked
 from tasks.logs import Teller, ours
 from tasks.session import Session, find
 from vibethinker import faults
 from vibethinker.artifacts import Artifact
 from vibethinker.config import Config
 from vibethinker.errors import InfrastructureError, VibeThinkerError
-from vibethinker.plan import Step, role_of
+from vibethinker.plan import Step
 from vibethinker.steps import measured
-from vibethinker.tracking import StepTracker
 from vibethinker.worker.host import Event
 
-CARD, METRICS = ("card.html", "card.json"), "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 class StepTask(NamedTuple):
@@ -76,9 +75,12 @@ def step_task(title: str, kind: str) -> StepTask:
 prepare_data = step_task("Prepare data", "data")
 prepare_base = step_task("Prepare base model", "base")
 train_specialist = step_task("Train specialist", "specialist")
+sample_solutions = step_task("Sample solutions", "solutions")
 probe_diversity = step_task("Probe diversity", "probe")
 fuse_specialists = step_task("Fuse specialists", "fusion")
 run_signal_stage = step_task("Run signal stage", "signal")
+select_traces = step_task("Select traces", "selection")
+train_distilled = step_task("Train distilled model", "distilled")
 evaluate_model = step_task("Evaluate model", "evaluation")
 write_report = step_task("Write report", "report")
 
@@ -93,10 +95,7 @@ def _run(session: Session, step: Step) -> Any:
         tell_made(session, step, artifact)
         return cached(step, artifact)
     get_run_logger().info("%s, fingerprint %s, waits for its turn", step.id, step.fingerprint[:12])
-    tracked = None
-    if session.tracker:
-        tags = {"prefect.task_run_id": str(task_run.get_id() or "")}
-        tracked = session.tracker.step(step.id, step.fingerprint, tags)
+    track = tracked.begun(session, step, {"prefect.task_run_id": str(task_run.get_id() or "")})
     progress, teller = artifacts.Progress(step), Teller(session.run.log(step.id), get_run_logger())
 
     def hear(event: Event) -> None:
@@ -107,10 +106,13 @@ def _run(session: Session, step: Step) -> Any:
             return
         session.display.event(step, event)
         if event["event"] == "progress":
+            session.run.live.progress(step.id, event["done"], event["total"], event["text"])
             progress.update(event["done"], event["total"], event["text"])
             teller.progress(event["done"], event["total"], event["text"])
-        elif event["event"] == "metrics" and tracked:
-            tracked.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
+        elif event["event"] == "metrics":
+            session.run.live.metrics(step.id, event["values"])
+            if track:
+                track.metrics(event["step"], event["values"], int(event["time"] * 1000), event["sequence"])
         elif event["event"] == "waiting":
             get_run_logger().info("%s %s", step.id, event["text"])
         elif event["event"] == "warning":
@@ -130,21 +132,20 @@ def _run(session: Session, step: Step) -> Any:
         if _back_off(session, step, error):
             raise
         session.failed(step, error)
-        if tracked:
-            ended = "SCHEDULED" if session.paused else "KILLED" if session.stopping.is_set() else "FAILED"
-            tracked.finish(ended, {})
+        if track:
+            track.finish("SCHEDULED" if session.paused else "KILLED" if session.stopping.is_set() else "FAILED", {})
         if session.stopping.is_set():  # its process was told to leave: nothing to retry
             raise VibeThinkerError(str(error)) from error
         raise
     except BaseException:
-        if tracked:
-            tracked.finish("FAILED", {})
+        if track:
+            track.finish("FAILED", {})
         raise
     artifact = session.run.store.read(step.id, step.fingerprint)
     assert artifact is not None, f"{step.id} said it was done but published nothing"
     session.share(step, artifact)
-    if tracked:
-        _tell_end(tracked, step, artifact)
+    if track:
+        tracked.ended(session, track, step, artifact)
     progress.end()
     artifacts.results(step, artifact)
     if reused:  # another run, for which this one has waited, made it
@@ -189,17 +190,12 @@ def tell_made(session: Session, step: Step, artifact: Artifact) -> None:
         return
     if artifact.manifest.get("run_id") != session.run.id and not tracker.begun(step.id, step.fingerprint):
         return
-    tracked = tracker.step(step.id, step.fingerprint)
+    track = tracked.begun(session, step)
+    assert track is not None
     metrics = artifact.folder / METRICS
     for at, values in measured(metrics) if metrics.exists() else ():
-        tracked.metrics(at, values, int(artifact.manifest["finished"] * 1000), 0)
-    _tell_end(tracked, step, artifact)
-
-
-def _tell_end(tracked: StepTracker, step: Step, artifact: Artifact) -> None:
-    for name in CARD if role_of(step) == "data" else ():
-        tracked.artifact(artifact.folder / name)
-    tracked.finish("FINISHED", artifact.metrics)
+        track.metrics(at, values, int(artifact.manifest["finished"] * 1000), 0)
+    tracked.ended(session, track, step, artifact)
 
 
 def cached(step: Step, artifact: Artifact, warnings: Sequence[str] = ()) -> Any:

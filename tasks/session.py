@@ -8,16 +8,19 @@ the start of the Prefect server, and the flow then uses that one.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 from vibethinker import collecting, hardware, workload
 from vibethinker.artifacts import Artifact, Store
+from vibethinker.config import Config
 from vibethinker.errors import BudgetError, InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.needs import ALONE, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, reuse_warnings, role_of, states
@@ -27,6 +30,7 @@ from vibethinker.tracking import RunTracker
 from vibethinker.worker import ranks
 from vibethinker.worker.host import Event
 
+from .hosts import Hosts
 from .leases import Gpus, limit_name
 from .slots import Slots
 from .workbench import Workbench, revision
@@ -48,8 +52,26 @@ class Display(Protocol):
         """A step is running, done, cached or failed."""
 
 
+class Sharing:
+    """What the runs of an experiment share: slots, GPUs and worker hosts, so that their steps take turns as those of
+    one run do.
+
+    Args:
+        config: of any of the runs.
+        log: of the worker hosts.
+        warn: told what the user should read of them.
+    """
+
+    def __init__(self, config: Config, log: Path, warn: Callable[[str], None]) -> None:
+        self.slots, self.gpus, self.hosts = _slots(config), _gpus(config), Hosts(log, warn)
+
+
 class Session:
-    """One run in this process; see the module."""
+    """One run in this process; see the module.
+
+    Args:
+        sharing: what it shares with other runs of its experiment, in the name of which it is `tags`.
+    """
 
     def __init__(
         self,
@@ -58,18 +80,20 @@ class Session:
         display: Display,
         tier: str | None = None,
         remote: Remote | None = None,
+        sharing: Sharing | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self.run, self.plan, self.display, self.tier = run, run.plan, display, tier
         self.found = found
         self.config = run.plan.config
-        self.slots = Slots(hardware.slots(self.config))  # of steps that compute on the CPU
-        self.gpus = None
-        if hardware.device(self.config) == "cuda":
-            each = self.config.execution.steps_per_gpu
-            most = self.config.execution.slots or hardware.gpus() * each
-            self.gpus = Gpus(hardware.devices(), each, most, self.config.scaling.leases)
+        self.tags = dict(tags or {})
+        self.slots = sharing.slots if sharing else _slots(self.config)  # of steps that compute on the CPU
+        self.gpus = sharing.gpus if sharing else _gpus(self.config)
         base = self.plan["base"].fingerprint if self.plan.ids("base") else None
-        self.bench = Workbench(self.config, self.plan.workspace, run.id, base=base, revision=revision(), warn=run.warn)
+        self.bench = Workbench(
+            self.config, self.plan.workspace, run.id, base=base, revision=revision(), warn=self._warn,
+            hosts=sharing.hosts if sharing else None,
+        )  # fmt: skip
         self.stopping = self.bench.stopping
         self.remote = remote
         self.failures: dict[str, VibeThinkerError] = {}
@@ -99,9 +123,17 @@ class Session:
             self.run.id,
             # MLflow keeps a parameter's first value, and a budget is there to be raised.
             self.config.model_dump(mode="json", by_alias=True, exclude={"budget"}),
-            {"vibethinker.profile": self.config.profile, "vibethinker.sandbox": self.tier or "unused", **tags},
+            {
+                "vibethinker.profile": self.config.profile,
+                "vibethinker.sandbox": self.tier or "unused",
+                **self.tags,
+                # A step that is reused has no child run here: by its fingerprint the one that made it is found.
+                **{f"vibethinker.fingerprint.{step.id}": step.fingerprint for step in self.plan.steps},
+                **tags,
+            },
             self.run.folder,
             self.run.warn,
+            tracking.system_seconds,
         )
 
     def published(self, step: Step) -> Artifact | None:
@@ -246,6 +278,26 @@ class Session:
         self._closed.set()
         self.bench.close()
 
+    def _warn(self, text: str) -> None:
+        """Keep a warning with the run; of one that has ended it is said as well, in case the disk takes no more."""
+        self.run.warn(text)
+        if self.run.status != "running":
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+            with suppress(OSError):
+                self.run.save()
+
+
+def _slots(config: Config) -> Slots:
+    return Slots(hardware.slots(config))
+
+
+def _gpus(config: Config) -> Gpus | None:
+    if hardware.device(config) != "cuda":
+        return None
+    each = config.execution.steps_per_gpu
+    most = config.execution.slots or hardware.gpus() * each
+    return Gpus(hardware.devices(), each, most, config.scaling.leases)
+
 
 def named_inputs(step: Step, fingerprints: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Role → the step, with its fingerprint, that fills it."""
@@ -268,9 +320,15 @@ def current() -> Session | None:
 
 @contextmanager
 def opened(
-    plan: Plan, display: Display, refresh: frozenset[str] = frozenset(), tier: str | None = None
+    plan: Plan,
+    display: Display,
+    refresh: frozenset[str] = frozenset(),
+    tier: str | None = None,
+    sharing: Sharing | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Iterator[Session]:
-    """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run.
+    """A begun session for the `with` block; closing it ends all its processes. `tier` is where programs run; the others
+    are `Session`'s.
 
     What is to be refreshed goes out of the way before there is a run, so that none that is killed can forget it. An
     unfinished run that began so goes on: what it has made since is fresh.
@@ -286,7 +344,7 @@ def opened(
     with starting(plan.workspace):
         run = Run.begin(plan, fresh=bool(again), refreshed=refresh)
         found = states(plan, run.store, again)
-        session = Session(run, found, display, tier, remote)
+        session = Session(run, found, display, tier, remote, sharing, tags)
         run.create(found, reuse_warnings(found) + warnings(plan, found))
     _sessions[run.id] = session
     token = _current.set(session)

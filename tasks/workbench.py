@@ -10,11 +10,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vibethinker import hardware
 from vibethinker.artifacts import Store
 from vibethinker.config import Config
 from vibethinker.errors import PreemptedError, VibeThinkerError
@@ -22,11 +20,11 @@ from vibethinker.execution import execution_settings
 from vibethinker.memory import Memory, run_within
 from vibethinker.needs import memory_need, place_of, shared_by
 from vibethinker.plan import Step
-from vibethinker.redaction import clean
 from vibethinker.worker.host import Event, Host
 from vibethinker.workload import work_of
 
 from . import secrets
+from .hosts import Hosts
 
 LEAVE_SECONDS = 5.0  # beyond execution.stop_seconds, after which the worker's server kills a step
 PREEMPTIONS = 10  # of one step; more than that is a step that ends itself
@@ -39,6 +37,7 @@ class Workbench:
         base: the fingerprint of the plan's base model, if it makes one.
         revision: of the code, for manifests.
         warn: told what the user should read.
+        hosts: those that several runs share, and somebody else ends; None for its own.
     """
 
     def __init__(
@@ -50,13 +49,14 @@ class Workbench:
         base: str | None,
         revision: str | None,
         warn: Callable[[str], None],
+        hosts: Hosts | None = None,
     ) -> None:
         self.config, self.workspace, self.run_id = config, workspace, run_id
-        self.memory = Memory(workspace, warn)
+        self.memory, self._warn = Memory(workspace, warn), warn
         self.stopping = threading.Event()
         self.revision, self._base = revision, base
-        self._starting = threading.Lock()
-        self._host: Host | None = None
+        self._own = Hosts(self._logs / "worker.log", warn) if hosts is None else None
+        self._hosts = hosts or self._own
 
     def execute(
         self, step: Step, inputs: Mapping[str, str], gpu: str | None, cores: int, hear: Callable[[Event], None]
@@ -99,31 +99,15 @@ class Workbench:
             raise PreemptedError("The run was stopped.")
 
     def host(self) -> Host:
-        """The worker's host; a new one where the last one's server has died, so that a retry can succeed."""
-        worker = self.config.worker
-        with self._starting:
-            if self._host is None or not self._host.alive:
-                self.check_going()
-                self._host = Host(
-                    self._logs / "worker.log",
-                    python=worker.python,
-                    env=worker.env,
-                    fork=hardware.can_fork(self.config),
-                )
-            return self._host
+        """The worker's host; see `Hosts.of`."""
+        self.check_going()
+        return self._hosts.of(self.config)
 
     def close(self) -> None:
-        """End the worker host and every child; those that run get `leave_seconds` to save what they have. Interrupted
-        once more meanwhile, it ends them at once."""
+        """End the run's own worker host and every child of it; see `Hosts.close`."""
         self.stopping.set()
-        with self._starting:
-            if self._host is not None:
-                try:
-                    self._host.leave(self.leave_seconds)
-                finally:
-                    self._host.close()
-                    with suppress(OSError):  # how the run has ended matters more
-                        clean(self._logs / "worker.log")
+        if self._own is not None:
+            self._own.close(self.leave_seconds)
 
     @property
     def _logs(self) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distribution import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401 (hooks)
 from tests.slack import Slack, listening
 
 TEXTS = (

@@ -201,3 +201,8 @@ def test_a_backend_that_needs_a_gpu(run) -> None:
 
 def test_a_stage_s_domain_that_its_reward_cannot_judge(run) -> None:
     refused(run("--profile", "micro", "--set", "signal.stages.0.domains=[code]"), "signal.stages.0.domains", "judge")
+
+
+def test_an_invalid_folder_is_a_failed_check(tmp_path) -> None:
+    done = vibethinker("validate", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 1 and "Invalid at level finite" in done.stdout and done.stderr == ""

@@ -94,6 +94,23 @@ def test_a_run_that_is_alive_or_named_keeps_what_it_needs(workspace: Path) -> No
     assert names(found) == {"run runs/named", "run runs/alive", f"output fusion/{A}", f"output fusion/{B}"}
 
 
+def test_runs_of_an_experiment_stay_until_it_is_finished(workspace: Path) -> None:
+    ended(workspace, "arm", fusion=A)
+    ended(workspace, "other", fusion=B)
+    result = {"id": "x-1", "status": "interrupted", "runs": [{"run_id": "arm"}]}
+    write_json(workspace / "experiments" / "x-1" / "result.json", result)
+    found = collecting.find(workspace, Keep(newest=0))
+    assert (names(found), found.kept) == (
+        {"run runs/other", f"output fusion/{B}"},
+        {"arm": "the experiment x-1 isn't finished"},
+    )
+    write_json(workspace / "experiments" / "x-1" / "result.json", {**result, "status": "completed"})
+    assert f"output fusion/{A}" in names(collecting.find(workspace, Keep(newest=0)))
+    (workspace / "experiments" / "x-1" / "result.json").write_text("{")
+    with pytest.raises(VibeThinkerError, match="x-1"):
+        collecting.find(workspace, Keep(newest=0))
+
+
 def test_an_output_that_a_kept_run_s_configuration_names_stays(workspace: Path) -> None:
     ended(workspace, "old", fusion=A, data=B)
     kept = ended(workspace, "new", fusion=C)

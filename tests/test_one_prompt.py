@@ -19,6 +19,8 @@ from vibethinker.models import save_model
 from vibethinker.settings import Prompts
 from vibethinker.training import sft, signal
 
+pytestmark = pytest.mark.slow
+
 MATH = Problem("m", "algebra", "2+3?", "test", "MIT", answer="5")
 TESTS = {"kind": "function", "entry_point": "f", "cases": [{"args": [1], "expected": 2}]}
 CODE = Problem("c", "code", "f(x) is?", "test", "MIT", tests=TESTS)

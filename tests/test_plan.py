@@ -71,6 +71,30 @@ def test_a_changed_second_stage_changes_it_and_what_follows(tmp_path: Path) -> N
     }
 
 
+def test_a_setting_that_came_later_is_named_only_where_it_differs(tmp_path: Path) -> None:
+    assert changed(tmp_path, "signal.objective.updates=1", "signal.objective.ratio=token") == set()
+    assert "signal-1" in changed(tmp_path, "signal.objective.updates=2")
+    assert "updates" not in plan_of(tmp_path)["signal-1"].settings["objective"]
+
+
+@pytest.mark.parametrize("change", ["{learning_rate: 1.0e-5}", "{lambda: 0}"])
+def test_a_run_forked_at_a_stage_reuses_all_that_comes_before(tmp_path: Path, change: str) -> None:
+    stage = "signal.stages=[{name: a, context: 96, steps: 2}, {name: b, context: 96, steps: 2%s}, "
+    stage += "{name: c, context: 96, steps: 2}]"
+    before, after = plan_of(tmp_path, stage % ""), plan_of(tmp_path, stage % f", overrides: {change}")
+    differ = {s.id for s in before.steps if s.fingerprint != after[s.id].fingerprint}
+    assert differ == {"signal-2", "signal-3", "evaluation-signal-2", "evaluation-signal-3", "report"}
+
+
+def test_a_seed_of_the_stages_leaves_all_that_comes_before(tmp_path: Path) -> None:
+    stages = {"signal-1", "signal-2", "evaluation-signal-1", "evaluation-signal-2", "report"}
+    assert changed(tmp_path, "signal.seed=2") == stages
+    assert changed(tmp_path, "signal.seed=1") == set(), "the seed that they have anyway"
+    of_spectrum = changed(tmp_path, "spectrum.seed=2")
+    assert of_spectrum > {"specialist-algebra", "probe-code", "fusion", "evaluation-fusion"} | stages
+    assert not of_spectrum & {"data", "base", "evaluation-base"}
+
+
 def test_a_changed_probe_leaves_data_base_and_specialists(tmp_path: Path) -> None:
     found = changed(tmp_path, "spectrum.probing.k=1")
     assert {"probe-algebra", "fusion", "signal-1", "evaluation-specialist-algebra"} <= found
@@ -221,6 +245,29 @@ def test_the_resume_command_restores_settings_of_the_environment_and_replaced_st
     assert words[-4:] == ["--from", f"fusion={tiny_model_folder}", "--workspace", str(tmp_path)]
 
 
+def test_fusion_is_named_by_what_its_method_reads(tmp_path: Path) -> None:
+    """And linear fusion as it was before there were other methods."""
+    linear = plan_of(tmp_path)["fusion"]
+    assert linear.settings == {
+        "fusion": {"method": "linear", "weights": None}, "domains": ["algebra", "statistics", "code"],
+    } and "data" not in linear.inputs  # fmt: skip
+    assert changed(tmp_path, "spectrum.fusion.density=0.5", "spectrum.fusion.t=0.1") == set()
+    ties, scaled = (
+        plan_of(tmp_path, "spectrum.fusion.method=ties", f"spectrum.fusion.scale={x}")["fusion"] for x in (1, 2)
+    )
+    assert ties.fingerprint != scaled.fingerprint and "seed" not in ties.settings
+    assert plan_of(tmp_path, "spectrum.fusion.method=dare", "seed=4")["fusion"].settings["seed"] == 4
+
+
+@pytest.mark.parametrize("asked", ["search={trials: 3}", "fallback=best_specialist"])
+def test_a_fusion_that_generates_reads_problems_and_is_estimated(tmp_path: Path, asked: str) -> None:
+    plan = plan_of(tmp_path, f"spectrum.fusion.{asked}")
+    step = plan["fusion"]
+    assert step.inputs["data"] == "data" and step.settings["probing"]["k"] == 2
+    # Models times problems, domains, samples and half of the tokens; three models are searched or alone.
+    assert estimate(plan)["fusion"]["generated_tokens"] == (3 * 4 + 2 * 4) * 3 * 4 * 16
+
+
 def test_a_teacher_is_estimated_by_what_it_is_asked_for(tmp_path: Path) -> None:
     overrides = [
         "domains=[algebra]",
@@ -235,3 +282,45 @@ def test_a_teacher_is_estimated_by_what_it_is_asked_for(tmp_path: Path) -> None:
     ]
     found = estimate(build(load("tiny", overrides=overrides, environ={}), tmp_path))["data"]
     assert (found["generated_tokens"], found["usd"], found["seconds"]) == (250_000, 0.5, None)
+
+
+def test_a_second_stage_comes_between_specialist_and_probe(tmp_path: Path) -> None:
+    plain, plan = plan_of(tmp_path), plan_of(tmp_path, "spectrum.hard.samples=4")
+    assert plan["specialist-code"].fingerprint == plain["specialist-code"].fingerprint
+    assert plan["solutions-code"].inputs == {"model": "specialist-code", "data": "data"}
+    second = {"base": "base", "data": "data", "specialist": "specialist-code", "solutions": "solutions-code"}
+    assert plan["hard-code"].inputs == second
+    assert plan["probe-code"].inputs["specialist"] == "hard-code"
+    assert plan["fusion"].inputs["specialist-code"] == "hard-code"
+    assert plan["evaluation-specialist-code"].inputs["model"] == "hard-code"
+    assert {s.id for s in plan.steps} - {s.id for s in plain.steps} == {
+        f"{step}-{domain}" for step in ("solutions", "hard") for domain in plan.config.domains
+    }
+    again = plan_of(tmp_path, "spectrum.hard.samples=4", "spectrum.hard.epochs=3")
+    assert again["solutions-code"].fingerprint == plan["solutions-code"].fingerprint
+    assert again["hard-code"].fingerprint != plan["hard-code"].fingerprint
+    with pytest.raises(ConfigurationError, match=r"set spectrum\.sft\.method to full"):
+        plan_of(tmp_path, "spectrum.hard.samples=4", "spectrum.sft.method=lora")
+
+
+def test_a_second_stage_of_one_trajectory_serves_every_domain(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "spectrum.mode=trajectory", "spectrum.hard.samples=4")
+    assert {plan[f"probe-{d}"].inputs["specialist"] for d in plan.config.domains} == {"hard-mixture"}
+    assert plan["solutions-mixture"].settings["domains"] == list(plan.config.domains)
+
+
+def test_distillation_follows_the_stages_and_ends_the_recipe(tmp_path: Path) -> None:
+    plain, plan = plan_of(tmp_path), plan_of(tmp_path, "distillation.samples=4")
+    assert plan.final_model == "distilled"
+    assert plan["solutions-signal-2"].inputs == {"model": "signal-2", "data": "data"}
+    assert plan["solutions-signal-2"].settings["domains"] == ["code"]
+    solved = {id: id for id in ("solutions-signal-1", "solutions-signal-2")}
+    assert plan["selection"].inputs == {"student": "fusion", **solved}
+    assert plan["distilled"].inputs == {"student": "fusion", "traces": "selection"}
+    assert plan["evaluation-distilled"].inputs == {"model": "distilled", "data": "data"}
+    assert plan["report"].settings["models"][-1]["id"] == "distilled"
+    for step in plain.steps:
+        assert step.id == "report" or plan[step.id].fingerprint == step.fingerprint
+    assert plan_of(tmp_path, "distillation.student=base")["selection"].inputs["student"] == "base"
+    with pytest.raises(ConfigurationError, match="add a stage"):
+        plan_of(tmp_path, "distillation.samples=4", "signal.stages=[]")

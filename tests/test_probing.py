@@ -16,6 +16,8 @@ from vibethinker.settings import Probing
 from vibethinker.steps import StepContext
 from vibethinker.verification import Verdict
 
+pytestmark = pytest.mark.slow
+
 EXECUTION = {"device": "cpu", "threads": 1, "generation_batch": 16, "sandbox": {}, "verifier_workers": 1}
 SETTINGS = {
     "seed": 3,
@@ -53,6 +55,21 @@ def test_the_choice_follows_pass_at_k_not_pass_at_1():
     assert narrow["pass_at"]["4"]["value"] == 0.5 < wide["pass_at"]["4"]["value"]
     assert probing.choose([narrow, wide], 4) == "wide"
     assert probing.choose([narrow, wide], 1) == "narrow"
+
+
+def test_for_comparison_loss_pass_at_1_or_nothing_chooses(tmp_path: Path):
+    settings = Probing(samples=8, k=4, report_k=(), select="pass_at_1")
+    names = ("step-000010", "step-000020", "step-000030")
+    found = [probing.candidate(n, outcomes(*c), settings) for n, c in zip(names, [(8, 0), (2, 2), (1, 1)], strict=True)]
+    rows = [{"step": step, "loss": loss} for step, loss in ((5, 3.0), (10, 1.0), (11, 0.5), (20, 0.7), (30, 0.9))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = probing.training_losses(tmp_path, [tmp_path / name for name in names])
+    assert losses == {n: {"loss": pytest.approx(loss)} for n, loss in zip(names, (2.0, 0.6, 0.9), strict=True)}
+    with_losses = [one | losses[one["checkpoint"]] for one in found]
+    chosen = {s: probing.choose(with_losses, 4, s) for s in ("pass_at_k", "pass_at_1", "loss", "last")}
+    assert list(chosen.values()) == [names[1], names[0], names[1], names[2]]
+    with pytest.raises(ConfigurationError, match=r"select is loss, and .* has no metrics\.jsonl"):
+        probing.training_losses(tmp_path / "mine", [tmp_path / name for name in names])
 
 
 def test_a_tie_goes_to_the_earlier_checkpoint():

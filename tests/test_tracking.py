@@ -20,6 +20,7 @@ import pytest
 from vibethinker import telemetry
 from vibethinker.errors import ConfigurationError
 from vibethinker.tracking import RunTracker, store_uri
+from vibethinker.tracking.datasets import Set
 from vibethinker.tracking.delivery import Delivery
 
 pytest.importorskip("mlflow")
@@ -98,7 +99,7 @@ def test_a_run_has_a_parent_and_a_child_per_step(store, client, tmp_path, elsewh
     step.metrics(1, {"loss": 2.0, "p_histogram": [3, 1], "note": "text"}, 1000, 1)
     step.metrics(2, {"loss": 1.5, "p_histogram": [2, 2]}, 2000, 2)
     step.finish("FINISHED", {"selected": "step-000050", "pass_at": {"8": {"value": 0.5}}})
-    tracker.dataset("train", "d" * 64, "gsm8k_train.jsonl", "training")
+    tracker.dataset(Set("train", "training", "d" * 64, ("gsm8k_train.jsonl",)))
     assert ended(tracker, "FINISHED", {"math avg@8": 0.25})
 
     (parent,) = runs(client, "run", run_id="run-a")

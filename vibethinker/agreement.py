@@ -29,6 +29,12 @@ def disagreements(config: Config) -> Iterable[str]:
                 f"evaluation.k has {k} but evaluation.samples is {evaluation.samples}: "
                 "pass@k needs 1 <= k <= n, so raise samples or lower k"
             )
+    measured = {*(config.domains if config.data.source == "procedural" else (f.title for f in config.data.evaluation))}
+    for name in sorted(evaluation.sets.keys() - measured - {CODE_DOMAIN}):
+        yield (
+            f"evaluation.sets has {name!r}, which is no evaluation set; the sets are "
+            f"{', '.join(sorted(measured))}, and {CODE_DOMAIN} stands for all sets of programs"
+        )
     if len(set(config.domains)) != len(config.domains):
         yield "domains names one twice: list each domain once"
     for domain in config.domains:
@@ -47,12 +53,25 @@ def disagreements(config: Config) -> Iterable[str]:
         yield f"spectrum.sft.checkpoints is {sft.checkpoints} but there are only {sft.steps} steps: lower it"
     if config.base_model.quantization != "none" and sft.method != "lora":
         yield "base_model.quantization freezes the weights: set spectrum.sft.method to lora, or quantization to none"
+    if config.spectrum.hard and sft.method != "full":
+        yield "spectrum.hard trains whole weights on: set spectrum.sft.method to full, or leave spectrum.hard unset"
     yield from _process_disagreements(config)
     if config.budget.usd is not None and config.execution.price is None:
         yield "budget.usd needs a price: set execution.price, or budget.hours in its place"
     if config.scaling.ray.workspace and not config.storage.url:
         yield "scaling.ray.workspace is no folder that the run sees: set storage.url, by which outputs come back"
-    weights = config.spectrum.fusion.weights
+    sets = config.domains if config.data.source == "procedural" else [file.title for file in config.data.evaluation]
+    if config.tracking.benchmark not in (None, *sets):
+        yield (
+            f"tracking.benchmark is {config.tracking.benchmark!r}, which is no evaluation set: use one of "
+            f"{', '.join(sets) or 'none, since there is no set'}"
+        )
+    weights, method = config.spectrum.fusion.weights, config.spectrum.fusion.method
+    if method == "slerp" and len(config.domains) != 2:
+        yield f"spectrum.fusion.method slerp lies between two models, not {len(config.domains)}: choose another"
+    samples = config.spectrum.fusion.search and config.spectrum.fusion.search.samples
+    if samples and samples < probing.k:
+        yield f"spectrum.fusion.search.samples is {samples} but spectrum.probing.k {probing.k}: Pass@K needs K <= n"
     if weights is not None:
         if set(weights) != set(config.domains):
             yield "spectrum.fusion.weights must name exactly the domains: " + ", ".join(config.domains)
@@ -64,6 +83,13 @@ def disagreements(config: Config) -> Iterable[str]:
             f"spectrum.sft.max_length {sft.max_length} exceeds the model's {positions} positions: lower it, or set "
             f"base_model.rope_scaling to a factor of at least {_least_factor(config, sft.max_length, positions)}"
         )
+    if config.signal.validation.select == "best_val" and not config.signal.validation.every:
+        yield (
+            "signal.validation.select is best_val but signal.validation.every is 0, so nothing is measured: set the "
+            "updates between two measurements"
+        )
+    if config.distillation and not config.signal.stages:
+        yield "distillation learns from the signal stages' models: add a stage to signal.stages, or leave it unset"
     names = [s.name for s in config.signal.stages]
     if len(set(names)) != len(names):
         yield "signal.stages has two stages of one name: give each its own"
@@ -111,6 +137,21 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
             f"{at}: batch_size {objective.batch_size} makes {objective.batch_size // objective.group_size} groups of "
             f"{objective.group_size}, which execution.processes {config.execution.processes} doesn't divide: each "
             f"process takes whole groups, so choose a multiple of {objective.group_size * config.execution.processes}"
+        )
+    elif objective.batch_size // config.execution.processes % objective.updates:
+        yield (
+            f"{at}: batch_size {objective.batch_size} isn't divisible by updates {objective.updates} on each process: "
+            "each optimizer step takes an equal share of the rollouts, so choose a multiple"
+        )
+    if objective.ratio == "sequence" and objective.mean_over != "rollouts":
+        yield (
+            f"{at}: ratio sequence weighs whole rollouts, and mean_over {objective.mean_over} their tokens: set "
+            "mean_over to rollouts, or ratio to token"
+        )
+    if objective.overlong > (limit := stage.context - objective.max_prompt_tokens) > 0:
+        yield (
+            f"{at}: overlong {objective.overlong} exceeds the {limit} tokens that a completion may have: lower it, or "
+            "raise the context"
         )
     if positions and stage.context > positions:
         yield (

@@ -32,6 +32,9 @@ COMMANDS = {
     "fuse": "vibethinker.commands.fuse:fuse",
     "signal": "vibethinker.commands.train:signal",
     "evaluate": "vibethinker.commands.evaluate:evaluate",
+    "export": "vibethinker.commands.export:export",
+    "compare": "vibethinker.commands.compare:compare",
+    "generate": "vibethinker.commands.generate:generate",
     "grade": "vibethinker.commands.grade:grade",
 }
 
@@ -69,12 +72,10 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     try:
-        cli.main(args=arguments, prog_name="vibethinker", standalone_mode=False)
+        code = cli.main(args=arguments, prog_name="vibethinker", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         sys.exit(130)
@@ -90,6 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"Error: {error.filename or 'a file'} can't be written ({error.strerror}): make room, "
                    "see to the disk, or choose another folder.", err=True)  # fmt: skip
         sys.exit(2)
+    if isinstance(code, int) and code:  # what a command's `Exit` becomes without click's standalone mode
+        sys.exit(code)
 
 
 def _added() -> list[Any]:

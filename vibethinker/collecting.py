@@ -9,8 +9,8 @@ While it decides and takes away, no run can start (`runs.starting`), and each st
 taken, so that whoever works on it keeps them. Taking away is a rename into `trash/`, so that a kill never leaves half
 an output in its place; the trash is emptied afterwards, by the next one if need be.
 
-Left out: MLflow's and Prefect's own files, the teacher's replies, and what is read from a workspace by its path alone
-(another workspace's configuration, a command under way).
+Left out: MLflow's and Prefect's own files, the teacher's replies, completions that were measured, and what is read
+from a workspace by its path alone (another workspace's configuration, a command under way).
 """
 
 from __future__ import annotations
@@ -135,6 +135,22 @@ def _empty_trash(workspace: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)  # another process may be at it; `collect` looks at what is left
 
 
+def _unfinished_experiments(workspace: Path) -> dict[str, str]:
+    """Run → the experiment that it belongs to, and that still reads what it made; see `vibethinker.experiments`."""
+    found = {}
+    for path in (workspace / "experiments").glob("*/result.json"):
+        try:
+            result = json.loads(path.read_text())
+            if result["status"] != "completed":
+                found |= {run["run_id"]: result["id"] for run in result["runs"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise VibeThinkerError(
+                f"Which runs the experiment {path.parent.name} needs can't be told, as its result.json can't be read: "
+                f"run it again, or remove {path.parent} if it is of no use."
+            ) from None
+    return found
+
+
 class _Search:
     def __init__(self, workspace: Path, keep: Keep) -> None:
         self.workspace, self.keep, self.store = workspace, keep, Store(workspace)
@@ -142,6 +158,7 @@ class _Search:
         self._seen: set[tuple[int, int]] = set()  # files that have several names count once
         self._needed: set[Key] = set()
         self._now = time.time()
+        self._experimented = _unfinished_experiments(workspace)
         self._runs()
         self._outputs()
         self._checkpoints()
@@ -185,6 +202,8 @@ class _Search:
             return "newest"
         if folder.name in self.keep.named:
             return "named"
+        if experiment := self._experimented.get(folder.name):
+            return f"the experiment {experiment} isn't finished"
         if self._young(runs.started(folder)):
             return "young"
         return "MLflow hasn't got all its measurements" if undelivered(folder) else None

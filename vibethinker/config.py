@@ -27,6 +27,7 @@ from vibethinker.settings import (
     CODE_DOMAIN,
     MATH_DOMAINS,
     BaseModelSettings,
+    Distillation,
     Evaluation,
     Objective,
     Prompts,
@@ -73,6 +74,7 @@ class Config(Settings):
     prompts: Prompts = setting(Prompts, "the one prompt format")
     spectrum: Spectrum = setting(Spectrum, "specialists, probing and fusion (phase 1)")
     signal: Signal = setting(Signal, "reinforcement learning (phase 2)")
+    distillation: Distillation | None = setting(None, "self-distillation (phase 3); unset is none")
     evaluation: Evaluation = setting(Evaluation, "measurement")
     verification: Verification = setting(Verification, "limits of the verifiers")
     sandbox: Sandbox = setting(Sandbox, "where programs run")

@@ -10,6 +10,8 @@ from vibethinker import hardware, verifiers
 from vibethinker.config import Config
 from vibethinker.requirements import sampled_at_once
 
+COMPLETIONS = "generations"  # folder of a workspace, see vibethinker.generation.kept
+
 
 def server_execution(config: Config) -> dict[str, Any]:
     """How a teacher's server is asked, without its key; empty where there is none."""
@@ -37,7 +39,8 @@ def execution_settings(config: Config, threads: int, paths: Mapping[str, str], w
     Args:
         threads: CPU threads of the step.
         paths: paths as the configuration states them → where they are; `source` is an import's folder.
-        workspace: where a teacher's replies are kept, so that no run asks for them twice.
+        workspace: where a teacher's replies and completions that were measured are kept, so that no run asks for
+            them twice.
     """
     verification = config.verification
     return {
@@ -57,6 +60,7 @@ def execution_settings(config: Config, threads: int, paths: Mapping[str, str], w
         "backend": config.base_model.backend,
         "paths": dict(paths),
         "replies": str(workspace / "teacher" / "replies.sqlite"),
+        "generations": str(workspace / COMPLETIONS),
         "server": server_execution(config),
         "source": paths.get("source"),
     }

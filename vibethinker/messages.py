@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -43,3 +44,16 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     """The end of a sentence about a name that doesn't exist."""
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}" if near else "valid names are " + ", ".join(valid)
+
+
+def printable(text: str) -> str:
+    """A text that others wrote, as a terminal may be given it: control characters, and marks that reorder what is
+    read, as escapes; line breaks and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else _escape(c) for c in text)
+
+
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()

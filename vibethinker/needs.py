@@ -159,7 +159,7 @@ def warnings(plan: Plan, states: Mapping[str, StepState]) -> list[str]:
 def slow_to_save(config: Config, step: Step) -> str | None:
     """A sentence where the state that a training saves when it is asked to stop may take longer than it is given."""
     words = config.architecture()
-    if words is None or role_of(step) not in ("specialist", "signal"):
+    if words is None or role_of(step) not in ("specialist", "signal", "distilled"):
         return None
     trained = step.settings.get("objective") or step.settings.get("sft") or {}
     if trained.get("method") != "full":

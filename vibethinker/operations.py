@@ -162,6 +162,13 @@ class Tracking(Settings):
     )
     experiment: str = setting("vibethinker", "name of the experiment", execution=True)
     registered_model: str | None = setting(None, "registry name of the final model; None: vibethinker-<profile>")
+    benchmark: str | None = setting(
+        None, "evaluation set on which a model must beat the registry's champion to take its place; None: all of them",
+        execution=True,
+    )  # fmt: skip
+    system_seconds: float = setting(
+        10.0, "time between two samples of what the machine is doing; 0 is off", unit="s", ge=0, execution=True
+    )
 
     @field_validator("uri")
     @classmethod

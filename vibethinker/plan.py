@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.environment import versions
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.settings import CODE_DOMAIN
+from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
 
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
@@ -29,10 +29,13 @@ VERSIONS = {
     "base": 5,
     "import": 1,
     "specialist": 2,
+    "solutions": 1,
     "probe": 1,
     "fusion": 2,
     "signal": 2,
-    "evaluation": 1,
+    "selection": 1,
+    "distilled": 1,
+    "evaluation": 2,
     "report": 1,
 }
 MIXTURE = "mixture"
@@ -87,7 +90,7 @@ class Plan:
     @property
     def final_model(self) -> str:
         """The step whose model the recipe ends with."""
-        return (self.ids("signal") or self.ids("fusion"))[-1]
+        return (self.ids("distilled") or self.ids("signal") or self.ids("fusion"))[-1]
 
     def until(self, kind: str) -> Plan:
         """The part of the plan that steps of this kind need, themselves included."""
@@ -126,22 +129,35 @@ def build(config: Config, workspace: Path, replaced: Mapping[str, str] | None = 
     return _Builder(config, workspace, dict(replaced or {})).build()
 
 
-def states(plan: Plan, store: Store, refresh: frozenset[str] = frozenset()) -> dict[str, StepState]:
-    """What can be reused: a valid output of the same fingerprint made from the inputs published now."""
+def states(
+    plan: Plan,
+    store: Store,
+    refresh: frozenset[str] = frozenset(),
+    known: dict[tuple[str, str], StepState] | None = None,
+) -> dict[str, StepState]:
+    """What can be reused: a valid output of the same fingerprint made from the inputs published now.
+
+    Args:
+        known: step and fingerprint → its state, where several plans share steps; what is found is added.
+    """
+    known = {} if known is None else known
     result: dict[str, StepState] = {}
     for step in plan.steps:
         if step.id in refresh:
             result[step.id] = StepState("to_run", reason="refresh was asked for")
             continue
+        if found := known.get((step.id, step.fingerprint)):
+            result[step.id] = found
+            continue
         upstream = {role: result[i].artifact for role, i in step.inputs.items()}
         if any(a is None for a in upstream.values()):
-            result[step.id] = StepState("to_run")
+            result[step.id] = known[step.id, step.fingerprint] = StepState("to_run")
             continue
         digests = {role: a.digest for role, a in upstream.items() if a}
         artifact, reason = store.find(step.id, step.fingerprint, digests)
         update = None if artifact else store.update(step.id, step.fingerprint, digests)
         state = "cached" if artifact else "to_run" if update is None else "resumable"
-        result[step.id] = StepState(state, artifact, reason, update)
+        result[step.id] = known[step.id, step.fingerprint] = StepState(state, artifact, reason, update)
     return result
 
 
@@ -171,6 +187,8 @@ class _Builder:
         self.steps: dict[str, Step] = {}
         c = config
         self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verifier()}
+        self.spectrum_seed = _first(c.spectrum.seed, c.seed)
+        self.signal_seed = _first(c.signal.seed, c.seed)
         self.training = {
             "seed": c.seed,
             "prompts": c.prompts.semantic(),
@@ -183,6 +201,8 @@ class _Builder:
         self._base()
         self._spectrum()
         models = self._signal()
+        if self.config.distillation:
+            models.append(self._distilled(models[1:], self.config.distillation))
         self._evaluations(models)
         self._drop_unneeded(models[-1])
         self._report()
@@ -267,22 +287,57 @@ class _Builder:
             trained = dict.fromkeys(domains, f"specialist-{MIXTURE}")
         for id in dict.fromkeys(trained.values()):
             on = [d for d in domains if trained[d] == id]
-            settings = {**self.training, "domains": on, "sft": spectrum.sft.semantic()}
+            settings = {
+                **self.training,
+                "seed": self.spectrum_seed,
+                "domains": on,
+                "sft": spectrum.sft.semantic(),
+            }
             self._add(
                 id, "specialist", settings, {"base": "base", "data": "data"}, domain=id.removeprefix("specialist-")
             )
+            if spectrum.hard:
+                trained = {
+                    d: self._hard(id, settings, spectrum.hard) if trained[d] == id else trained[d] for d in domains
+                }
         for d in domains:
             self._add(
                 f"probe-{d}",
                 "probe",
-                {**self.common, "domain": d, "probing": spectrum.probing.semantic()},
+                {**self.common, "seed": self.spectrum_seed, "domain": d, "probing": spectrum.probing.semantic()},
                 {"base": "base", "data": "data", "specialist": trained[d]},
                 domain=d,
             )
         sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
         settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
+        if spectrum.fusion.method == "dare":
+            settings["seed"] = self.config.seed
+        if spectrum.fusion.generates:
+            settings |= {**self.common, "probing": spectrum.probing.semantic()}
+            sources["data"] = "data"
         self._add("fusion", "fusion", settings, {"base": "base", **sources})
         self.specialists = trained
+
+    def _hard(self, first: str, settings: Mapping[str, Any], hard: Hard) -> str:
+        """The second stage of a specialist, and what it needs to know of the first one's model."""
+        domain = first.removeprefix("specialist-")
+        solved = self._solutions(domain, first, settings["domains"], hard, domain=domain)
+        inputs = {"base": "base", "data": "data", "specialist": first, "solutions": solved}
+        chosen = {"accuracy": hard.accuracy, "epochs": hard.epochs}
+        return self._add(f"hard-{domain}", "specialist", {**settings, "hard": chosen}, inputs, domain=domain)
+
+    def _solutions(
+        self, name: str, model: str, domains: Sequence[str], sampling: Hard | Distillation, **shown: str | None
+    ) -> str:
+        """A model's own solutions of the training problems."""
+        asked = sampling.model_dump(include={"samples", "temperature", "top_p", "max_tokens"})
+        settings = {
+            **self.common,
+            "domains": list(domains),
+            "model": model,
+            "evaluation": Evaluation(k=(1,), **asked).semantic(),
+        }
+        return self._add(f"solutions-{name}", "solutions", settings, {"model": model, "data": "data"}, **shown)
 
     def _signal(self) -> list[str]:
         models = ["fusion"]
@@ -294,18 +349,40 @@ class _Builder:
             }
             settings = {
                 **self.training,
+                "seed": self.signal_seed,
                 "verification": self.config.verifier(),
                 "stage": {k: v for k, v in stage.semantic().items() if k not in ("overrides", "domains")},
                 "objective": self.config.objective(stage).semantic(),
                 "domains": list(self.config.stage_domains(stage)),
+                **self.config.signal.measurement(),
             }
             inputs = {"model": models[-1], "data": "data"}
             models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))
         return models
 
+    def _distilled(self, models: list[str], distillation: Distillation) -> str:
+        """The student, what it learns from, and the stages' solutions that this is chosen from."""
+        student, domains = distillation.student, list(self.config.domains)
+        solved = [
+            self._solutions(model, model, self._solvable(stage), distillation, stage=stage.name)
+            for model, stage in zip(models, self.config.signal.stages, strict=True)
+        ]
+        chosen = {"prompts": self.config.prompts.semantic(), "domains": domains}
+        chosen["selection"] = distillation.selection.semantic()
+        self._add("selection", "selection", chosen, {"student": student, **{id: id for id in solved}})
+        settings = {**self.training, "sft": self.config.spectrum.sft.semantic(), "epochs": distillation.epochs}
+        return self._add("distilled", "distilled", settings, {"student": student, "traces": "selection"})
+
+    def _solvable(self, stage: Stage) -> tuple[str, ...]:
+        """The domains of the data step that a stage's model is asked about."""
+        asked = stage.model_copy(update={"domains": None}) if stage.train_data else stage
+        return self.config.stage_domains(asked)
+
     def _evaluations(self, models: list[str]) -> None:
         def evaluate(name: str, model: str, sets: list[str] | None = None, **more: str) -> None:
             settings = {**self.common, "evaluation": self.config.evaluation.semantic(), "sets": sets}
+            if role_of(self.steps[model]) == "signal":
+                settings["seed"] = self.signal_seed
             domain = name.removeprefix("specialist-") if more else None
             stage = self.steps[model].stage
             inputs = {"model": model, "data": "data", **more}
@@ -331,7 +408,7 @@ class _Builder:
         self.steps = {id: s for id, s in self.steps.items() if id in needed | measured}
 
     def _report(self) -> None:
-        kinds = ("data", "base", "specialist", "probe", "fusion", "signal", "evaluation")
+        kinds = ("data", "base", "specialist", "probe", "fusion", "signal", "distilled", "evaluation")
         inputs = {id: id for id, step in self.steps.items() if role_of(step) in kinds}
         models = [
             {"id": id.removeprefix("evaluation-"), "evaluation": id, "model": step.inputs["model"]}
@@ -345,6 +422,10 @@ class _Builder:
             "models": models,
         }
         self._add("report", "report", settings, inputs)
+
+
+def _first(seed: int | None, otherwise: int) -> int:
+    return otherwise if seed is None else seed
 
 
 def _local_model(setting: str, name: str) -> Path | None:

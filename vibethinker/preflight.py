@@ -22,7 +22,7 @@ from vibethinker.plan import Plan, role_of
 from vibethinker.requirements import check_requirements
 from vibethinker.verification import Verifier
 
-MODEL_ROLES = ("base", "specialist", "fusion", "signal")
+MODEL_ROLES = ("base", "specialist", "fusion", "signal", "distilled")
 LOOKED_AT = 100  # rows
 SUSPECTED = 2000  # rows of a source among whose first hundred too many are bad
 
@@ -34,7 +34,7 @@ def check(plan: Plan) -> None:
         ConfigurationError, DataError: one sentence with the cause and the mend.
     """
     config = plan.config
-    trains = bool(plan.ids("specialist", "signal"))
+    trains = bool(plan.ids("specialist", "signal", "distilled"))
     check_requirements(config, trains=trains)
     if trains:
         hardware.check_processes(config)

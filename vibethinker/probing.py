@@ -1,15 +1,16 @@
 """Diversity probing: of a specialist's checkpoints, the one with the widest spectrum of solutions. [1.5B]
 
 Every kept checkpoint draws n samples of each probe problem of its domain; the highest mean unbiased Pass@K
-wins, whatever its loss or Pass@1. A tie goes to the earlier checkpoint, which has moved less from the base
-and so fuses better. The winner is then measured on the validation split, since the maximum of several
-measurements flatters. Neither split has a training problem; which is which, the data step decides. One
-engine serves all checkpoints: their weights are swapped, the engine isn't started again.
+wins, whatever its loss or Pass@1 (`select` has other choices, for comparison). A tie goes to the earlier
+checkpoint, which has moved less from the base and so fuses better. The winner is then measured on the validation
+split, since the maximum of several measurements flatters. Neither split has a training problem; which is which, the
+data step decides. One engine serves all checkpoints: their weights are swapped, the engine isn't started again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from vibethinker.evaluation.measuring import (
     write_rows,
 )
 from vibethinker.settings import Probing, Prompts
-from vibethinker.steps import Metrics, StepContext
+from vibethinker.steps import Metrics, StepContext, measured
 
+METRICS = "metrics.jsonl"  # of a specialist
 Candidate = dict[str, Any]
 
 
@@ -46,8 +48,9 @@ def run(context: StepContext) -> Metrics:
     check_k(settings)
     domain, seed = context.settings["domain"], context.settings["seed"]
     prompts = Prompts.model_validate(context.settings["prompts"])
-    splits = {s: _read(context.inputs["data"] / s / f"{domain}.parquet") for s in ("probe", "validation")}
+    splits = {s: read_split(context.inputs["data"], s, domain) for s in ("probe", "validation")}
     folders = checkpoints(context.inputs["specialist"])
+    losses = training_losses(context.inputs["specialist"], folders) if settings.select == "loss" else {}
     set_threads(context.execution["threads"])
     total = settings.samples * (len(folders) * len(splits["probe"]) + len(splits["validation"]))
     rows: list[dict[str, Any]] = []
@@ -76,16 +79,17 @@ def run(context: StepContext) -> Metrics:
         verifiers.of_step(context) as grader,
         Engines(context.execution, lambda t: longest_sequence(t, problems, prompts, settings.max_tokens)) as engines,
     ):
-        candidates = [assess(folder, "probe") for folder in folders]
+        candidates = [assess(folder, "probe") | losses.get(folder.name, {}) for folder in folders]
         for number, (found, speed) in enumerate(zip(candidates, speeds, strict=True), start=1):
             context.emit.metrics(number, {f"pass@{k}": s["value"] for k, s in found["pass_at"].items()} | speed)
-        selected = choose(candidates, settings.k)
+        selected = choose(candidates, settings.k, settings.select)
         validation = assess(folders[[f.name for f in folders].index(selected)], "validation")
     write_json(
         context.output / "probe.json",
         {
             "domain": domain,
             "k": settings.k,
+            "select": settings.select,
             "selected": selected,
             "candidates": candidates,
             "validation": validation,
@@ -97,13 +101,39 @@ def run(context: StepContext) -> Metrics:
     return scores | {"checkpoints": len(candidates), "generated_tokens": tokens}
 
 
-def choose(candidates: Sequence[Mapping[str, Any]], k: int) -> str:
-    """The name of the candidate with the highest Pass@k; of equal ones the first.
+def choose(candidates: Sequence[Mapping[str, Any]], k: int, select: str = "pass_at_k") -> str:
+    """The name of the candidate that `select` asks for; of equal ones the first.
 
     Args:
-        candidates: as `candidate` makes them, in the order of training.
+        candidates: as `candidate` makes them, in the order of training; for `loss` with that of `training_losses`.
+        k: of Pass@k.
+        select: as in the settings.
     """
-    return max(candidates, key=lambda found: found["pass_at"][str(k)]["value"])["checkpoint"]
+    if select == "last":
+        return candidates[-1]["checkpoint"]
+    if select == "loss":
+        return min(candidates, key=lambda found: found["loss"])["checkpoint"]
+    draws = str(k if select == "pass_at_k" else 1)
+    return max(candidates, key=lambda found: found["pass_at"][draws]["value"])["checkpoint"]
+
+
+def training_losses(specialist: Path, folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """checkpoint → its `loss`: the mean training loss of the updates since the checkpoint before. In a first pass over
+    the traces that is a loss on traces not seen before.
+
+    Raises:
+        ConfigurationError: the specialist's training left no record of it.
+    """
+    try:
+        rows = dict(measured(specialist / METRICS))
+        ends = [int(folder.name.rpartition("-")[2]) for folder in folders]
+        parts = [[row["loss"] for step, row in rows.items() if a < step <= b] for a, b in pairwise([0, *ends])]
+        return {f.name: {"loss": sum(part) / len(part)} for f, part in zip(folders, parts, strict=True)}
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        raise ConfigurationError(
+            f"spectrum.probing.select is loss, and {specialist} has no {METRICS} that tells it for each checkpoint: "
+            "choose by pass_at_k, or train the specialist here."
+        ) from None
 
 
 def candidate(name: str, outcomes: Sequence[Outcome], settings: Probing) -> Candidate:
@@ -112,7 +142,8 @@ def candidate(name: str, outcomes: Sequence[Outcome], settings: Probing) -> Cand
     Raises:
         DataError: the verifier left no problem with K samples.
     """
-    ks = sorted({settings.k, *(k for k in settings.report_k if k <= settings.samples)})
+    by_one = {1} if settings.select == "pass_at_1" else set()
+    ks = sorted({settings.k, *by_one, *(k for k in settings.report_k if k <= settings.samples)})
     return {
         "checkpoint": name,
         "pass_at": {
@@ -151,7 +182,13 @@ def checkpoints(specialist: Path) -> list[Path]:
     return folders
 
 
-def _read(path: Path) -> list[Problem]:
+def read_split(data: Path, split: str, domain: str) -> list[Problem]:
+    """A domain's problems of `probe` or `validation`, of which training has none.
+
+    Raises:
+        DataError: the file is missing, malformed or empty.
+    """
+    path = data / split / f"{domain}.parquet"
     problems = read_records(path, Problem)
     if not problems:
         raise DataError(f"{path} has no problems to probe with: raise data.probe and data.validation.")

@@ -3,7 +3,8 @@
 `<workspace>/runs/<run id>/` holds config.yaml (resolved), plan.json, summary.json and report.html (contracts),
 logs/<step>.log, and state.json with the command that resumes and the run's number, by which runs are ordered: a clock
 may be set back. The summary is written anew at each change, so that `vibethinker status` can read it while the run goes
-on. A lock, `alive`, is held as long as the run's process lives; it tells `vibethinker gc` what not to touch.
+on; live.json says meanwhile what its steps are at (vibethinker.live). A lock, `alive`, is held as long as the run's
+process lives; it tells `vibethinker gc` what not to touch.
 
 A run that was killed, interrupted, suspended or failed goes on in its own folder, and so in its own MLflow run, when it
 is started again: the newest run of exactly the same steps, unless its process still lives (`unfinished`).
@@ -32,6 +33,7 @@ from vibethinker.config import environment_settings
 from vibethinker.energy import Energy
 from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.estimates import estimate, gpu_of
+from vibethinker.live import Live
 from vibethinker.plan import Plan, StepState
 from vibethinker.redaction import redact
 from vibethinker.schedule import whole
@@ -70,6 +72,7 @@ class Run:
         }
         self._warnings: list[str] = []
         self._alive: TextIOWrapper | None = None
+        self.live = Live(self.folder)
         self._refreshed: list[str] = []
         self._made: dict[str, Mapping[str, Any]] = {}
         self._estimate: dict[str, Any] | None = None
@@ -155,6 +158,10 @@ class Run:
         """Note a step's new state; `artifact` is its output, `error` what ended it: a sentence and its class."""
         entry = self._steps[step_id]
         entry["state"] = state
+        if state == "running":
+            self.live.began(step_id)
+        else:
+            self.live.ended(step_id)
         entry.pop("error", None)
         entry.pop("kind", None)
         if artifact is not None:
@@ -190,6 +197,7 @@ class Run:
         """Nothing is done for this run any more."""
         if self.spending is not None:
             self.spending.tick(save=True)
+        self.live.close()
         if self._alive is not None:
             self._alive.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
 CODE_DOMAIN = "code"
@@ -29,9 +29,9 @@ class Settings(BaseModel):
 def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, field in type(model).model_fields.items():
-        if (field.json_schema_extra or {}).get("execution"):
+        child, key, said = getattr(model, name), field.alias or name, field.json_schema_extra or {}
+        if said.get("execution") or (said.get("later") and child == field.get_default(call_default_factory=True)):
             continue
-        child, key = getattr(model, name), field.alias or name
         if isinstance(child, BaseModel):
             kept[key] = _without_execution(child, values[key])
         elif isinstance(child, (list, tuple)) and child and isinstance(child[0], BaseModel):
@@ -42,10 +42,15 @@ def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, An
 
 
 def setting(
-    default: Any = ..., text: str = "", *, unit: str = "", source: str = "choice", execution: bool = False, **kw: Any
-) -> Any:
-    """A documented field: its meaning, unit, the source of its default, and whether it is execution only."""
-    extra = {"unit": unit, "source": source, "execution": execution}
+    default: Any = ..., text: str = "", *, unit: str = "", source: str = "choice", execution: bool = False,
+    later: bool = False, **kw: Any,
+) -> Any:  # fmt: skip
+    """A documented field: its meaning, unit, the source of its default, and whether it is execution only.
+
+    One that came `later`, and whose default is what was done before, is named in fingerprints only where it differs
+    from it, so that what was made before stays valid.
+    """
+    extra = {"unit": unit, "source": source, "execution": execution, "later": later}
     if callable(default):
         return Field(default_factory=default, description=text, json_schema_extra=extra, **kw)
     return Field(default, description=text, json_schema_extra=extra, **kw)
@@ -137,6 +142,18 @@ class Sft(Settings):
     )
 
 
+class Hard(Settings):
+    """A second stage of supervised training, on what the first one's model rarely solves; it has `spectrum.sft`'s
+    settings but for its steps."""
+
+    accuracy: float = setting(0.25, "problems whose share of right samples is at most this", source="3B", ge=0, lt=1)
+    epochs: int = setting(2, "passes over their traces", source="3B", ge=1)
+    samples: int = setting(8, "completions a problem that the share is measured by", unit="samples", source="3B", ge=1)
+    temperature: float = setting(1.0, "sampling temperature", gt=0)
+    top_p: float = setting(1.0, "nucleus", gt=0, le=1)
+    max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+
+
 class Probing(Settings):
     """Choice of each domain's specialist by unbiased Pass@K."""
 
@@ -146,13 +163,69 @@ class Probing(Settings):
     temperature: float = setting(1.0, "sampling temperature", gt=0)
     top_p: float = setting(1.0, "nucleus", gt=0, le=1)
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    select: Literal["pass_at_k", "pass_at_1", "loss", "last"] = setting(
+        "pass_at_k", "what chooses: Pass@K, or for comparison Pass@1, the mean training loss since the checkpoint "
+        "before, or none of them: the last checkpoint", source="1.5B", later=True,
+    )  # fmt: skip
+
+
+class Search(Settings):
+    """The search over fusion weights, by Pass@K on the probe splits of all domains."""
+
+    trials: int = setting(16, "weightings that are tried, the uniform one first", ge=2)
+    samples: int | None = setting(None, "rollouts a problem; None: those of probing", unit="samples", ge=1)
 
 
 class Fusion(Settings):
-    """Merging of the specialists' weights."""
+    """Merging of the specialists' weights; docs/fusion.md has each method's formula."""
 
-    method: Literal["linear"] = setting("linear", "theta = sum of w_i theta_i", source="1.5B")
+    method: Literal["linear", "pass_at_k", "task_arithmetic", "ties", "dare", "slerp"] = setting(
+        "linear", "theta = sum of w_i theta_i, or another way to merge", source="1.5B"
+    )
     weights: dict[str, float] | None = setting(None, "weight of each domain, normalised to sum 1; None is uniform")
+    scale: float = setting(1.0, "what the merged change from the base is multiplied by", source="TIES", gt=0)
+    density: float | None = setting(
+        None, "share of each change that stays; None: 0.2 of the largest (ties), 0.1 at random (dare)",
+        source="TIES, DARE", gt=0, le=1,
+    )  # fmt: skip
+    t: float = setting(0.5, "slerp's place between the first domain's model (0) and the second's (1)", ge=0, le=1)
+    search: Search | None = setting(None, "search for the weights (slerp: for t) instead; None: none")
+    fallback: Literal["none", "best_specialist"] = setting(
+        "none", "go on with the best specialist where it beats the fused model on the validation splits of all domains"
+    )
+
+    @property
+    def kept(self) -> float:
+        """The density, or the method's own."""
+        return self.density or KEPT.get(self.method, 1.0)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the step that fuses generates completions, for a search or a comparison."""
+        return self.search is not None or self.fallback != "none"
+
+    def semantic(self) -> dict[str, Any]:
+        """What this method reads: settings of other methods, and those added since and left alone, change no
+        fingerprint."""
+        values = super().semantic()
+        unread = [name for name, methods in READ_BY.items() if self.method not in methods]
+        unread += ["search"] if self.search is None else []
+        unread += ["fallback"] if self.fallback == "none" else []
+        return {name: value for name, value in values.items() if name not in unread}
+
+    @model_validator(mode="after")
+    def _weights_come_from_one_place(self) -> Fusion:
+        if self.weights is not None and (self.method in ("pass_at_k", "slerp") or self.search is not None):
+            reason = "with search" if self.search is not None else f"by method {self.method}"
+            raise ValueError(f"spectrum.fusion.weights are found otherwise {reason}: leave one of the two out")
+        if self.search is not None and self.method == "pass_at_k":
+            raise ValueError("spectrum.fusion.method pass_at_k has weights from probing: search with method linear")
+        return self
+
+
+CHANGES = ("task_arithmetic", "ties", "dare")  # methods that merge changes from the base
+KEPT = {"ties": 0.2, "dare": 0.1}
+READ_BY = {"scale": CHANGES, "density": ("ties", "dare"), "t": ("slerp",)}
 
 
 class Spectrum(Settings):
@@ -161,17 +234,36 @@ class Spectrum(Settings):
     mode: Literal["per_domain", "trajectory"] = setting(
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
     )
+    seed: int | None = setting(
+        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
+    )
     sft: Sft = setting(Sft, "supervised training")
+    hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
     probing: Probing = setting(Probing, "checkpoint choice")
     fusion: Fusion = setting(Fusion, "weight fusion")
 
 
 class Objective(Settings):
-    """MGPO and its relatives; RECIPE.md, Phase 2."""
+    """MGPO and its relatives, each a choice of these; docs/objectives.md has the formulas and the named methods."""
 
     lambda_: float = setting(1.0, "weight of the entropy term; 0 is plain GRPO", alias="lambda", ge=0)
     group_size: int = setting(16, "rollouts a prompt, G", source="seed: NUM_GENERATIONS", ge=2)
     batch_size: int = setting(2048, "rollouts an update, a multiple of group_size (prompts x G)", unit="rollouts", ge=2)
+    updates: int = setting(
+        1, "optimizer steps over each batch of rollouts, each on its own share of them; the first is on-policy, and "
+        "only in further ones do clip ranges and `ratio` act", source="3B", ge=1, later=True,
+    )  # fmt: skip
+    scale_rewards: Literal["group", "none"] = setting(
+        "group", "advantages are divided by the deviation of their group's rewards, or by nothing", later=True
+    )
+    mean_over: Literal["rollouts", "tokens", "limit"] = setting(
+        "rollouts", "the loss: the mean over rollouts of the mean over their tokens; the mean over all tokens of the "
+        "update; or the mean over rollouts of their tokens' sum by the longest completion's length",
+        source="1.5B", later=True,
+    )  # fmt: skip
+    ratio: Literal["token", "sequence"] = setting(
+        "token", "policy ratio of each token, or of each rollout: the geometric mean of its tokens'", later=True
+    )
     epsilon_low: float = setting(0.2, "lower clip range of the ratio", ge=0, lt=1)
     epsilon_high: float = setting(0.2, "upper clip range of the ratio", ge=0)
     beta: float = setting(0.0, "weight of the KL term to the stage's start; the paper prints none", source="1.5B", ge=0)
@@ -196,6 +288,14 @@ class Objective(Settings):
     refill: int = setting(
         0, "further generations an update may take to put other problems in the place of groups of one verdict", ge=0
     )
+    overlong: int = setting(
+        0, "a completion's last tokens before its limit over which its reward falls, in all by overlong_penalty; 0 is "
+        "off", unit="tokens", ge=0, later=True,
+    )  # fmt: skip
+    overlong_penalty: float = setting(
+        0.5, "what a completion at its limit loses; DAPO's 1 between rewards of -1 and 1 is 0.5 between 0 and 1", gt=0,
+        later=True,
+    )  # fmt: skip
     long2short: float = setting(0.0, "Long2Short reward scale (0.2 in the paper); 0 is off", source="3B", ge=0)
 
 
@@ -212,14 +312,68 @@ class Stage(Settings):
     overrides: dict[str, Any] = setting(dict, "settings of `signal.objective` that differ in this stage")
 
 
+class Validation(Settings):
+    """Measurement of a signal stage on held-out problems while it is trained: those of the stage's `validation_data`,
+    else the data step's validation split."""
+
+    every: int = setting(0, "updates between two measurements, beside the start and the end; 0 is off", ge=0)
+    problems: int = setting(64, "held-out problems, chosen by lot, at most", unit="problems", ge=1)
+    samples: int = setting(4, "completions a problem, sampled as rollouts are", unit="samples", ge=1)
+    select: Literal["last", "best_val"] = setting(
+        "last", "which weights a stage ends with: the last, or those of the measured update with the most right samples"
+    )
+
+
 class Signal(Settings):
     """Phase 2."""
 
+    seed: int | None = setting(
+        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
+        "comes before with other runs", ge=0,
+    )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")
+    validation: Validation = setting(Validation, "measurement while a stage is trained")
     micro_tokens: int = setting(
         16384, "most tokens of a forward and backward pass, padding included", unit="tokens", ge=1, execution=True
     )
+
+    def measurement(self) -> dict[str, Any]:
+        """What a step's settings say of validation: nothing where it is off, since such a step is what it was before
+        there was any."""
+        return {"validation": self.validation.semantic()} if self.validation.every else {}
+
+
+class Selection(Settings):
+    """Which verified traces a student learns from, by its mean negative log-likelihood a token of them; each number is
+    a share of what there is of a domain, or of one of its buckets."""
+
+    buckets: int = setting(4, "parts of equal size into which a domain's traces are sorted by length", ge=1)
+    shortest: float = setting(0.05, "a domain's shortest traces, dropped", ge=0, lt=1)
+    lowest: float = setting(
+        0.3, "a bucket's traces of lowest score, dropped: the student would write them anyway", ge=0, lt=1
+    )
+    outliers: float = setting(0.02, "a bucket's traces of highest score, dropped", ge=0, lt=1)
+
+
+class Distillation(Settings):
+    """Phase 3: a student learns from verified traces of the signal stages' models. It is trained by `spectrum.sft`'s
+    settings but for its steps."""
+
+    student: Literal["base", "fusion"] = setting("fusion", "the model that learns")
+    epochs: int = setting(2, "passes over the selected traces", ge=1)
+    samples: int = setting(8, "completions a training problem of each stage's model", unit="samples", ge=1)
+    temperature: float = setting(1.0, "sampling temperature", gt=0)
+    top_p: float = setting(1.0, "nucleus", gt=0, le=1)
+    max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    selection: Selection = setting(Selection, "which of their right ones are learned from")
+
+
+class SetSampling(Settings):
+    """How one evaluation set is sampled where it differs from the others."""
+
+    temperature: float | None = setting(None, "sampling temperature; None is evaluation.temperature", ge=0)
+    top_p: float | None = setting(None, "nucleus; None is evaluation.top_p", gt=0, le=1)
 
 
 class Evaluation(Settings):
@@ -230,6 +384,16 @@ class Evaluation(Settings):
     temperature: float = setting(1.0, "sampling temperature; 0 takes the likeliest token", ge=0)
     top_p: float = setting(0.95, "nucleus", source="1.5B", gt=0, le=1)
     max_tokens: int = setting(1024, "longest completion", unit="tokens", ge=1)
+    sets: dict[str, SetSampling] = setting(
+        dict, "evaluation set → its own temperature and nucleus; `code` is every set of programs without its own",
+        source="1.5B",
+    )  # fmt: skip
+
+    def of(self, name: str, code: bool) -> Evaluation:
+        """How the set of this name is sampled; `code` tells whether its problems ask for programs."""
+        own = self.sets.get(name) or (self.sets.get(CODE_DOMAIN) if code else None)
+        changed = {key: value for key, value in (own.model_dump() if own else {}).items() if value is not None}
+        return self.model_copy(update={**changed, "sets": {}})
 
 
 class Verification(Settings):

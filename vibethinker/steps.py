@@ -21,15 +21,18 @@ STEP_FUNCTIONS: dict[str, str] = {
     "base": "vibethinker.models:run_base",
     "import": "vibethinker.models:run_import",
     "specialist": "vibethinker.training.sft:run",
+    "solutions": "vibethinker.solutions:run",
     "probe": "vibethinker.probing:run",
-    "fusion": "vibethinker.fusion:run",
+    "fusion": "vibethinker.fusion.step:run",
     "signal": "vibethinker.training.signal:run",
+    "selection": "vibethinker.training.selection:run",
+    "distilled": "vibethinker.training.distilled:run",
     "evaluation": "vibethinker.evaluation.step:run",
     "report": "vibethinker.reporting.step:run",
 }
 # Kinds that train with the configured backend; the embedded base is transformers' alone.
 # Unsloth replaces TRL's trainer of rollouts by its own, which MGPO can't extend; stages use transformers.
-BY_UNSLOTH = ("specialist",)
+BY_UNSLOTH = ("specialist", "distilled")
 
 
 class Emitter(Protocol):
@@ -72,13 +75,25 @@ def measured(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """What a training told its emitter, read again from the metrics.jsonl that it wrote: update and numbers."""
     for line in metrics.read_text().splitlines():
         row = json.loads(line)
-        yield row.pop("step"), {name: value for name, value in row.items() if not isinstance(value, list)}
+        yield row.pop("step"), numbers(row)
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The measurements of one update, with those of a list apart: of `p_histogram`, a group's number of right rollouts
+    of all, `p_histogram/03 of 16` is the fourth."""
+    found = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            found |= {f"{name}/{i:02d} of {len(value) - 1}": count for i, count in enumerate(value)}
+        else:
+            found[name] = value
+    return found
 
 
 def resolve(kind: str, backend: str = "transformers") -> Callable[[StepContext], Metrics]:
     """The function that runs a step of this kind; `module:function` names one outside the recipe.
 
-    Its module imports transformers and trl. Unsloth patches these, so for a specialist with the backend
+    Its module imports transformers and trl. Unsloth patches these, so for a supervised training with the backend
     `unsloth` it comes first.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any
 from vibethinker import environment, hardware
 from vibethinker.config import Config
 from vibethinker.footprint import Shape
+from vibethinker.fusion.measuring import measurements
 from vibethinker.gpus import known
 from vibethinker.needs import ALONE, Place, shared_by
 from vibethinker.plan import Step, role_of
@@ -48,12 +49,22 @@ def tokens(config: Config, step: Step) -> tuple[int, int]:
     if step.kind == "base" and config.base_model.source == "embedded":
         e = config.base_model.embedded
         return int(e.steps * e.batch_size * FILL * config.spectrum.sft.max_length), 0
-    if step.kind == "specialist":
-        fill = 1.0 if s["sft"]["packing"] else FILL
+    if step.kind in ("specialist", "distilled"):
+        fill = 1.0 if s["sft"]["packing"] else FILL  # steps of epochs over traces that nobody knows yet count as these
         return int(s["sft"]["steps"] * s["sft"]["batch_size"] * s["sft"]["max_length"] * fill), 0
+    if step.kind == "solutions":
+        asked, data = s["evaluation"], config.data
+        generated = data.procedural.problems if data.source == "procedural" else DEFAULT_PROBLEMS
+        problems = len(s["domains"]) * (data.max_problems or generated)
+        return 0, int(problems * asked["samples"] * asked["max_tokens"] * FILL)
     if step.kind == "probe":
         probing, data = config.spectrum.probing, config.data
         problems = data.probe * config.spectrum.sft.checkpoints + data.validation
+        return 0, int(problems * probing.samples * probing.max_tokens * FILL)
+    if step.kind == "fusion" and "probing" in s:
+        probing, data = config.spectrum.probing, config.data
+        counts = measurements(config.spectrum.fusion, len(config.domains))
+        problems = (counts["probe"] * data.probe + counts["validation"] * data.validation) * len(config.domains)
         return 0, int(problems * probing.samples * probing.max_tokens * FILL)
     if step.kind == "signal":
         objective = Objective.model_validate(s["objective"])
@@ -91,7 +102,7 @@ def share(config: Config, step: Step, place: Place | None) -> float:
 
 
 def computes(step: Step) -> bool:
-    """Whether a step has work for a GPU; weights are fused, copied and reported on the CPU."""
+    """Whether a step has work for a GPU; weights are fused without completions, copied and reported on the CPU."""
     if step.kind == "data":
         data = step.settings["data"]
         return data["diversity"]["embedding"] is not None or (
@@ -99,7 +110,9 @@ def computes(step: Step) -> bool:
         )
     if step.kind == "base":
         return step.settings["base_model"]["source"] == "embedded"
-    return step.kind != "import" and role_of(step) not in ("fusion", "report")
+    if step.kind == "fusion":
+        return "probing" in step.settings
+    return step.kind != "import" and role_of(step) != "report"
 
 
 def _conditions(config: Config, step: Step, model: Mapping[str, Any] | None, place: Place | None) -> dict[str, Any]:

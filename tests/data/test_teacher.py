@@ -19,6 +19,8 @@ from vibethinker.errors import ConfigurationError
 from vibethinker.settings import Prompts
 from vibethinker.verification import Verifier
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-test-0123456789abcdef"
 
 

@@ -16,6 +16,8 @@ from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.models import check_model_folder, load_model, load_tokenizer, run_base
 from vibethinker.settings import EmbeddedModel
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "Solve 2x+14=20. <think>20-14=6 6/2=3</think>\\boxed{3}",
     "Write f(x): plus 12. <think>+12</think>\n```python\ndef f(x):\n    return x+12\n```",

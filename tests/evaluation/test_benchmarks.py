@@ -51,7 +51,7 @@ def test_a_set_is_named_after_its_file_and_limited(file):
     rows = [{"problem": f"{i}?", "answer": i} for i in range(5)]
     paths = [str(file(*rows, name="a.jsonl")), str(file(*rows[:2], name="b.jsonl"))]
     found = load_sets(paths, config.load("tiny", environ={}), limit=3)
-    assert {name: len(problems) for name, problems in found.items()} == {"a": 3, "b": 2}
+    assert {name: len(some.problems) for name, some in found.items()} == {"a": 3, "b": 2}
 
 
 def test_a_name_means_the_configurations_own_evaluation_set(tmp_path):
@@ -63,15 +63,17 @@ def test_a_name_means_the_configurations_own_evaluation_set(tmp_path):
     ]
     overrides.append("signal.stages=[]")
     settings = config.load("tiny", None, overrides, environ={})
-    found = load_sets(["algebra"], settings)["algebra"]
+    found = load_sets(["algebra"], settings)["algebra"].problems
     assert len(found) == 8 and {p.domain for p in found} == {"algebra"}
-    assert found == load_sets(["algebra"], settings)["algebra"]
+    assert found == load_sets(["algebra"], settings)["algebra"].problems
 
 
 def test_what_cannot_be_measured_is_refused(file, tmp_path):
     settings = config.load("tiny", environ={})
-    with pytest.raises(ConfigurationError, match="'aime' is neither a file nor an evaluation set"):
-        load_sets(["aime"], settings)
+    with pytest.raises(
+        ConfigurationError, match=r"'aime23' is neither a file nor an evaluation set.*did you mean 'aime26'"
+    ):
+        load_sets(["aime23"], settings)
     with pytest.raises(DataError, match=r"absent\.jsonl can't be read"):
         load_sets([str(tmp_path / "absent.jsonl")], settings)
     path = file({"problem": "?", "answer": "1"})
@@ -106,10 +108,10 @@ def test_a_file_set_by_name_has_the_problems_that_the_data_step_takes(file):
     )
     paths = {name: name for name in (str(path), str(against))}
     expected = protect(settings.data, settings.domains, settings.seed, paths, print).evaluation["held"]
-    assert load_sets(["held"], settings)["held"] == expected
+    assert load_sets(["held"], settings)["held"].problems == expected
     assert len(expected) == 4
     generated = config.load("tiny", overrides=[f"data.decontamination.against=['{against}']"], environ={})
-    assert len(load_sets(["algebra"], generated)["algebra"]) == generated.data.procedural.evaluation
+    assert len(load_sets(["algebra"], generated)["algebra"].problems) == generated.data.procedural.evaluation
 
 
 def test_a_set_by_name_is_without_its_bad_rows_as_in_the_data_step(file):
@@ -122,7 +124,7 @@ def test_a_set_by_name_is_without_its_bad_rows_as_in_the_data_step(file):
 
     allowed, bad = settings(0.1), []
     expected = protect(allowed.data, allowed.domains, 1, {str(path): str(path)}, lambda *row: bad.append(row))
-    assert load_sets(["set"], allowed)["set"] == expected.evaluation["set"]
+    assert load_sets(["set"], allowed)["set"].problems == expected.evaluation["set"]
     assert (len(expected.evaluation["set"]), len(bad)) == (10, 1)
     with pytest.raises(DataError, match=r"1 of 11 rows of set.*set\.jsonl:10"):
         load_sets(["set"], settings(0.05))

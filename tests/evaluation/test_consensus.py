@@ -34,3 +34,11 @@ def test_no_answer_and_a_failed_verifier_do_not_vote(verifier):
 
 def test_equivalence_that_only_the_verifier_sees_joins_groups(verifier):
     assert consensus([votes(1, "2\\sqrt{2}", "\\sqrt{8}")], verifier) == [0.0]
+
+
+def test_weights_decide_and_samples_that_all_weigh_nothing_count_once_each(verifier):
+    some = votes(2, "\\frac12", "0.5", "1/2")
+    assert consensus([some], verifier, weights=[[3, 4, 2, 2, 2]]) == [1.0]
+    assert consensus([some], verifier, weights=[[3, 3, 2, 2, 2]]) == [0.5]
+    assert consensus([some], verifier, weights=[[1, 0, 2, 0, 0]]) == [0.0]
+    assert consensus([some], verifier, weights=[[0] * 5]) == [0.0]

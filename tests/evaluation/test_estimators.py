@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.evaluation.estimators import bootstrap, cons_at_k, paired_bootstrap, pass_at_k
+from vibethinker.evaluation.estimators import bootstrap, cons_at_k, paired_bootstrap, pass_at_k, sign_flip
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -95,3 +95,36 @@ def test_nothing_to_average_and_unequal_pairs_are_refused():
         bootstrap([])
     with pytest.raises(ValueError, match="paired"):
         paired_bootstrap([1.0], [1.0, 2.0])
+
+
+def test_a_sign_flip_test_is_the_share_of_sign_patterns():
+    assert sign_flip([0.0, 0.0]) == 1.0
+    assert sign_flip([1.0]) == 0.5  # one sum is as far as the other: both count half
+    for data in ([1, 1, 1, 1], [0.5, -0.25, 1.0, 0.75, -0.5], [3, 1, 0, 2]):
+        telling = [d for d in data if d]
+        sums = [abs(sum(s * d for s, d in zip(signs, telling, strict=True)))
+                for signs in itertools.product((1, -1), repeat=len(telling))]  # fmt: skip
+        observed = abs(sum(telling))
+        brute = sum((s > observed) + (s == observed) / 2 for s in sums) / len(sums)
+        assert sign_flip(data) == pytest.approx(brute, abs=1e-12)
+    with pytest.raises(DataError, match="no graded problems"):
+        sign_flip([])
+
+
+def test_a_sampled_sign_flip_test_agrees_with_the_exact_one_and_repeats():
+    data = np.random.default_rng(7).normal(0.25, 1.0, 15)
+    patterns = 1 - 2 * (np.arange(1 << 15)[:, None] >> np.arange(15) & 1)
+    exact = np.mean(np.abs(patterns @ data) > abs(data.sum()) - 1e-12) - 1 / (1 << 15)
+    assert sign_flip(data) == pytest.approx(exact, abs=0.01) == sign_flip(data)
+    assert sign_flip(-data) == pytest.approx(sign_flip(data), abs=0.01)
+    assert sign_flip(data + 2) < 0.001
+
+
+@pytest.mark.parametrize(("problems", "samples"), [(30, 64), (100, 8), (300, 4)])
+def test_equal_models_differ_significantly_one_time_in_twenty(problems, samples):
+    generator = np.random.default_rng(problems)
+    trials = 3000
+    chance = generator.beta(0.5, 0.5, (trials, problems))  # most problems are nearly always, or never, solved
+    a, b = (generator.binomial(samples, chance) / samples for _ in range(2))
+    rejected = sum(sign_flip(row, seed, flips=599) < 0.05 for seed, row in enumerate(b - a))
+    assert 0.04 <= rejected / trials <= 0.06

@@ -11,6 +11,8 @@ from vibethinker.errors import DataError
 from vibethinker.evaluation import step
 from vibethinker.steps import StepContext
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "seed": 3,
     "evaluation": {"samples": 4, "k": [2, 4], "temperature": 1.0, "top_p": 0.95, "max_tokens": 6},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -20,6 +21,7 @@ from prefect.states import Crashed
 
 from flows import automations
 from flows.notify import notify
+from tests.flows import losing
 from tests.flows.conftest import Api, registered
 from tests.flows.working import PREFECT, deployment_run, state_of, worker
 from tests.slack import Slack
@@ -30,21 +32,6 @@ from vibethinker.operations import Notifications
 
 pytestmark = pytest.mark.service
 
-# A stage that is long enough to be met in its middle twice, and too slow a learner to collapse.
-STEPS = 120
-CONFIG = {
-    "domains": ["algebra", "code"],
-    "evaluation": {"samples": 1, "k": [1]},
-    "signal": {
-        "objective": {"learning_rate": 1e-6},
-        "stages": [
-            {"name": "math", "context": 96, "steps": STEPS, "reward": "math"},
-            {"name": "code", "context": 96, "steps": 1, "reward": "code"},
-        ],
-    },
-    "execution": {"checkpoints": {"seconds": 0.5}},
-    "notifications": {"quiet_seconds": 0},
-}
 STUB = """
 import time
 from prefect import flow
@@ -130,6 +117,27 @@ def test_without_a_webhook_runs_are_crashed_and_nobody_is_told(server: Api) -> N
     assert automations.register("there-is-none") == [automations.CRASH]
 
 
+def test_what_is_registered_again_waits_on_and_is_its_keeper_s(server: Api, slack: Slack) -> None:
+    def them() -> dict[str, dict[str, Any]]:
+        return {one["name"]: one for one in server.filter("automations")}
+
+    def told(automation: dict[str, Any]) -> tuple[Any, ...]:  # by a trigger's id the server keeps what it waits for
+        return automation["trigger"]["id"], automation["trigger"]["within"], automation["enabled"]
+
+    automations.save_webhook(slack.url, "of-the-test")
+    automations.register("of-the-test", lost_seconds=40)
+    before = them()
+    httpx.patch(f"{server.url}/automations/{before[automations.POST]['id']}", json={"enabled": False})
+    automations.register("of-the-test")
+    assert told(them()[automations.CRASH]) == told(before[automations.CRASH])
+    assert told(them()[automations.POST]) == (*told(before[automations.POST])[:2], False)
+    automations.register("of-the-test", lost_seconds=50)
+    crash, post = them()[automations.CRASH], them()[automations.POST]
+    assert told(crash)[1:] == (50, True)
+    assert "for 50 s" in crash["actions"][0]["message"]
+    assert told(post) == (*told(before[automations.POST])[:2], False)
+
+
 def test_a_run_whose_machine_is_gone_crashes_and_is_told_of_once(server: Api, slack: Slack) -> None:
     automations.save_webhook(slack.url, "of-the-test")
     automations.register("of-the-test", lost_seconds=10)
@@ -186,55 +194,23 @@ def test_no_heartbeat_is_missed_of_a_run_whose_process_has_left_it(server: Api) 
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
-def test_a_killed_deployment_s_run_is_told_of_once_and_the_next_one_goes_on(
+def test_a_flow_whose_process_alone_is_killed_is_told_of_by_its_own_hook(
     server: Api, slack: Slack, tmp_path: Path
 ) -> None:
     automations.save_webhook(slack.url, "of-the-test")
-    automations.register("of-the-test", lost_seconds=90)
+    automations.register("of-the-test")
     workspace = tmp_path / "workspace"
-    heard = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "SLACK_WEBHOOK_URL": slack.url}
-    parameters = {"workspace": str(workspace), "config": CONFIG}
-
-    def met() -> str:
+    parameters = {"workspace": str(workspace), "config": losing.CONFIG | {"notifications": {"quiet_seconds": 0}}}
+    with worker(server, tmp_path / "worker", SLACK_WEBHOOK_URL=slack.url) as process:
         id = deployment_run(server, "micro", **parameters)
-        before = saved(workspace)
-        until(lambda: saved(workspace) > before, 240)
-        return id
-
-    with worker(server, tmp_path / "worker", **heard) as process:
-        # Its process alone is killed: the worker sees it, and calls the flow's own hook.
-        first = met()
-        engine(process).kill()
-        until(lambda: state_of(server, first) == "CRASHED", 60)
+        until(lambda: losing.saved(workspace) > 0, 240)
+        engine(process).kill()  # the worker sees it
+        until(lambda: state_of(server, id) == "CRASHED", 60)
         [post] = slack.until(1)
-        [folder] = (workspace / "runs").iterdir()
-        assert f"{folder.name} crashed in signal-1" in post["blocks"][0]["text"]["text"]
-        assert f"vibethinker run --config {folder / 'config.yaml'}" in post["text"]
-        # The worker is killed with it: only the server is left to see it.
-        second = met()
-        flow_process = engine(process)
-        between = [p for p in flow_process.parents() if process.pid in {above.pid for above in p.parents()}]
-        for one in (process, *between, flow_process):
-            one.kill()
-        until(lambda: state_of(server, second) == "CRASHED", 150)
-        [_, post] = slack.until(2)
-        assert automations.LOST in post["text"]
-        assert f"/runs/flow-run/{second}" in post["text"]
-    with worker(server, tmp_path / "worker", **heard):
-        third = deployment_run(server, "micro", **parameters)
-        until(lambda: state_of(server, third) not in ("SCHEDULED", "PENDING", "RUNNING"), 300)
-        assert state_of(server, third) == "COMPLETED"
-    assert len(slack.posts) == 2
-    assert list((workspace / "runs").iterdir()) == [folder]  # one run, which went on twice
-    rows = [json.loads(line) for line in next((workspace / "artifacts" / "signal-1").glob("*/metrics.jsonl")).open()]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-
-
-def saved(workspace: Path) -> int:
-    """The last update that the first stage has saved."""
-    found = (workspace / "checkpoints" / "signal-1").glob("*/updates/*/manifest.json")
-    return max((int(path.parent.name) for path in found if path.parent.name.isdigit()), default=0)
+    [folder] = (workspace / "runs").iterdir()
+    assert f"{folder.name} crashed in signal-1" in post["blocks"][0]["text"]["text"]
+    assert f"vibethinker run --config {folder / 'config.yaml'}" in post["text"]
+    assert len(slack.posts) == 1
 
 
 def engine(worker: subprocess.Popen[bytes]) -> psutil.Process:

@@ -93,6 +93,7 @@ for save in (lambda: save_file(weights, path), lambda: torch.save(weights, path)
 """
 
 
+@pytest.mark.slow
 def test_weights_that_find_no_room_are_a_full_disk_whoever_writes_them(mounted, tmp_path: Path) -> None:
     (tmp_path / "save.py").write_text(SAVE)
     lines = mounted(f"$python '{tmp_path / 'save.py'}'").splitlines()
@@ -101,6 +102,7 @@ def test_weights_that_find_no_room_are_a_full_disk_whoever_writes_them(mounted, 
         assert "InfrastructureError The disk is full" in line
 
 
+@pytest.mark.slow
 def test_a_read_only_workspace_is_refused_with_a_sentence(mounted) -> None:
     printed = mounted(f"""
         mkdir -p "$m/ws/runs" "$m/ws/staging/step"

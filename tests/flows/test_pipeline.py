@@ -124,7 +124,50 @@ def test_mlflow_has_a_parent_run_a_child_a_step_and_the_final_model(micro: Finis
     assert [m.step for m in history] == [1, 2]
     assert "report.html" in [f.path for f in client.list_artifacts(parent.info.run_id)]
     assert "config.json" in " ".join(f.path for f in client.list_artifacts(parent.info.run_id, "model"))
-    assert client.search_model_versions("name='vibethinker-micro'")
+    steps = {s["id"]: s["fingerprint"] for s in micro.plan["steps"]}
+    assert {f"vibethinker.fingerprint.{i}": f for i, f in steps.items()}.items() <= parent.data.tags.items()
+    for step in ("signal-1", "evaluation-signal-2"):
+        table = client.load_table(experiment.experiment_id, "generations.json", [children[step].info.run_id])
+        assert set(table["sort"]) & {"good", "bad", "disputed"}
+    assert children["signal-1"].data.params["objective.group_size"] == "4"
+    assert {"p_histogram/00 of 4", "p_histogram/04 of 4", "engine_gap"} <= children["signal-1"].data.metrics.keys()
+    assert "system/disk_usage_percentage" in parent.data.metrics
+
+
+def test_mlflow_knows_what_each_step_has_read(micro: Finished) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{micro.workspace / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=200)
+    read = {
+        run.data.tags.get("vibethinker.step", ""): {
+            one.dataset.name: ({tag.key: tag.value for tag in one.tags}, json.loads(one.dataset.profile))
+            for one in run.inputs.dataset_inputs
+        }
+        for run in runs
+    }
+    assert set(read["specialist-code"]) == {"sft/code"}
+    assert set(read["probe-code"]) == {"probe/code", "validation/code"}
+    assert set(read["signal-1"]) == {"rl/algebra", "rl/statistics"}
+    sets = {f"evaluation/{domain}" for domain in ("algebra", "statistics", "code")}
+    assert set(read["evaluation-signal-2"]) == sets
+    assert set(read[""]) == {"sft", "rl", "probe", "validation", *sets}
+    [data] = (micro.workspace / "artifacts" / "data").iterdir()
+    files = json.loads((data / "manifest.json").read_text())["files"]
+    tags, profile = read["probe-code"]["probe/code"]
+    assert tags == {"mlflow.data.context": "probing", "sha256": files["probe/code.parquet"]["sha256"]}
+    assert profile["num_rows"] == 4
+
+
+def test_the_final_model_is_candidate_and_first_champion(micro: Finished) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{micro.workspace / 'mlflow.db'}")
+    aliases = client.get_registered_model("vibethinker-micro").aliases
+    assert set(aliases) == {"candidate", "champion"}  # of which runs of other tests may have later ones
+    first = client.get_model_version("vibethinker-micro", "1")
+    assert first.tags["vibethinker.promotion"] == "promoted"
+    assert first.description == "It is the first champion of this name, since there was none to beat."
 
 
 def test_the_output_says_what_was_achieved_and_where_things_are(micro: Finished) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ import pytest
 import yaml
 from prefect.client.orchestration import SyncPrefectClient
 
-from flows import parts
-from tests.flows import telling
+from flows import automations, parts
+from tests.flows import losing, telling
 from tests.flows.conftest import ROOT, vibethinker
 from tests.flows.saving import saving
 from tests.flows.serving import QUICK, Service, started
@@ -50,6 +51,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Sl
 @pytest.fixture
 def service(both: tuple[Service, Slack]) -> Service:
     return both[0]
+
+
+@pytest.fixture(scope="module")
+def lost(both: tuple[Service, Slack]) -> losing.Lost:
+    """A run that was killed with its worker, which `up` has started again since; while its last heartbeat grows old,
+    other tests go on."""
+    service, _ = both
+    lost = losing.lose(service)
+    again = service.command("up")
+    assert again.returncode == 0, again.stderr
+    return lost
 
 
 def test_everything_is_there_when_up_says_so(service: Service) -> None:
@@ -166,26 +178,6 @@ def test_a_port_in_use_is_one_sentence(service: Service, tmp_path: Path) -> None
     )
 
 
-def test_a_run_is_cancelled_and_one_that_fails_says_why(service: Service, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"nothing": "of use"}\n')
-    sources = {"train": [{"path": str(bad)}], "evaluation": [{"path": str(bad), "name": "held-out"}]}
-    failing = service.start({**SMALL, "data": {"source": "files", **sources}}, job_variables=QUICK)
-    cancelled = service.start(SMALL)
-    until(lambda: "RUNNING" in {t["state_type"] for t in service.api.task_runs(cancelled).values()}, 120)
-    assert any("vibethinker.worker" in process.cmdline() for process in service.processes_of(cancelled))
-    body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
-    httpx.post(f"{service.api.url}/flow_runs/{cancelled}/set_state", json=body, timeout=30)
-    until(lambda: not service.processes_of(cancelled), 40)
-    assert service.ended(cancelled, 120)["state_type"] == "CANCELLED"
-    failed = service.ended(failing, 120)
-    assert failed["state_type"] == "FAILED"
-    assert "can't be used" in failed["state"]["message"]
-    logs = service.logs(failing)
-    assert "can't be used" in logs
-    assert "Traceback" not in logs
-
-
 def test_a_deployment_of_micro_runs_to_completion(both: tuple[Service, Slack]) -> None:
     service, slack = both
     id = deployment_run(service.api, "micro")
@@ -205,6 +197,31 @@ def test_a_deployment_of_micro_runs_to_completion(both: tuple[Service, Slack]) -
     assert [run["info"]["status"] for run in runs] == ["FINISHED"]
     until(lambda: not service.processes_of(id))
     assert not told_of(slack, id)  # nobody has asked to hear of success
+
+
+def test_a_worker_that_was_killed_is_started_again_by_up(service: Service, lost: losing.Lost) -> None:
+    assert service.state["worker"]["process"]["pid"] != lost.worker
+    assert psutil.pid_exists(service.state["worker"]["process"]["pid"])
+
+
+def test_a_run_is_cancelled_and_one_that_fails_says_why(service: Service, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"nothing": "of use"}\n')
+    sources = {"train": [{"path": str(bad)}], "evaluation": [{"path": str(bad), "name": "held-out"}]}
+    failing = service.start({**SMALL, "data": {"source": "files", **sources}}, job_variables=QUICK)
+    cancelled = service.start(SMALL)
+    until(lambda: "RUNNING" in {t["state_type"] for t in service.api.task_runs(cancelled).values()}, 120)
+    assert any("vibethinker.worker" in process.cmdline() for process in service.processes_of(cancelled))
+    body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{service.api.url}/flow_runs/{cancelled}/set_state", json=body, timeout=30)
+    until(lambda: not service.processes_of(cancelled), 40)
+    assert service.ended(cancelled, 120)["state_type"] == "CANCELLED"
+    failed = service.ended(failing, 120)
+    assert failed["state_type"] == "FAILED"
+    assert "can't be used" in failed["state"]["message"]
+    logs = service.logs(failing)
+    assert "can't be used" in logs
+    assert "Traceback" not in logs
 
 
 def test_a_deployment_s_run_that_fails_is_told_of_once_with_all_there_is_to_know(
@@ -237,6 +254,25 @@ def test_a_deployment_s_run_that_fails_is_told_of_once_with_all_there_is_to_know
     summary = json.loads((folder / "summary.json").read_text())
     assert f"signal-1: signal-1 is about to fail with {PLACES}" in summary["warnings"]
     assert f"the last words are {PLACES}\n" in (folder / "logs" / "signal-1.log").read_text()
+
+
+def test_a_run_that_was_lost_with_its_worker_is_told_of_once_and_the_next_one_goes_on(
+    both: tuple[Service, Slack], lost: losing.Lost
+) -> None:
+    service, slack = both
+    assert service.ended(lost.id, 3 * losing.LOST_SECONDS)["state_type"] == "CRASHED"
+    [post] = until(lambda: told_of(slack, lost.id), 60)
+    assert automations.LOST in post["text"]
+    assert "prefect deployment run 'vibethinker/micro'" in html.unescape(post["text"])
+    folder = service.workspace / "runs" / lost.name
+    before = losing.computed(folder)
+    ended = service.ended(service.start(losing.CONFIG), 300)
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"]
+    assert ended["name"] == lost.name  # one run, which went on
+    since = losing.computed(folder)[len(before) :]
+    assert since == list(range(lost.saved + 1, losing.STEPS + 1))
+    assert lost.saved > 0
+    assert told_of(slack, lost.id) == [post]
 
 
 PLACES = " ".join(["[hidden]"] * len(PLANTED))

@@ -26,6 +26,8 @@ from vibethinker.generation.chat import Reply, Request
 from vibethinker.generation.replies import ReplyStore, Spending
 from vibethinker.generation.server import BudgetError
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_request_has_its_reply_and_as_many_are_under_way_as_may_be(asker):
     together, barrier = threading.Event(), threading.Barrier(4, action=lambda: together.set())

@@ -13,6 +13,8 @@ from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.generation.vllm_start import capture_sizes, skeleton
 from vibethinker.models import save_model
 
+pytestmark = pytest.mark.slow
+
 EXECUTION = {"device": "cpu", "generation_batch": 8, "engine": "auto", "vllm": {"memory": 0.5}}
 SEQUENCES = [([9, 10, 11], [20, 21]), ([30], [31, 32, 33])]
 

@@ -8,6 +8,8 @@ from vibethinker.generation import transformers_engine
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, save_model
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[9, 10, 11], [20, 21, 22, 23, 24, 25, 26], [30], [40, 41, 42], [20, 21, 22, 23, 24, 25, 26]]
 SAMPLED = {"samples": 3, "max_tokens": 12, "temperature": 1.0, "top_p": 1.0, "seed": 5}
 GREEDY = {"samples": 1, "max_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0}

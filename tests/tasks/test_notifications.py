@@ -14,12 +14,15 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from tasks import notifications, quiet
+from tasks import channels, notifications, quiet
+from tasks.channels import Channels
 from tasks.messages import Message
-from tasks.notifications import Channels, claim, tell, tell_owed
+from tasks.notifications import claim, tell, tell_owed
 from tests.slack import Slack
 from tests.waiting import until
 from vibethinker.operations import Notifications
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = Notifications(quiet_seconds=0)
 FULL = Message(
@@ -230,7 +233,7 @@ def caught(process: psutil.Process) -> bool:
 def test_a_slack_that_fails_or_hangs_is_a_warning_within_seconds(
     slack: Slack, tmp_path: Path, status: int, delay: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notifications, "POST_SECONDS", 1)
+    monkeypatch.setattr(channels, "POST_SECONDS", 1)
     slack.status, slack.delay = status, delay
     said: list[str] = []
     began = time.monotonic()

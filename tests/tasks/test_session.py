@@ -11,14 +11,15 @@ import psutil
 import pytest
 
 from flows.display import Lines
-from tasks import session
+from tasks import hosts, session
 from tasks.session import Session
 from tasks.workbench import PREEMPTIONS
 from tests.worker import failing_steps
-from vibethinker import config
+from vibethinker import config, workload
 from vibethinker.errors import BudgetError, InfrastructureError, OutOfMemoryError, PreemptedError, VibeThinkerError
 from vibethinker.operations import Budget
-from vibethinker.plan import Plan, Step
+from vibethinker.plan import Plan, Step, build
+from vibethinker.runs import read_summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,3 +129,24 @@ def test_a_step_with_nothing_to_lower_fails_at_once(opened: Session) -> None:
         opened.execute(step(failing_steps.fail, error="out_of_memory"), events.append)
     assert warnings(events) == []
     assert not (opened.plan.workspace / "memory.json").exists()
+
+
+def test_a_worker_s_log_that_can_t_be_cleaned_is_a_warning_and_changes_no_end(
+    opened: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hosts, "clean", full)
+    opened.run.finish("completed")
+    opened.close()
+    [warning] = read_summary(opened.run.folder)["warnings"]
+    assert "worker.log, which could not be written without them (No space left on device)" in warning
+    assert warning in capsys.readouterr().err
+    assert read_summary(opened.run.folder)["status"] == "completed"
+
+
+@pytest.mark.parametrize(("override", "computes"), [("method=ties", False), ("search={}", True)])
+def test_a_fusion_wants_a_gpu_only_if_it_generates(tmp_path: Path, override: str, computes: bool) -> None:
+    plan = build(config.load("micro", overrides=[f"spectrum.fusion.{override}"], environ={}), tmp_path)
+    assert workload.computes(plan["fusion"]) is computes

@@ -10,6 +10,8 @@ from vibethinker.errors import DivergedError
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 class Stale(TransformersEngine):
     """Has weights of its own and keeps them."""

@@ -19,6 +19,8 @@ from tests.training.stopping import Fragile, Killed, die, files, prepared, resta
 from vibethinker.operations import TrainerCheckpoints
 from vibethinker.training.resumable import Resumable
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("base", "sft", "sft-packed-lora", "signal")
 OLDER, NEWER = "00000003", "00000004"
 FLIPS = 125  # of each kind of training

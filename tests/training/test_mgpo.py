@@ -32,6 +32,23 @@ def test_the_weight_is_2_to_minus_lambda_where_all_or_none_are_right(lam, p):
     assert mgpo.weight(torch.tensor(p), lam).item() == pytest.approx(2**-lam, rel=1e-6)
 
 
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("size", range(2, 17))
+def test_the_curves_are_the_papers_at_every_p_that_a_group_can_have(size, lam):
+    """p, w and A' of groups with 0 to all rollouts right, against the formulae in double precision."""
+    verdicts = torch.tril(torch.ones(size + 1, size), diagonal=-1)
+    p, weighted = mgpo.accuracy(verdicts), mgpo.modulate(advantages(verdicts), verdicts, lam)
+    for right in range(size + 1):
+        share = right / size
+        entropy = -sum(part * math.log(part) for part in (share, 1 - share) if part)
+        w = math.exp(-lam * (math.log(2) - entropy))  # D is what a fair coin's entropy is above the group's
+        deviation = math.sqrt(share * (1 - share)) + 1e-4
+        assert p[right].item() == pytest.approx(share)
+        assert mgpo.weight(p[right], lam).item() == pytest.approx(w, rel=1e-5)
+        expected = [w * (1 - share) / deviation] * right + [-w * share / deviation] * (size - right)
+        assert weighted[right].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("lam", LAMBDAS)
 def test_the_weight_is_symmetric_about_one_half(lam):
     torch.testing.assert_close(mgpo.weight(SHARES, lam), mgpo.weight(SHARES.flip(0), lam))
@@ -115,6 +132,7 @@ def test_long2short_passes_over_rollouts_without_a_verdict():
     torch.testing.assert_close(shaped, torch.tensor([[1.2, NAN, 0.8]]), equal_nan=True)
 
 
-def test_the_histogram_counts_every_group_with_a_verdict_once():
-    p = torch.tensor([0.0, 0.05, 0.125, 0.5, 1.0, NAN])
-    assert mgpo.histogram(p) == [2, 1, 0, 0, 1, 0, 0, 1]
+def test_the_histogram_counts_groups_by_their_right_rollouts():
+    p = torch.tensor([0.0, 1 / 6, 1 / 6, 5 / 6, 1.0, NAN])
+    assert mgpo.histogram(p, 6) == [1, 2, 0, 0, 0, 1, 1]
+    assert mgpo.histogram(torch.tensor([2 / 3]), 4) == [0, 0, 0, 1, 0]  # of three, since one was left out

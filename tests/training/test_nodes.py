@@ -270,5 +270,26 @@ def test_join_says_once_why_it_cannot_take_part(tmp_path: Path) -> None:
             machine.kill()
 
 
+def test_a_call_of_a_machine_that_was_killed_is_given_up_in_time(new: Callable[..., Step]) -> None:
+    step = new(f"{STEPS}:add_up", {}, {}, **TWO)
+    workspace = Path(step.request["workspace"])
+
+    def hear(event: Event) -> None:
+        call = Call.read(workspace)
+        assert call
+        for process in psutil.Process(step.host._process.pid).children(recursive=True):
+            if call.port in {connection.laddr.port for connection in process.net_connections()}:
+                process.kill()
+
+    with pytest.raises(InfrastructureError, match="killed by SIGKILL"):
+        step.run(hear)
+    words = ["join", "--node", "1", "--workspace", str(workspace), "--patience", "1"]
+    command, env = [sys.executable, "-m", "vibethinker", *words], {**os.environ, ANY_KIND: "1"}
+    given_up = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert given_up.returncode == 1
+    assert "can't be reached" in given_up.stdout
+    assert given_up.stderr.startswith(f"Error: A call in {workspace / FILE} could not be answered for 1 s, as was said")
+
+
 def test_a_machine_has_its_part_of_the_processes() -> None:
     assert [ranks.here(kind, {"processes": 8, "nodes": 2}) for kind in ("signal", "probe")] == [4, 1]

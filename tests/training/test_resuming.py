@@ -16,6 +16,8 @@ from vibethinker.artifacts import seal
 from vibethinker.errors import PreemptedError
 from vibethinker.training import resumable, sft, signal, trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def listening(monkeypatch):

@@ -16,6 +16,8 @@ from vibethinker.errors import DivergedError, RolledBackError
 from vibethinker.training import sft, signal, trainer
 from vibethinker.training.rollouts import RolloutGrading
 
+pytestmark = pytest.mark.slow
+
 COMMON = {
     "seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "verification": {}, "base_model": {},
 }  # fmt: skip

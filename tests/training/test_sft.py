@@ -18,6 +18,8 @@ from vibethinker.training import attention
 from vibethinker.training.common import memory_errors, training_order
 from vibethinker.training.sft import batches_by_length, checkpoint_steps, run, to_examples, to_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def specialist(new_step, tiny_model_folder, data_folder):

@@ -10,7 +10,10 @@ from vibethinker.data.schema import Problem, read_records, write_records
 from vibethinker.errors import ConfigurationError, DataError
 from vibethinker.models import check_model_folder, load_model, load_state
 from vibethinker.settings import Prompts
+from vibethinker.training.samples import chosen, told
 from vibethinker.training.signal import METRICS, run
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -62,11 +65,14 @@ def test_a_stage_leaves_a_whole_model_that_has_moved(signal, taught_folder):
 
 
 def test_each_update_is_measured(signal):
-    rows = metrics(signal())
+    context = signal()
+    rows, told = metrics(context), dict(context.emit.rows)
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
+        assert [told[row["step"]][f"p_histogram/{right:02d} of 4"] for right in range(5)] == row["p_histogram"]
         assert set(row) == set(METRICS.values()) - {"kl", "importance"} | {"step"}
         assert sum(row["p_histogram"]) == 4
+        assert sum(right * groups for right, groups in enumerate(row["p_histogram"])) / 16 == pytest.approx(row["p"])
         assert 0 < row["p"] < 1  # the taught model is right now and then
         assert row["reward"] == pytest.approx(row["p"])
         assert 0.5 <= row["weight"] <= 1
@@ -74,9 +80,34 @@ def test_each_update_is_measured(signal):
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(signal):
     first, again, other = signal(), signal(), signal(seed=2)
-    for name in ("model.safetensors", "metrics.jsonl", "signal.json"):
+    for name in ("model.safetensors", "metrics.jsonl", "samples.jsonl", "signal.json"):
         assert (first.output / name).read_bytes() == (again.output / name).read_bytes()
     assert (first.output / "model.safetensors").read_bytes() != (other.output / "model.safetensors").read_bytes()
+
+
+def test_some_groups_of_some_updates_are_kept_for_people_to_read(signal):
+    context = signal()
+    rows = [json.loads(line) for line in (context.output / "samples.jsonl").read_text().splitlines()]
+    assert {row["update"] for row in rows} == {1, 2}
+    for row in rows:
+        verdicts = [sample["verdict"] for sample in row["samples"]]
+        assert row["count"] == 4
+        assert verdicts == ["correct"] * min(2, row["correct"]) + ["wrong"] * min(2, 4 - row["correct"])
+        assert eval(row["problem"].removesuffix("?")) == int(row["gold"])
+
+
+def test_the_groups_that_say_most_are_the_best_the_worst_and_the_most_disputed():
+    def group(problem: int, *verdicts: float | None) -> list[dict]:
+        text = "a" * 5000
+        return [{"problem": problem, "verdict": v, "text": text, "tokens": 9, "truncated": False} for v in verdicts]
+
+    groups = [group(0, 1, 0, 0), group(1, 0, 0, None), group(2, 1, 1, 0), group(3, 1, 1, 1), group(4, 0, 0, 0)]
+    assert [one[0]["problem"] for one in chosen(groups)] == [0, 1, 3]
+    assert [one[0]["problem"] for one in chosen([group(7, 1, 1, 1)])] == [7]
+    told_of = told(groups[1])
+    assert (told_of["correct"], told_of["count"]) == (0, 3)
+    assert [one["verdict"] for one in told_of["samples"]] == ["wrong", "wrong", "infrastructure"]
+    assert all(len(one["text"]) < 2100 for one in told_of["samples"])
 
 
 def test_counts_cover_the_whole_stage(signal):

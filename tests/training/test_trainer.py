@@ -6,18 +6,24 @@ import pytest
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import get_soft_overlong_punishment
 
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem, read_records
 from vibethinker.errors import InfrastructureError
+from vibethinker.evaluation.measuring import derived_seed
 from vibethinker.generation.transformers_engine import TransformersEngine
 from vibethinker.models import load_model, load_tokenizer, seed_everything
 from vibethinker.settings import Objective, Prompts
 from vibethinker.training import mgpo
+from vibethinker.training.objectives import trl_arguments
 from vibethinker.training.rollouts import Rollouts
 from vibethinker.training.trainer import SignalTrainer
 
+pytestmark = pytest.mark.slow
+
 GROUP, BATCH, STEPS, TOKENS = 4, 16, 3, 24
+GRPO = {"loss_type": "grpo"}
 
 
 def by_letters(texts, numbers):
@@ -27,6 +33,14 @@ def by_letters(texts, numbers):
 
 def all_right(texts, numbers):
     return [True] * len(texts)
+
+
+class RolloutsOfSplitSteps(Rollouts):
+    """Those that this package samples, where each update is a step to TRL."""
+
+    def _next_seed(self, trainer):
+        step = trainer.state.global_step // trainer.args.steps_per_generation
+        return derived_seed(self._seed, "rollouts", str(step), "1")
 
 
 @pytest.fixture
@@ -43,12 +57,12 @@ def problems(data_folder):
 
 @pytest.fixture
 def new_trainer(taught_folder, tokenizer, problems, tmp_path):
-    """A function → trainer on the taught model: this package's, or with `stock` TRL's own GRPO."""
+    """A function → trainer on the taught model: this package's, or TRL's own GRPOTrainer, `stock` in its words."""
 
     def make(
         grade=by_letters,
         *,
-        stock=False,
+        stock=None,
         micro=10_000,
         end_to_end=False,
         engine=None,
@@ -57,24 +71,25 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
         **objective,
     ):
         objective = Objective(group_size=GROUP, batch_size=BATCH, **objective)
+        split = objective.updates if stock else 1  # of a batch, each of which is a step to TRL
         seed_everything(1)
         model = load_model(taught_folder)
-        numbers = list(range(BATCH // GROUP * steps))
         more = all_prompt_ids(tokenizer, problems, Prompts())
-        ids = more[: len(numbers)]
+        numbers = [number % len(more) for number in range(BATCH // GROUP * steps)]
+        ids = [more[number] for number in numbers]
         common = {
             "model": model,
             "args": GRPOConfig(
                 output_dir=str(tmp_path),
-                max_steps=steps,
-                per_device_train_batch_size=BATCH,
+                max_steps=steps * split,
+                per_device_train_batch_size=BATCH // split,
                 gradient_accumulation_steps=1,
-                steps_per_generation=1,
+                steps_per_generation=split,
                 num_generations=GROUP,
                 max_completion_length=TOKENS,
                 learning_rate=1e-3,
-                loss_type="grpo",
-                beta=objective.beta,
+                lr_scheduler_type="constant",
+                **(stock or trl_arguments(objective)),
                 use_cpu=True,
                 bf16=False,
                 gradient_checkpointing=False,
@@ -87,7 +102,7 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
             ),
             "train_dataset": Dataset.from_dict({"prompt": ids, "number": numbers}),
             "processing_class": tokenizer,
-            "rollout_func": Rollouts(
+            "rollout_func": (RolloutsOfSplitSteps if split > 1 else Rollouts)(
                 engine(model) if engine else TransformersEngine(model, tokenizer),
                 objective,
                 TOKENS,
@@ -96,10 +111,15 @@ def new_trainer(taught_folder, tokenizer, problems, tmp_path):
             ),
         }
         if stock:
+            punished = get_soft_overlong_punishment(TOKENS, objective.overlong)
 
-            def reward(text, number, truncated, **_):
+            def reward(text, number, truncated, completion_ids, **_):
                 verdicts = grade(text, number)
-                return [0.0 if cut else float(v) for v, cut in zip(verdicts, truncated, strict=True)]
+                right = [0.0 if cut else float(v) for v, cut in zip(verdicts, truncated, strict=True)]
+                if not objective.overlong:
+                    return right
+                # Between 0 and 1, what a completion loses is half of what it is between DAPO's -1 and 1.
+                return [v + loss / 2 for v, loss in zip(right, punished(completion_ids), strict=True)]
 
             trainer = GRPOTrainer(reward_funcs=[reward], **common)
             trainer.end_to_end = False  # which the canary asks for
@@ -132,13 +152,13 @@ def verdicts_of(trainer) -> torch.Tensor:
     return trainer._verdicts
 
 
-def test_lambda_0_is_trls_grpo_bit_for_bit(new_trainer):
-    ours, stock = trained(new_trainer(lambda_=0.0)), trained(new_trainer(stock=True))
+def test_lambda_0_is_trls_grpo_bit_for_bit_after_20_steps(new_trainer):
+    ours, stock = trained(new_trainer(lambda_=0.0, steps=20)), trained(new_trainer(stock=GRPO, steps=20))
     assert all(torch.equal(ours[name], stock[name]) for name in stock)
 
 
 def test_lambda_1_trains_otherwise_than_grpo(new_trainer):
-    ours, stock = trained(new_trainer(lambda_=1.0)), trained(new_trainer(stock=True))
+    ours, stock = trained(new_trainer(lambda_=1.0)), trained(new_trainer(stock=GRPO))
     assert any(not torch.equal(ours[name], stock[name]) for name in stock)
 
 
@@ -230,8 +250,9 @@ def test_a_truncated_rollout_counts_0_or_is_left_out(new_trainer, truncated, exp
     assert trainer.row["truncated"] == cut.float().mean().item()
 
 
-def test_shaped_rewards_leave_p_unchanged(new_trainer):
-    plain, shaped = new_trainer(all_right), new_trainer(all_right, long2short=0.2)
+@pytest.mark.parametrize("shaping", [{"long2short": 0.2}, {"overlong": 16}])
+def test_shaped_rewards_leave_p_unchanged(new_trainer, shaping):
+    plain, shaped = new_trainer(all_right), new_trainer(all_right, **shaping)
     a, b = generation(plain), generation(shaped)
     assert not torch.equal(a["advantages"], b["advantages"])
     for measure in ("p", "p_histogram", "weight"):

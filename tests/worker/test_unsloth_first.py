@@ -10,6 +10,8 @@ import pytest
 from vibethinker.errors import ConfigurationError, VibeThinkerError
 from vibethinker.worker.host import Host
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # In Unsloth's place: it refuses the machine, as that does without a GPU, and tells what it found.
 STAND_IN = """

@@ -21,6 +21,8 @@ from vibethinker.artifacts import Store
 from vibethinker.errors import KINDS, DataError, InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.worker.host import Event, Host
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

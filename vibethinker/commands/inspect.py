@@ -17,6 +17,7 @@ from vibethinker import runs, validation
 from vibethinker.artifacts import Store
 from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
+from vibethinker.experiments import planning
 from vibethinker.needs import slow_to_save, together
 from vibethinker.plan import reuse_warnings, states
 
@@ -75,15 +76,49 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
         click.echo(f"Warning: {warning}")
 
 
+def show_experiment(document: dict[str, Any], *, as_json: bool = False) -> None:
+    """Print what an experiment's arms share, what is there, and what the rest will cost."""
+    if as_json:
+        click.echo(json.dumps(document, indent=1, sort_keys=True))
+        return
+    table = Table("step", "arms", "outputs", "cached", "for runs", "tokens", "time", box=None)
+    arms = len(document["arms"])
+    for row in planning.groups(document["outputs"]):
+        who = "all" if len(row["arms"]) == arms else ", ".join(row["arms"][:3])
+        who += f" and {len(row['arms']) - 3} more" if who != "all" and len(row["arms"]) > 3 else ""
+        resumable = f" ({row['resumable']} resumable)" if row["resumable"] else ""
+        numbers = [str(row["outputs"]), f"{row['cached']}{resumable}", str(row["runs"])]
+        left = row["cached"] < row["outputs"] and row["tokens"]
+        estimated = [_count(row["tokens"]), _time(row["seconds"])] if left else ["", ""]
+        table.add_row(row["step"], who, *numbers, *estimated)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    outputs = document["outputs"]
+    waiting = [one for one in outputs if one["state"] != "cached"]
+    seconds, usd = planning.total(waiting, "seconds"), planning.total(waiting, "usd")
+    known = "time unknown" if seconds is None else f"about {_time(seconds)} one after the other"
+    used = sum(one["runs"] for one in outputs)
+    click.echo(
+        f"{document['id']}: {document['runs']} runs of {arms} arms over {len(document['seeds'])} seeds need {used} "
+        f"outputs, {len(outputs)} of them different; {len(waiting)} are to be made, {known} (estimated)"
+        + (f", {usd:.2f} USD." if waiting and usd else ".")
+    )
+    click.echo(f"Control: {document['control']}; {document['family']} comparisons, corrected together.")
+
+
 @click.command()
 @workspace_option
 @click.option("--run", "run_id", help="A run's id [the latest].")
-def status(workspace: str | None, run_id: str | None) -> None:
+@click.option("--watch", "watched", is_flag=True, help="Go on showing it until the run ends; exit as the run does.")
+def status(workspace: str | None, run_id: str | None, watched: bool) -> None:
     """Show how far a run is, step by step.
 
-    Example: vibethinker status --workspace workspace
+    Example: vibethinker status --watch
     """
     folder = _run_folder(workspace, run_id)
+    if watched:
+        from vibethinker.commands.watch import watch
+
+        raise click.exceptions.Exit(watch(folder))
     summary = runs.read_summary(folder)
     click.echo(f"Run {summary['run_id']}: {summary['status']}")
     if summary.get("reason"):

@@ -75,6 +75,16 @@ def check_before(models: Sequence[Path], base: Path | None, output: Path | None)
             raise ConfigurationError(f"--output {output} can't be written: name a file in a folder of yours.")
 
 
+def kept_folder(output: Path | None) -> Path | None:
+    """Where completions are kept: in the workspace where there is one, else beside the output, else nowhere."""
+    from vibethinker.execution import COMPLETIONS
+
+    workspace = configuration.workspace()
+    if workspace.is_dir():
+        return workspace / COMPLETIONS
+    return None if output is None else output.with_name(f"{output.stem}.completions")
+
+
 @contextmanager
 def grader(config: Config, problems: Sequence[Problem], allow_unsafe_code: bool) -> Iterator[Verifier]:
     """The verifier for these problems.

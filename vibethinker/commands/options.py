@@ -50,20 +50,20 @@ def allowed_sandbox(config: Config, allow_unsafe: bool) -> Sandbox:
     return config.sandbox.model_copy(update={"allow_unsafe": allow_unsafe or said})
 
 
-def many_values(option: str) -> type[click.Command]:
-    """A command whose `option` takes every value up to the next option, as in `--against A B`."""
+def many_values(*options: str) -> type[click.Command]:
+    """A command whose `options` take every value up to the next option, as in `--against A B`."""
 
     class Command(click.Command):
         def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
             spread: list[str] = []
-            taking = False
+            taking = None
             for arg in args:
-                if arg == option:
-                    taking = True
+                if arg in options:
+                    taking = arg
                 elif taking and not arg.startswith("-"):
-                    spread += [option, arg]
+                    spread += [taking, arg]
                 else:
-                    taking = False
+                    taking = None
                     spread.append(arg)
             return super().parse_args(ctx, spread)
 

@@ -132,7 +132,7 @@ def signal(
     values["signal"]["stages"] = [stage]
     if train_data is None:
         values["domains"] = [d for d in config.domains if (d == CODE_DOMAIN) == (reward == "code")]
-        values["spectrum"]["fusion"]["weights"] = None
+        values["spectrum"]["fusion"] = {}  # which speaks of all domains
         if not values["domains"]:
             raise ConfigurationError(
                 f"The configuration has no domain whose problems the reward {reward} judges: give --train-data."
@@ -151,6 +151,7 @@ def signal(
         "stage": {k: v for k, v in made.semantic().items() if k not in ("overrides", "domains")},
         "objective": config.objective(made).semantic(),
         "domains": list(config.stage_domains(made)),
+        **config.signal.measurement(),
     }
     paths = {path: path for path in said.values()}
     data = None

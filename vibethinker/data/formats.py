@@ -8,6 +8,9 @@
 - mbpp: `text`, `code` and `test_list`; the first assert is shown with the problem, which names no function otherwise.
 - humaneval: `prompt`, `test` and `entry_point`.
 - apps: `question`, `solutions`, `input_output`.
+- olympiadbench: `question`, after its `context` where there is one, and `final_answer`, a list, joined by commas.
+- gpqa: `Question`, `Correct Answer` and three `Incorrect Answer`; the four are shown in an order that the texts alone
+  decide, and the gold is the right one's letter.
 - livecodebench: `question_content`, `starter_code`, public and private test cases. The private ones are a pickle of
   one string, which is taken out of its opcodes: nothing is ever unpickled.
 """
@@ -15,6 +18,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import pickletools
 import re
@@ -32,6 +36,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _SEPARATOR = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRAILING_NUMBER = re.compile(r"(\d{1,6})\s*$", re.ASCII)
+_LEVELS = {"easy": 1, "medium": 2, "hard": 3}
 _UNPACKED = 64 << 20  # bytes of one problem's private tests
 
 
@@ -128,11 +133,12 @@ def _common(row: dict[str, Any], file: DataFile) -> dict[str, Any]:
     label = column(row, names.domain) if names.domain else None
     given = column(row, names.id) if names.id else None
     level = column(row, names.difficulty) if names.difficulty else None
-    number = _TRAILING_NUMBER.search(str(level)) if level is not None else None
+    named = _LEVELS.get(str(level).strip().lower())
+    number = None if level is None or named else _TRAILING_NUMBER.search(str(level))
     return {
         "label": None if label is None else text(label, str(names.domain)),
         "id": None if given is None else str(given),
-        "difficulty": int(number[1]) if number else None,
+        "difficulty": int(number[1]) if number else named,
     }
 
 
@@ -275,6 +281,28 @@ def _unpacked(packed: str) -> str:
     return strings[0]
 
 
+def _olympiadbench(row: dict[str, Any], file: DataFile) -> Fields:
+    given = column(row, "final_answer")
+    if given is not None and not isinstance(given, list):
+        raise BadRow("column 'final_answer' must be a list of answers")
+    golds = [gold for one in given or () if (gold := answer(one, "final_answer")) is not None]
+    parts = [text(row["context"], "context")] if row.get("context") else []
+    problem = "\n".join([*parts, text(column(row, "question"), "question")])
+    return Fields(problem, answer=", ".join(golds) or None, **_common(row, file))
+
+
+def _gpqa(row: dict[str, Any], file: DataFile) -> Fields:
+    names = ("Correct Answer", *(f"Incorrect Answer {n}" for n in (1, 2, 3)))
+    question, options = text(column(row, "Question"), "Question"), [text(column(row, n), n) for n in names]
+    if len(set(options)) < len(options):
+        raise BadRow("two of its answers are equal")
+    # Whatever the rows' order or number, a question's options stand as they always do.
+    shown = sorted(options, key=lambda one: hashlib.sha256(f"{question}\0{one}".encode()).digest())
+    choices = "\n".join(f"({letter}) {one}" for letter, one in zip("ABCD", shown, strict=True))
+    added = f"\n{choices}\nAnswer with the letter of the right choice in \\boxed{{}}."
+    return Fields(question, added, answer="ABCD"[shown.index(options[0])], **_common(row, file))
+
+
 def _program(code: str) -> str:
     return f"```python\n{code.strip()}\n```"
 
@@ -287,4 +315,6 @@ _FORMATS: dict[str, Callable[[dict[str, Any], DataFile], Fields]] = {
     "humaneval": _humaneval,
     "apps": _apps,
     "livecodebench": _livecodebench,
+    "olympiadbench": _olympiadbench,
+    "gpqa": _gpqa,
 }

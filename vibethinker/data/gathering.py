@@ -18,7 +18,7 @@ from pathlib import Path
 from vibethinker.data import hub, procedural, splits
 from vibethinker.data.filters import why_broken
 from vibethinker.data.folding import fold
-from vibethinker.data.golds import contradict, has_gold
+from vibethinker.data.golds import contradict, has_gold, refuse_constant
 from vibethinker.data.judging import Judge, Judged, judged
 from vibethinker.data.readers import Bad, excerpt, files_of
 from vibethinker.data.schema import Problem
@@ -157,6 +157,7 @@ def _evaluation_set(
         )
     if not problems:
         raise DataError(f"The evaluation set {file.title} has no problem: fill it, or take it out of data.evaluation.")
+    refuse_constant(f"the evaluation set {file.title}", problems)
     return bodies, problems
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from vibethinker.data.presets import resolved
+from vibethinker.data.registry import source
 from vibethinker.settings import Settings, setting
 
 AUTO = "auto"
 _PLAIN_NAME = re.compile(r"\w[\w.+-]*")
 _NAMING = "which goes into file names: give it a `name` of letters, digits, _ . + and -, the first no sign"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_ANSWERED = ("columns", "gsm8k", "boxed", "olympiadbench", "gpqa")  # formats without tests
 _OF_COLUMNS = ("problem", "answer", "solution", "tests")  # those that other formats find by themselves
 
 
@@ -64,16 +67,18 @@ class DataFile(Settings):
     name: str | None = setting(
         None, "what the source is called, in file names too; None is its file's name without ending"
     )
-    format: Literal["columns", "gsm8k", "boxed", "mbpp", "humaneval", "apps", "livecodebench"] = setting(
-        "columns", "by column names, or the form in which a well-known set is published"
-    )
+    format: Literal[
+        "columns", "gsm8k", "boxed", "mbpp", "humaneval", "apps", "livecodebench", "olympiadbench", "gpqa"
+    ] = setting("columns", "by column names, or the form in which a well-known set is published")
     columns: Columns = setting(Columns, "the file's column names")
     domain: str | None = setting(None, "the domain of rows without a label; `auto` has each row classified")
     labels: dict[str, str] | None = setting(
         None, "label in columns.domain, in whatever case → domain; None takes the label itself"
     )
     strip: tuple[str, ...] = setting((), "texts taken off the start or end of every problem")
-    select: dict[str, tuple[int, int]] = setting(dict, "column → smallest and largest value of the rows that are used")
+    select: dict[str, tuple[int, int] | tuple[date, date]] = setting(
+        dict, "column → smallest and largest number, or first and last day, of the rows that are used"
+    )
     no_answer: tuple[str, ...] = setting((), "answers that are none, such as `proof`")
     limit: int | None = setting(None, "read at most this many rows", unit="rows", ge=1)
     max_row: int = setting(4, "longest row; a longer one can't be meant and counts as bad", unit="MiB", ge=1)
@@ -123,7 +128,7 @@ class DataFile(Settings):
     @property
     def tests_programs(self) -> bool:
         """Whether its problems may have tests, which run programs."""
-        return self.columns.tests is not None or self.format not in ("columns", "gsm8k", "boxed")
+        return self.columns.tests is not None or self.format not in _ANSWERED
 
     @property
     def title(self) -> str:
@@ -132,6 +137,13 @@ class DataFile(Settings):
             return self.name
         last = (self.path or self.hub.id).rstrip("/").rpartition("/")[2]  # type: ignore[union-attr]
         return last.split(".")[0] or last
+
+
+# A text names a benchmark.
+Measured = Annotated[
+    DataFile,
+    BeforeValidator(lambda one: source(one) if isinstance(one, str) else one, json_schema_input_type=str | DataFile),
+]
 
 
 class Decontamination(Settings):
@@ -275,7 +287,9 @@ class DataSettings(Settings):
     procedural: Procedural = setting(Procedural, "generated problems")
     directory: str = setting(".", "where relative paths start", source="seed: DATA_DIR", execution=True)
     train: tuple[DataFile, ...] = setting((), "sources of training, probing and validation problems")
-    evaluation: tuple[DataFile, ...] = setting((), "sources that are only evaluated on, one set each")
+    evaluation: tuple[Measured, ...] = setting(
+        (), "sources that are only evaluated on, one set each; a name is a benchmark's"
+    )
     evaluation_limit: int | None = setting(None, "problems taken of each evaluation set", unit="problems", ge=1)
     bad_rows: float = setting(
         0.01, "share of rows that can't be read, of a source, from which the run stops", ge=0, lt=1

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from vibethinker.settings import CODE_DOMAIN
 # Where files keep the problem when nobody says it: ours, gsm8k's, chat prompts, mbpp's.
 TEXT_COLUMNS: tuple[str, ...] = ("problem", "question", "prompt", "text")
 
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _LAST_WHOLE = re.compile(r"(?:.*\s)?([+-]?\d{1,18})\s*", re.ASCII | re.DOTALL)
 
 # The origin of problems that `vibethinker.data.procedural` made.
@@ -119,14 +121,14 @@ def read(file: DataFile, places: Sequence[Path], *, as_published: bool = False) 
         yield Read(origin, convert(row, file, origin, as_published=as_published))
 
 
-def read_all(file: DataFile, path: Path) -> list[Candidate]:
+def read_all(file: DataFile, path: Path, *, as_published: bool = False) -> list[Candidate]:
     """The problems of a file or folder that was given by hand; those without answer and tests have neither.
 
     Raises:
         DataError: a row that can't be understood, with file and line.
     """
     found = []
-    for one in read(file, [path]):
+    for one in read(file, [path], as_published=as_published):
         if isinstance(one.found, Bad):
             place = (path if path.is_dir() else path.parent) / one.origin
             raise DataError(f"{place}: {one.found.reason}: correct or remove the row.")
@@ -173,11 +175,14 @@ def _selected(row: dict[str, Any], file: DataFile) -> bool:
     return all(_lies_in(row.get(name), *bounds) for name, bounds in file.select.items())
 
 
-def _lies_in(value: Any, low: int, high: int) -> bool:
+def _lies_in(value: Any, low: int | date, high: int | date) -> bool:
+    if isinstance(low, date):
+        day = str(value)[:10]  # of a date, or of a time as ISO 8601 writes it
+        return _DAY.fullmatch(day) is not None and low.isoformat() <= day <= high.isoformat()
     # CSV has nothing but text, and MATH's levels are text such as `Level 3`.
     if isinstance(value, str) and (found := _LAST_WHOLE.fullmatch(value)):
         value = int(found[1])
-    return isinstance(value, (int, float)) and low <= value <= high
+    return isinstance(value, (int, float)) and low <= value <= high  # type: ignore[operator]
 
 
 def convert(row: Any, file: DataFile, origin: str, *, as_published: bool = False) -> Candidate | Bad:

@@ -3,7 +3,7 @@
 Pass@K is the unbiased estimator of Chen et al., arXiv 2107.03374, equation 1. Intervals are percentile
 bootstrap intervals over problems: problems are drawn with replacement, the samples of a problem stay
 together. Two models are compared on the differences of the same problems, which takes the problems'
-difficulty out of the variance.
+difficulty out of the variance; how sure it is that they differ says a sign-flip test on those (`sign_flip`).
 
 Left out: bias-corrected intervals. Where all problems score the same, the interval has no width.
 """
@@ -19,6 +19,9 @@ import numpy as np
 from vibethinker.errors import ConfigurationError, DataError
 
 RESAMPLES = 10_000
+FLIPS = 19_999
+_EXACT = 14  # differences of which all sign patterns are looked at
+_EQUAL = 1e-9  # sums that differ by less are one, but for rounding
 CONFIDENCE = 0.95
 _BLOCK = 1 << 22  # resampled values held at once
 
@@ -51,8 +54,8 @@ def cons_at_k(right: int, wrong: Sequence[int]) -> float:
     """The majority vote's score for one problem, over all its samples.
 
     Args:
-        right: samples whose answer is equivalent to the gold answer.
-        wrong: size of each group of equivalent wrong answers; samples without an answer don't vote.
+        right: votes of the samples whose answer is equivalent to the gold answer, one each or weighted.
+        wrong: votes of each group of equivalent wrong answers; samples without an answer don't vote.
 
     Returns:
         1 if the right group is the largest, 0 if another is; a tie of m largest groups is decided by lot: 1 /
@@ -96,3 +99,38 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0) -> I
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values can't be paired")
     return bootstrap(np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64), seed)
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0, flips: int = FLIPS) -> float:
+    """The two-sided p-value of the mean difference over problems, by a sign-flip permutation test.
+
+    Where both models are equal, each problem's difference is as likely as its negative, whatever its size; so the sum
+    is compared with the sums under random signs (all of them for up to 14 problems that differ). Sums equal to the
+    observed one count half (the mid-p): on a grid of few values the plain p-value would reject far too seldom.
+
+    Raises:
+        DataError: there are no differences.
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    if data.size == 0:
+        raise DataError("There are no graded problems to compare: check the problem files and the verifier.")
+    telling = data[np.abs(data) > _EQUAL]
+    observed = abs(telling.sum())
+    if telling.size <= _EXACT:
+        patterns = np.arange(1 << telling.size)[:, None] >> np.arange(telling.size) & 1
+        beyond, equal = _counted((1 - 2 * patterns) @ telling, observed)
+        return (beyond + equal / 2) / len(patterns) if telling.size else 1.0
+    generator = np.random.default_rng(seed)
+    block = max(1, _BLOCK // telling.size)
+    beyond, equal = 0, 1  # the observed signs are one of the patterns
+    for start in range(0, flips, block):
+        signs = generator.integers(0, 2, (min(block, flips - start), telling.size), dtype=np.int8)
+        found = _counted((1.0 - 2.0 * signs) @ telling, observed)
+        beyond, equal = beyond + found[0], equal + found[1]
+    return (beyond + equal / 2) / (flips + 1)
+
+
+def _counted(sums: np.ndarray, observed: float) -> tuple[int, int]:
+    """How many sums lie farther from 0 than the observed one, and how many as far."""
+    sizes = np.abs(sums)
+    return int((sizes > observed + _EQUAL).sum()), int((np.abs(sizes - observed) <= _EQUAL).sum())

@@ -55,7 +55,7 @@ class Outcome:
     @property
     def without_room(self) -> bool:
         """Whether the prompt fills the model's positions, so that nothing could be answered."""
-        return not any(completion.ids for completion in self.completions)
+        return not any(completion.tokens for completion in self.completions)
 
     @property
     def truncated(self) -> float:
@@ -180,27 +180,76 @@ def pass_scores(outcomes: Sequence[Outcome], ks: Iterable[int]) -> dict[int, Sco
     }
 
 
-def scores(
+def votes(
     outcomes: Sequence[Outcome], settings: Evaluation, verifier: Verifier, progress: Progress | None = None
-) -> dict[str, Score]:
-    """metric → value, interval, problems and samples, as scores.json has them.
-
-    `avg@n`, `pass@k` for each k, `cons@n` where there are mathematical problems, `truncated`, `mean_tokens`.
-    """
+) -> dict[str, float]:
+    """id → the majority vote's score, of the mathematical problems with samples that count."""
     n = settings.samples
 
     def voting(done: int, total: int) -> None:
         if progress:
             progress(n * len(outcomes), n * len(outcomes), f"comparing answers, {done} of {total}")
 
+    voted = [o for o in outcomes if o.samples and o.problem.tests is None]
+    return dict(zip((o.problem.id for o in voted), consensus(voted, verifier, voting), strict=True))
+
+
+def scores(
+    outcomes: Sequence[Outcome], settings: Evaluation, voted: Mapping[str, float] | None = None
+) -> dict[str, Score]:
+    """metric → value, interval, problems and samples, as scores.json has them.
+
+    `avg@n`, `pass@k` for each k, `cons@n` where there are mathematical problems, `truncated`, `mean_tokens`.
+
+    Args:
+        voted: see `votes`.
+    """
+    n = settings.samples
     graded = [o for o in outcomes if o.samples]
     result = {f"avg@{n}": score([o.correct / o.samples for o in graded], n)}
     result |= {f"pass@{k}": value for k, value in pass_scores(outcomes, settings.k).items()}
-    if votes := consensus([o for o in graded if o.problem.tests is None], verifier, voting):
-        result[f"cons@{n}"] = score(votes, n)
+    if cast := [voted[o.problem.id] for o in graded if o.problem.id in (voted or {})]:
+        result[f"cons@{n}"] = score(cast, n)
     result["truncated"] = score([o.truncated for o in outcomes], n)
     result["mean_tokens"] = score([o.mean_tokens for o in outcomes], n)
     return result
+
+
+def tables(
+    outcomes: Sequence[Outcome], settings: Evaluation, voted: Mapping[str, float]
+) -> dict[str, dict[str, dict[str, Score]]]:
+    """`domain` and `level` → label → scores of the problems that have it, where a set has more than one label; a
+    level is what the set's column of difficulty says. Labels none of whose problems could be graded are left out."""
+    found = {}
+    for kind, label in (("domain", _domain), ("level", _level)):
+        labels = sorted({one for o in outcomes if (one := label(o)) is not None}, key=_in_order)
+        if len(labels) > 1:
+            parts = {one: [o for o in outcomes if label(o) == one] for one in labels}
+            found[kind] = {
+                one: scores(part, settings, voted)
+                for one, part in parts.items()
+                if max(o.samples for o in part) >= max(settings.k, default=1)
+            }
+    return found
+
+
+def labelled(name: str, outcome: Outcome, voted: Mapping[str, float]) -> dict[str, Any]:
+    """The row of outcomes.jsonl: `Outcome.row` with its set, domain and level, and the vote's score as `cons`."""
+    row = {"set": name, "domain": outcome.problem.domain, "level": outcome.problem.difficulty, **outcome.row()}
+    return row | ({"cons": voted[outcome.problem.id]} if outcome.problem.id in voted else {})
+
+
+def _domain(outcome: Outcome) -> str | None:
+    return outcome.problem.domain or None
+
+
+def _level(outcome: Outcome) -> str | None:
+    level = outcome.problem.difficulty
+    return None if level is None else str(level)
+
+
+def _in_order(label: str) -> tuple[int, str]:
+    return (int(label), "") if label.isdigit() else (0, label)
 
 
 def score(values: Sequence[float], samples: int) -> Score:

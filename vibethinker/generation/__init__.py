@@ -6,7 +6,7 @@ module loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -70,6 +70,7 @@ class Engine(Protocol):
         logprobs: bool = False,
         progress: Progress | None = None,
         ended: Ended | None = None,
+        known: Collection[tuple[int, int]] = (),
     ) -> list[list[Completion]]:
         """For each prompt, `samples` completions.
 
@@ -85,7 +86,9 @@ class Engine(Protocol):
                 numbers that it would have in the whole.
             logprobs: whether completions carry the log-probabilities of their tokens.
             progress: called with finished and all completions, at least every 64 decoding steps.
-            ended: called once for each completion, while others may still be sampled, in any order.
+            ended: called once for each completion that is sampled, while others may still be, in any order.
+            known: indices of prompt and sample of completions that the caller has. They may be left out, so what is
+                returned in their places means nothing; the others are what they would be without it.
         """
 
     def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:

@@ -14,7 +14,7 @@ import hashlib
 import operator
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -142,6 +142,20 @@ class ReplyStore:
             new = self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", values).rowcount
             if self._ended(reservation) if reservation is not None else new:
                 self._charge(scope, spending)
+
+    def put_all(self, scope: str, replies: Iterable[Reply]) -> None:
+        """Keep replies that cost nothing but their tokens, in one transaction; the first reply of a key stays."""
+        with self._transaction():
+            for reply in replies:
+                text = reply.text.encode("utf-8", "surrogatepass")
+                values = (reply.key, text, reply.truncated, reply.prompt_tokens, reply.completion_tokens)
+                if self._connection.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?, ?)", values).rowcount:
+                    self._charge(scope, Spending(reply.prompt_tokens, reply.completion_tokens, 0.0, 1))
+
+    def scopes(self) -> list[str]:
+        """Who has asked so far."""
+        with self._lock, self._explained():
+            return [scope for (scope,) in self._connection.execute("SELECT scope FROM spent ORDER BY scope")]
 
     def charge(self, scope: str, spending: Spending, reservation: int) -> None:
         """Charge what a request without a reply did cost, and end its reservation; again, it changes nothing."""

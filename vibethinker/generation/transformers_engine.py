@@ -17,7 +17,7 @@ Left out: refilling a batch while it runs, speculative decoding, CUDA graphs; us
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +89,10 @@ class TransformersEngine:
         logprobs: bool = False,
         progress: Progress | None = None,
         ended: Ended | None = None,
+        known: Collection[Row] = (),
     ) -> list[list[Completion]]:
         """See `Engine.generate`. A prompt that fills the model's positions gives empty, truncated
-        completions.
+        completions. What is known is left out by whole batches only, so that the others keep their neighbours.
 
         Raises:
             ValueError: a prompt is empty, samples or max_tokens < 1, temperature < 0 or top_p outside (0, 1].
@@ -119,6 +120,9 @@ class TransformersEngine:
         with self.meter.running(), self._inference(), grouped_attention(self._model):
             for start in range(0, len(sequences), self._batch):
                 rows = sequences[start : start + self._batch]
+                if known and all(row in known for row in rows):
+                    done += len(rows)
+                    continue
                 self._decode(prompts, rows, sampling, end, lambda n, done=done: report(done + n, total))
                 done += len(rows)
                 report(done, total)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,6 +130,7 @@ class VllmEngine:
         logprobs: bool = False,
         progress: Progress | None = None,
         ended: Ended | None = None,
+        known: Collection[tuple[int, int]] = (),
     ) -> list[list[Completion]]:
         """See `Engine.generate`. A prompt that fills the longest sequence gives empty, truncated completions.
 
@@ -146,7 +147,7 @@ class VllmEngine:
 
         report = progress or (lambda done, total: None)
         generated = [[Completion("", 0, True, (), () if logprobs else None)] * samples for _ in prompts]
-        total, done = len(prompts) * samples, 0
+        total, done = len(prompts) * samples, len(known)
 
         def end(index: int, sample: int, completion: Completion) -> None:
             nonlocal done
@@ -162,6 +163,8 @@ class VllmEngine:
         def asked() -> Iterator[tuple[_Open, list[int], SamplingParams]]:
             for index, prompt in enumerate(prompts):
                 for sample in range(samples):
+                    if (index, sample) in known:
+                        continue
                     if len(prompt) >= self._positions:  # vLLM would refuse it
                         end(index, sample, generated[index][sample])
                         continue

@@ -70,13 +70,11 @@ class ModelWeights(Mapping[str, "torch.Tensor"]):
     """
 
     def __init__(self, folder: Path) -> None:
-        check_model_folder(folder)
         self._folder = folder
-        files = _shards(folder) if (folder / INDEX).is_file() else [WEIGHTS]
         self._files: dict[str, str] = {}
-        for name in files:
-            with self._open(name) as file:
-                self._files.update(dict.fromkeys(file.keys(), name))
+        for path in weight_files(folder):
+            with self._open(path.name) as file:
+                self._files.update(dict.fromkeys(file.keys(), path.name))
 
     def _open(self, name: str):
         from safetensors import SafetensorError, safe_open
@@ -107,7 +105,7 @@ class ModelWeights(Mapping[str, "torch.Tensor"]):
 
 
 def load_state(folder: Path, base: Path | None = None) -> Mapping[str, torch.Tensor]:
-    """The tensors of a model by name, as fusion needs them.
+    """The tensors of a model by name.
 
     A model folder is read lazily in the stored type. An adapter folder is merged into the unquantised `base`
     in float32 and has the names that the base's file has.
@@ -123,6 +121,18 @@ def load_state(folder: Path, base: Path | None = None) -> Mapping[str, torch.Ten
 
     merged = load_model(folder, base=base, dtype=torch.float32).state_dict()
     return {name: merged[name] for name in ModelWeights(base)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model or adapter folder.
+
+    Raises:
+        ConfigurationError: the folder is incomplete.
+    """
+    check_model_folder(folder)
+    if is_adapter(folder):
+        return [folder / ADAPTER_WEIGHTS]
+    return [folder / name for name in (_shards(folder) if (folder / INDEX).is_file() else [WEIGHTS])]
 
 
 def _shards(folder: Path) -> list[str]:

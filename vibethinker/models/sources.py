@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
-MODEL_ROLES = ("base", "specialist", "fusion", "signal")
+MODEL_ROLES = ("base", "specialist", "fusion", "signal", "distilled")
 
 
 def run_base(context: StepContext) -> Metrics:

@@ -42,7 +42,7 @@ def colour(model: str) -> int:
     """The number of a model's colour."""
     if model.startswith("signal-"):
         return STAGES[(int(model.removeprefix("signal-")) - 1) % len(STAGES)]
-    return {"base": BASE, "fusion": FUSED}.get(model, SPECIALIST)
+    return {"base": BASE, "fusion": FUSED, "distilled": STAGES[-1]}.get(model, SPECIALIST)
 
 
 def journey(report: Mapping[str, Any], names: Mapping[str, str], scope: str) -> list[str]:
@@ -83,7 +83,7 @@ def probes(report: Mapping[str, Any]) -> list[str]:
         series = []
         for i, k in enumerate(sorted(candidates[0]["pass_at"], key=int)):
             scores = [c["pass_at"][k] for c in candidates]
-            chosen = k == str(probe["k"])
+            chosen = k == {"pass_at_k": str(probe["k"]), "pass_at_1": "1"}.get(probe.get("select", "pass_at_k"))
             bounds = [[s[end] for s in scores] for end in ("low", "high")] if chosen else [None, None]
             name = f"Pass@{k} (chooses)" if chosen else f"Pass@{k}"
             series.append(Series(name, at, [s["value"] for s in scores], *bounds, colour=i))

@@ -71,8 +71,8 @@ class Results:
 
     @property
     def stages(self) -> list[str]:
-        """The models of the signal stages, in order."""
-        return [id for id in self.models if id.startswith("signal-")]
+        """The models of the signal stages, in order, and the one that was distilled from them."""
+        return [id for id in self.models if id.startswith("signal-") or id == "distilled"]
 
     @property
     def final(self) -> str | None:

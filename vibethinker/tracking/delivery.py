@@ -1,4 +1,5 @@
-"""Sending a run's journal to an MLflow store: parent and child runs, metrics in batches, artefacts, registry.
+"""Sending a run's journal to an MLflow store: parent and child runs, metrics in batches, and what is attached to them
+(`contents`).
 
 Operations are applied in order, and each may be applied twice without harm: runs are found again by their
 tags, equal parameters and artefacts are written over, MLflow's SQL store keeps one of two equal metric rows,
@@ -15,18 +16,20 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-from vibethinker import telemetry
+from vibethinker import locks, telemetry
 from vibethinker.redaction import passwords, redact
+from vibethinker.tracking import contents
 from vibethinker.tracking.creation import create_store, sqlite_file
 from vibethinker.tracking.journal import STATE, Progress, delivering, read
 
 # MLflow's own limits on one call of log_batch.
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100
 PREFIX = "vibethinker."
+REGISTRY = "mlflow-registry.lock"  # of this workspace's runs
 # Refusals of one operation, which no retry mends; any other error counts as an outage.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
@@ -69,7 +72,7 @@ class Delivery:
             while window := list(read(self._folder, position)):
                 for position, operation in window:
                     if operation["op"] == "metrics":
-                        child = (operation["step"], operation["fingerprint"])
+                        child = (operation.get("step", ""), operation.get("fingerprint", ""))
                         self._gathered.setdefault(child, []).append((position, operation))
                         continue
                     self._flush()
@@ -123,7 +126,11 @@ class Delivery:
             tags = {**tags, "mlflow.parentRunId": self.run_id}
         return self._client.create_run(self.experiment_id, time_ms, tags, name).info.run_id
 
-    def _child(self, operation: Operation) -> str:
+    def _run_of(self, operation: Operation) -> str:
+        """The run that an operation is about: a step's, or the parent."""
+        if "step" not in operation:
+            assert self.run_id is not None
+            return self.run_id
         key = (operation["step"], operation["fingerprint"])
         if key not in self._children:
             tags = {
@@ -145,18 +152,27 @@ class Delivery:
                 batch = [
                     Metric(key, value, o["time_ms"], o["at"]) for _, o in part for key, value in o["values"].items()
                 ]
-                run = self._child(part[0][1])
+                run = self._run_of(part[0][1])
                 self._guard(lambda run=run, batch=batch: self._client.log_batch(run, metrics=batch), "metrics")
                 # A later part of this window may fail: the retry must not send this one again.
                 self._sent[child] = part[-1][0]
         self._gathered.clear()
 
     def _apply(self, operation: Operation) -> None:
-        action = getattr(self, f"_on_{operation['op']}", None)
-        if action is None:
-            self._warn(f"{self._folder}/tracking.jsonl has a line that is no operation; it is left out of MLflow.")
+        name = operation["op"]
+        action = getattr(self, f"_on_{name}", None)
+        if action is not None:
+            self._guard(lambda: action(operation), name)
+        elif name in contents.ACTIONS:
+            self._guard(lambda: self._attach(operation), name)
         else:
-            self._guard(lambda: action(operation), operation["op"])
+            self._warn(f"{self._folder}/tracking.jsonl has a line that is no operation; it is left out of MLflow.")
+
+    def _attach(self, operation: Operation) -> None:
+        # Two models that stand at once would both be held against the same champion.
+        alone = locks.held(self._workspace / REGISTRY) if operation["op"] == "model" else nullcontext()
+        with alone:
+            contents.ACTIONS[operation["op"]](self._client, self._run_of(operation), operation)
 
     def _guard(self, call: Callable[[], None], what: str) -> None:
         """Make one call; a refusal by MLflow is reported and passed over, since no retry mends it."""
@@ -182,14 +198,14 @@ class Delivery:
                 "began; the run's config.yaml has the new ones."
             )
         new = {k: v for k, v in operation["params"].items() if k not in known}
-        self._set_params(new)
+        self._set_params(self.run_id, new)
 
-    def _set_params(self, params: dict[str, str]) -> None:
+    def _set_params(self, run: str, params: dict[str, str]) -> None:
         from mlflow.entities import Param
 
         entities = [Param(key, value) for key, value in params.items()]
         for start in range(0, len(entities), PARAMS_A_CALL):
-            self._client.log_batch(self.run_id, params=entities[start : start + PARAMS_A_CALL])
+            self._client.log_batch(run, params=entities[start : start + PARAMS_A_CALL])
 
     def _set_tags(self, run: str, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -199,14 +215,17 @@ class Delivery:
             self._client.log_batch(run, tags=entities[start : start + PARAMS_A_CALL])
 
     def _on_step(self, operation: Operation) -> None:
-        run = self._child(operation)
+        run = self._run_of(operation)
         self._client.update_run(run, status="RUNNING")
+        known = self._client.get_run(run).data.params
+        # Limits at which a step only stops are all that may have changed since it began.
+        self._set_params(run, {k: v for k, v in operation.get("params", {}).items() if k not in known})
         self._set_tags(run, operation["tags"])
 
     def _on_finish(self, operation: Operation) -> None:
         from mlflow.entities import Metric
 
-        run = self._child(operation) if "step" in operation else self.run_id
+        run = self._run_of(operation)
         known = self._client.get_run(run).data.metrics
         final = {f"final/{key}": value for key, value in operation["metrics"].items()}
         new = [Metric(k, v, operation["time_ms"], 0) for k, v in final.items() if known.get(k) != v]
@@ -214,46 +233,6 @@ class Delivery:
             self._client.log_batch(run, metrics=new[start : start + METRICS_A_CALL])
         self._set_tags(run, operation["tags"])
         self._client.set_terminated(run, operation["status"], operation["time_ms"])
-
-    def _on_artifact(self, operation: Operation) -> None:
-        run = self._child(operation) if "step" in operation else self.run_id
-        path = Path(operation["path"])
-        if path.is_dir():
-            self._client.log_artifacts(run, str(path), operation["under"])
-        else:
-            self._client.log_artifact(run, str(path), operation["under"] or None)
-
-    def _on_dataset(self, operation: Operation) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        # MLflow keeps 36 characters of a digest.
-        dataset = Dataset(operation["name"], operation["digest"][:36], "local", operation["source"])
-        tags = [
-            InputTag("mlflow.data.context", operation["context"]),
-            InputTag("sha256", operation["digest"]),
-        ]
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
-
-    def _on_model(self, operation: Operation) -> None:
-        from mlflow import MlflowException
-
-        folder, name = Path(operation["folder"]), operation["name"]
-        if not folder.is_dir():
-            raise FileNotFoundError(2, "no such folder", str(folder))
-        self._client.log_artifacts(self.run_id, str(folder), "model")
-        try:
-            self._client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        artifact = f"{folder.parent.name}/{folder.name}"
-        versions = self._client.search_model_versions(f"name = '{name}'", max_results=1000)
-        if any(version.tags.get(f"{PREFIX}artifact") == artifact for version in versions):
-            return
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/model"
-        self._client.create_model_version(
-            name, source, self.run_id, tags={f"{PREFIX}artifact": artifact}, await_creation_for=30
-        )
 
 
 def _parts(operations: list[tuple[int, Operation]]) -> Iterator[list[tuple[int, Operation]]]:

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,13 +22,16 @@ from vibethinker.errors import ConfigurationError
 from vibethinker.redaction import passwords, redact
 from vibethinker.tracking import values
 from vibethinker.tracking.addresses import without_password
+from vibethinker.tracking.datasets import Set
 from vibethinker.tracking.delivery import Child, Delivery, deliver_left_over
 from vibethinker.tracking.journal import Journal, Progress, read_all
+from vibethinker.tracking.system import Sampler
 
 Status = Literal["FINISHED", "FAILED", "KILLED", "SCHEDULED"]
 
 LINGER = 1.0  # seconds in which further operations join a delivery
 RETRY = (2.0, 60.0)  # seconds before the first retry of an unreachable store, and the most
+PARENT = ("", "")  # the parent run, in the place of a step and its fingerprint
 CLOSE = 600.0  # seconds that `finish` waits for a delivery that goes on
 
 
@@ -47,6 +51,8 @@ class RunTracker:
         self._delivery = Delivery(folder, uri, workspace, warn)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._delivered = False
+        self._sampler: Sampler | None = None
+        self._samples = max(self._marks.get(PARENT, {}).values(), default=-1) + 1
         Progress(folder, uri).begin()
         self._thread = threading.Thread(target=self._deliver, name="mlflow", daemon=True)
 
@@ -62,10 +68,12 @@ class RunTracker:
         tags: Mapping[str, str],
         folder: Path,
         warn: Callable[[str], None] | None = None,
+        system_seconds: float = 0.0,
     ) -> RunTracker:
         """Start or continue the MLflow run of `run_id`, whose journal is in `folder`; returns at once.
 
-        `params` is the resolved configuration, nested; `warn` gets each sentence meant for the user.
+        `params` is the resolved configuration, nested; `warn` gets each sentence meant for the user; the machine is
+        sampled every `system_seconds`, unless that is 0.
         Raises ConfigurationError where MLflow isn't installed.
         """
         if importlib.util.find_spec("mlflow") is None:
@@ -83,6 +91,9 @@ class RunTracker:
             }
         )
         tracker._thread.start()
+        if system_seconds:
+            tracker._sampler = Sampler(system_seconds, workspace, tracker._sampled)
+            tracker._sampler.start()
         return tracker
 
     @property
@@ -106,9 +117,16 @@ class RunTracker:
         page = f"{server}/#/experiments/{self._delivery.experiment_id}/runs/{self.run_id}"
         return page + (f"/artifacts/{artifact}" if artifact else "") + "?workflowType=machine_learning"
 
-    def step(self, step_id: str, fingerprint: str, tags: Mapping[str, str] | None = None) -> StepTracker:
-        """Start the child run of a step, or continue it when the step is retried."""
-        self._append({"op": "step", "step": step_id, "fingerprint": fingerprint, "tags": values.texts(tags or {})})
+    def step(
+        self,
+        step_id: str,
+        fingerprint: str,
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> StepTracker:
+        """Start the child run of a step, or continue it when the step is retried; `params` are its settings, nested."""
+        told = {"tags": values.texts(tags or {}), "params": values.params(params or {})}
+        self._append({"op": "step", "step": step_id, "fingerprint": fingerprint, **told})
         return StepTracker(self, step_id, fingerprint)
 
     def begun(self, step_id: str, fingerprint: str) -> bool:
@@ -119,26 +137,42 @@ class RunTracker:
         """Whether an earlier process of this run has told that the step ended well."""
         return (step_id, fingerprint) in self._ended
 
-    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Note a data set that the run reads: its sha256, where it came from, and what for (`training`…)."""
-        self._append({"op": "dataset", "name": name, "digest": digest, "source": source, "context": context})
+    def dataset(self, one: Set) -> None:
+        """Note a data set that the run reads."""
+        self._append({"op": "dataset", **asdict(one)})
 
     def artifact(self, path: Path, under: str = "") -> None:
         """Attach a file, or a folder's contents, to the parent run."""
         self._append({"op": "artifact", "path": str(path), "under": under})
 
-    def log_model(self, folder: Path, name: str) -> None:
-        """Attach a published model folder as `model` and register it, once a fingerprint, as a version of
-        `name`."""
-        self._append({"op": "model", "folder": str(folder), "name": name})
+    def log_model(
+        self,
+        folder: Path,
+        name: str,
+        outcomes: Path | None = None,
+        sets: Mapping[str, str] | None = None,
+        benchmark: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Attach a published model folder as `model`, register it, once a fingerprint, as a version of `name`, and let
+        it stand for champion (`registry`).
+
+        Args:
+            outcomes: its outcomes.jsonl, if it was measured.
+            sets, benchmark, tags: see `registry.Offer`.
+        """
+        judged = {"outcomes": outcomes and str(outcomes), "sets": dict(sets or {}), "benchmark": benchmark}
+        self._append({"op": "model", "folder": str(folder), "name": name, "tags": dict(tags or {}), **judged})
 
     def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
         """End the parent run."""
+        self._end_sampling()
         self._append(_finish(status, metrics or {}))
 
     def close(self) -> bool:
         """Wait for the delivery; False where the store, or the disk under the journal, doesn't take all of it: the
         rest is delivered when the run's command is run again."""
+        self._end_sampling()
         written = self._journal.flush()
         self._closing.set()
         self._wake.set()
@@ -146,9 +180,20 @@ class RunTracker:
         self._journal.close()
         return written and self._delivered
 
-    def _append(self, operation: dict[str, Any]) -> None:
+    def _append(self, operation: dict[str, Any], wake: bool = True) -> None:
         self._journal.append({"time_ms": round(time.time() * 1000), **operation})
-        self._wake.set()
+        if wake:
+            self._wake.set()
+
+    def _sampled(self, found: dict[str, float]) -> None:
+        """A sample of the machine; it is sent with what comes next, since it is worth no delivery of its own."""
+        if found:
+            self._append({"op": "metrics", "at": self._samples, "values": found}, wake=False)
+            self._samples += 1
+
+    def _end_sampling(self) -> None:
+        if self._sampler is not None:
+            self._sampler.close()
 
     def _metrics(self, child: tuple[str, str], at: int, found: Mapping[str, float], time_ms: int, seq: int) -> None:
         with self._lock:
@@ -222,6 +267,14 @@ class StepTracker:
         """Attach a file, or a folder's contents, to the step's run."""
         self._tracker._append({"op": "artifact", **self._key(), "path": str(path), "under": under})
 
+    def dataset(self, one: Set) -> None:
+        """Note a data set that the step reads."""
+        self._tracker._append({"op": "dataset", **self._key(), **asdict(one)})
+
+    def table(self, path: Path, name: str) -> None:
+        """Attach some of the generations in a published file as a table of this name, which ends in .json."""
+        self._tracker._append({"op": "table", **self._key(), "path": str(path), "name": name})
+
     def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
         """End the step's run; numbers of `metrics` become `final/…` metrics, texts become tags."""
         self._tracker._append({**_finish(status, metrics or {}), **self._key()})
@@ -247,6 +300,8 @@ def _known(folder: Path) -> tuple[dict[Child, dict[str, int]], set[Child], set[C
     ended: set[Child] = set()
     for operation in read_all(folder):
         if "step" not in operation:
+            if operation["op"] == "metrics":
+                marks.setdefault(PARENT, {}).update(dict.fromkeys(operation["values"], operation["at"]))
             continue
         child = operation["step"], operation["fingerprint"]
         begun.add(child)

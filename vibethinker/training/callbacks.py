@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from vibethinker.steps import Emitter
+from vibethinker.steps import Emitter, numbers
 from vibethinker.training import processes
 from vibethinker.training.phases import Phases
 
@@ -56,8 +56,8 @@ class Reporter(TrainerCallback):
         counted = float(logs.get(self._tokens, self._counted))
         self.phases.count("training", counted - self._counted)
         self._counted = counted
-        scalars = {name: value for name, value in row.items() if name != "step" and not isinstance(value, list)}
-        self._emit.metrics(state.global_step, scalars | self.phases.window())
+        told = numbers({name: value for name, value in row.items() if name != "step"})
+        self._emit.metrics(state.global_step, told | self.phases.window())
         self._emit.progress(state.global_step, self._steps, f"loss {row['loss']:.4f}")
 
     def remembered(self) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def long2short(rewards: Tensor, lengths: Tensor, verdicts: Tensor, scale: float)
     return rewards + torch.where(shaped, scale * distance / torch.where(shaped, largest, 1.0), 0.0)
 
 
-def histogram(p: Tensor, bins: int = 8) -> list[int]:
-    """How many groups have p in each of `bins` equal parts of [0, 1], the last one closed; NaN counts in
-    none."""
-    known = p[~torch.isnan(p)].cpu()
-    return torch.histc(known.float(), bins=bins, min=0.0, max=1.0).int().tolist()
+def histogram(p: Tensor, size: int) -> list[int]:
+    """How many groups of `size` rollouts had 0, 1, … `size` right ones; of a group of which rollouts were left out, the
+    share of the others is taken for that of all. NaN counts in none."""
+    right = torch.round(p[~torch.isnan(p)].cpu() * size).long()
+    return torch.bincount(right, minlength=size + 1).tolist()

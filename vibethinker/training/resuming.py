@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -34,8 +35,13 @@ class Boundary(TrainerCallback):
         self._noted: tuple[Any, dict[str, Any], int] | None = None
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.note()
+
+    def note(self) -> None:
+        """The state is that of the end of the last update, and what is saved from within the next."""
         noted = copy.deepcopy(remembered(self.trainer))
-        self._noted = _random_state(), noted, state.num_input_tokens_seen  # which TRL raises in the middle of one
+        seen = self.trainer.state.num_input_tokens_seen  # which TRL raises in the middle of one
+        self._noted = _random_state(), noted, seen
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.stopping = any(processes.gathered([preemption.asked()]))
@@ -58,9 +64,11 @@ class Resuming(Slowed):
     Attributes:
         phases: books what that takes.
         watch: says which updates are healthy; without one all are.
+        note: called where the state that an update began with has become another, before any weight has moved.
     """
 
     resumable: Resumable | None = None
+    note: Callable[[], None] = staticmethod(lambda: None)
     phases: Phases | None = None
     watch: Watch | None = None
 
@@ -111,7 +119,7 @@ def train_resumably(trainer: Resuming, resumable: Resumable, *, save_last: bool 
         PreemptedError: the process was asked to stop; the end of the last update is saved.
     """
     boundary = Boundary(resumable, save_last)
-    trainer.resumable, boundary.trainer = resumable, trainer
+    trainer.resumable, boundary.trainer, trainer.note = resumable, trainer, boundary.note
     trainer.add_callback(boundary)
     start = resumable.newest()
     if start is not None:

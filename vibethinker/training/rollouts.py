@@ -7,8 +7,8 @@ from the moment that it has ended, while others are still being sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,10 +77,8 @@ class Rollouts:
             if tell:
                 tell(trainer.numbers[index * size], completion)
 
-        same_model = nullcontext() if self._own_weights else trainer.accelerator.autocast()
-        with self._phases("generation") as phase, same_model:
-            self._follow(trainer)
-            groups = self._engine.generate(
+        with self._phases("generation") as phase, self.at_policy(trainer) as engine:
+            groups = engine.generate(
                 prompts[::size],
                 first=trainer.accelerator.process_index * (len(prompts) // size),
                 samples=size,
@@ -107,6 +105,14 @@ class Rollouts:
             "text": [completion.text for completion in completions],
             "truncated": [completion.truncated for completion in completions],
         }
+
+    @contextmanager
+    def at_policy(self, trainer: SignalTrainer) -> Iterator[Engine]:
+        """The engine, awake and with the weights in training; see `rest`."""
+        same_model = nullcontext() if self._own_weights else trainer.accelerator.autocast()
+        with same_model:
+            self._follow(trainer)
+            yield self._engine
 
     def remembered(self) -> dict[str, Any] | None:
         """What the canary remembers; None before it was there."""
@@ -154,12 +160,13 @@ def score(trainer: SignalTrainer, sequences: Sequence[tuple[Sequence[int], Seque
         with trainer.accelerator.autocast():
             if trainer.end_to_end:
                 return packed.score(model, packed.plain(model), sequences)
-            return [_scored_alone(model, *sequence) for sequence in sequences]
+            return [scored_alone(model, *sequence) for sequence in sequences]
     finally:
         model.train()
 
 
-def _scored_alone(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+def scored_alone(model: torch.nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+    """Log-probabilities of a completion, at temperature 1, without any kernel for many of them."""
     ids = torch.tensor([[*prompt, *completion]], device=model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(completion) + 1).logits
     chosen = torch.log_softmax(logits[0, :-1].detach().float(), -1)

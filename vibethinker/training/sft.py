@@ -11,13 +11,18 @@ A trace that exceeds `max_length` is left out and counted, never cut. `packing` 
 are laid end to end either way (`packed`); on a CPU they are padded, and the parts of a packed one told apart by their
 positions.
 
+A second stage [3B] trains on from the first one's last checkpoint, on the traces of problems that it rarely solves,
+for a number of passes; the schedule begins anew.
+
 Left out: activation offloading, context parallelism.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +40,7 @@ from vibethinker.data.prompts import all_training_ids
 from vibethinker.data.schema import Trace, read_records
 from vibethinker.errors import DataError
 from vibethinker.models import load_tokenizer, seed_everything, set_threads
+from vibethinker.probing import checkpoints
 from vibethinker.settings import BaseModelSettings, Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
@@ -91,7 +97,7 @@ class Row:
 
 def run(context: StepContext) -> Metrics:
     """Train a specialist from `inputs["base"]` on `inputs["data"]`; leaves `checkpoints/step-*` and
-    metrics.jsonl.
+    metrics.jsonl. With `settings["hard"]` it is the second stage of `inputs["specialist"]`.
 
     Raises:
         DataError: there are no traces, or none is short enough.
@@ -107,8 +113,20 @@ def run(context: StepContext) -> Metrics:
     processes.join(run.device)
     seed_everything(run.seed, run.deterministic)
     tokenizer = load_tokenizer(context.inputs["base"])
-    domains = context.settings["domains"]
+    domains, start = context.settings["domains"], context.inputs["base"]
     traces = [t for d in domains for t in read_records(context.inputs["data"] / "sft" / f"{d}.parquet", Trace)]
+    hard = context.settings.get("hard")
+    if hard:
+        start = checkpoints(context.inputs["specialist"])[-1]
+        traces = rarely_solved(traces, context.inputs["solutions"], hard["accuracy"])
+        if not traces:
+            context.emit.warning(
+                f"No problem is solved in at most {hard['accuracy']:g} of its samples: nothing learned."
+            )
+            if processes.rank() == 0:
+                shutil.copytree(start, context.output / "checkpoints" / "step-000000")
+            processes.barrier()
+            return {"traces": 0}
     examples, left_out = to_examples(tokenizer, traces, prompts, settings.max_length)
     if not examples:
         raise DataError(
@@ -117,12 +135,32 @@ def run(context: StepContext) -> Metrics:
         )
     if left_out:
         context.emit.warning(f"{left_out} of {len(traces)} traces exceed {settings.max_length} tokens: left out.")
+    if hard:
+        settings = of_epochs(settings, examples, hard["epochs"])
     with memory_errors():
-        model = run.load(context.inputs["base"], settings, settings.max_length)
+        model = run.load(start, settings, settings.max_length)
         phases = Phases(run.device)
         last = fine_tune(model, tokenizer, examples, settings, run, context.output / "checkpoints", phases=phases)
     counts = {"traces": len(examples), "traces_left_out": left_out, "loss": last["loss"]}
     return counts | phases.summary() | Rollbacks(run.state).metrics()
+
+
+def rarely_solved(traces: Sequence[Trace], solutions: Path, most: float) -> list[Trace]:
+    """The traces of problems whose share of right samples is at most `most`.
+
+    Args:
+        solutions: what a step `solutions` left; a problem that it doesn't know, or couldn't grade, isn't hard.
+    """
+    rows = map(json.loads, (solutions / "outcomes.jsonl").read_text().splitlines())
+    hard = {row["id"] for row in rows if row["samples"] and row["correct"] <= most * row["samples"]}
+    return [trace for trace in traces if trace.problem_id in hard]
+
+
+def of_epochs(settings: Sft, examples: Sequence[Example], epochs: int) -> Sft:
+    """The settings with as many steps as so many passes over the examples take."""
+    rows = len(to_rows(examples, settings.max_length if settings.packing else None))
+    steps = math.ceil(epochs * rows / settings.batch_size)
+    return settings.model_copy(update={"steps": steps, "checkpoints": min(settings.checkpoints, steps)})
 
 
 def to_examples(

@@ -9,14 +9,17 @@ and `mgpo`.
 
 Rollouts come from vLLM beside the trainer where it is installed, else from the model in training itself.
 
-The output is a whole model (adapters are merged into the unquantised start), metrics.jsonl and signal.json.
+With `signal.validation` held-out problems are measured meanwhile (`validating`), and the output may be the best update.
+
+The output is a whole model (adapters are merged into the unquantised start), metrics.jsonl, samples.jsonl (rollouts to
+read) and signal.json.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,8 +33,7 @@ from trl import GRPOConfig
 from vibethinker import verifiers
 from vibethinker.artifacts import write_json
 from vibethinker.data.prompts import all_prompt_ids
-from vibethinker.data.schema import Problem, read_records
-from vibethinker.data.sources import read_stage_file
+from vibethinker.data.schema import Problem
 from vibethinker.errors import DataError
 from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, scores
 from vibethinker.generation import Engine
@@ -39,18 +41,23 @@ from vibethinker.generation.opening import engine_name, open_engine
 from vibethinker.models import load_model, load_tokenizer, seed_everything, set_threads
 from vibethinker.models.policy import policy_tensors
 from vibethinker.operations import Vllm
-from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage
+from vibethinker.settings import BaseModelSettings, Evaluation, Objective, Prompts, Stage, Validation
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
 from vibethinker.training.callbacks import Reporter
 from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
 from vibethinker.training.divergence import Watch
 from vibethinker.training.halting import Rollbacks
+from vibethinker.training.objectives import trl_arguments
 from vibethinker.training.phases import Phases
+from vibethinker.training.problems import StageProblems
 from vibethinker.training.rollouts import RolloutGrading, Rollouts
+from vibethinker.training.samples import Samples
 from vibethinker.training.trainer import SignalTrainer
+from vibethinker.training.validating import Validating
 from vibethinker.verification import Verifier
 
+VALIDATED = "validated"  # of the output while it is made: the best update so far
 # The trainer's metric → its name in metrics.jsonl.
 METRICS = {
     "loss": "loss",
@@ -94,22 +101,28 @@ def run(context: StepContext) -> Metrics:
         if training.stage.reward == "code":
             grader.try_sandbox()  # before hours of rollouts rather than at the first program
         problems = training.problems()
+        held_out = training.held_out(problems)
         with training.opened(start) as model:
-            trained = training.train(model, training.of_middling_difficulty(problems))
-            if training.objective.method == "lora":
-                adapter = run.state / "adapter"
-                processes.save(trained, training.tokenizer, adapter)
+            trained = training.train(model, training.of_middling_difficulty(problems), held_out)
+            chosen = training.validating.chosen() if training.validating else None
+            if training.objective.method == "lora" and chosen is None:
+                chosen = run.state / "adapter"
+                processes.save(trained, training.tokenizer, chosen)
+            if chosen is not None:
                 place = "cpu" if training.own_weights else run.device
-                trained = load_model(adapter, base=start, device=place, dtype=torch.float32)
+                trained = load_model(chosen, base=start, device=place, dtype=torch.float32)
             processes.save(trained, training.tokenizer, context.output, run.dtype)
             if training.stage.validation_data is not None:
                 validation = training.validate(trained)
     counts = training.counts
-    write_json(
-        context.output / "signal.json",
-        {"stage": training.stage.name, "counts": counts, "validation": validation},
-    )
-    scored = {f"validation/{name}": score["value"] for name, score in validation.items()}
+    told = {"stage": training.stage.name, "counts": counts, "validation": validation}
+    scored: Metrics = {f"validation/{name}": score["value"] for name, score in validation.items()}
+    if training.validating:
+        told["selected"] = training.validating.record()
+        scored |= training.validating.metrics()
+        if processes.rank() == 0:
+            shutil.rmtree(context.output / VALIDATED, ignore_errors=True)
+    write_json(context.output / "signal.json", told)
     return counts | scored | training.phases.summary() | Rollbacks(run.state).metrics()
 
 
@@ -128,6 +141,10 @@ class SignalTraining:
         self.stage = Stage.model_validate(self.context.settings["stage"])
         self.objective = Objective.model_validate(self.context.settings["objective"])
         self.prompts = Prompts.model_validate(self.context.settings["prompts"])
+        measured = self.context.settings.get("validation")
+        self.measured = None if measured is None else Validation.model_validate(measured)
+        self.sources = StageProblems(self.context, self.stage, self.objective, self.prompts, self.tokenizer)
+        self.validating: Validating | None = None
         self.max_tokens = self.stage.context - self.objective.max_prompt_tokens
         # A sharded model can't decode alone: each of its forward passes is one of all processes.
         sharded = self.run.processes > 1 and self.run.sharding == "fsdp"
@@ -159,38 +176,15 @@ class SignalTraining:
 
     def problems(self) -> list[Problem]:
         """The stage's problems with prompts that aren't too long; each has what its reward needs."""
-        if self.stage.train_data is None:
-            folder = self.context.inputs["data"] / "rl"
-            files = [folder / f"{domain}.parquet" for domain in self.context.settings["domains"]]
-            problems = [problem for file in files for problem in read_records(file, Problem)]
-        else:
-            problems = self._read(self.stage.train_data)
-        needed = "gold answer" if self.stage.reward == "math" else "tests"
-        for problem in problems:
-            if (problem.answer if self.stage.reward == "math" else problem.tests) is None:
-                raise DataError(
-                    f"Problem {problem.id} has no {needed}, and stage {self.stage.name} rewards {self.stage.reward}: "
-                    "remove it, or change the stage's reward."
-                )
-        limit = min(self.objective.max_prompt_tokens, self._positions() - 1)
-        ids = all_prompt_ids(self.tokenizer, problems, self.prompts)
-        kept = [problem for problem, prompt in zip(problems, ids, strict=True) if len(prompt) <= limit]
-        self.counts |= {"problems": len(problems), "long_prompts": len(problems) - len(kept)}
-        if len(kept) < len(problems):
-            self.run.emit.warning(
-                f"{len(problems) - len(kept)} of {len(problems)} prompts exceed {limit} tokens: left out."
-            )
-        if not kept:
-            raise DataError(
-                f"None of the {len(problems)} problems of stage {self.stage.name} has a prompt of at most {limit} "
-                "tokens: raise signal.objective.max_prompt_tokens, or give other problems."
-            )
+        kept, count = self.sources.training()
+        self.counts |= {"problems": count, "long_prompts": count - len(kept)}
         return kept
 
-    def _positions(self) -> int:
-        """The longest sequence that the stage's model takes."""
-        config = json.loads((self.context.inputs["model"] / "config.json").read_text())
-        return config.get("max_position_embeddings") or sys.maxsize
+    def held_out(self, training: Sequence[Problem]) -> list[Problem]:
+        """The problems that the stage is measured on while it is trained; none where that is off."""
+        if self.measured is None:
+            return []
+        return self.sources.held_out(training, self.measured.problems, self.run.seed)
 
     def of_middling_difficulty(self, problems: Sequence[Problem]) -> Sequence[Problem]:
         """The problems that the starting model solves sometimes [3B]; all of them where the filter is off."""
@@ -217,8 +211,10 @@ class SignalTraining:
             )
         return kept
 
-    def train(self, model: PreTrainedModel, problems: Sequence[Problem]) -> PreTrainedModel:
-        """Train `model`, or adapters on it, for the stage's steps, and return it."""
+    def train(
+        self, model: PreTrainedModel, problems: Sequence[Problem], held_out: Sequence[Problem]
+    ) -> PreTrainedModel:
+        """Train `model`, or adapters on it, for the stage's steps, measured on the held-out problems, and return it."""
         run, stage, objective = self.run, self.stage, self.objective
         ids = all_prompt_ids(self.tokenizer, problems, self.prompts)
         prompts_an_update = objective.batch_size // objective.group_size
@@ -245,6 +241,9 @@ class SignalTraining:
             progress=sampled,
             ended=graded.ended,
         )
+        if held_out:
+            self.validating = self._new_validating(rollouts, held_out)
+        samples = self.context.output / "samples.jsonl"
         compiled = self.own_weights and run.quantization == "none"
         trainer = SignalTrainer(
             objective=objective,
@@ -252,6 +251,7 @@ class SignalTraining:
             micro_tokens=run.micro_tokens,
             end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
             spare=spare,
+            validating=self.validating,
             model=model,
             args=GRPOConfig(
                 **trainer_arguments(run, stage.steps, objective.batch_size, objective.optimizer),
@@ -263,11 +263,7 @@ class SignalTraining:
                 max_completion_length=self.max_tokens,
                 steps_per_generation=1,
                 num_iterations=1,
-                loss_type="grpo",
-                scale_rewards="group",
-                epsilon=objective.epsilon_low,
-                epsilon_high=objective.epsilon_high,
-                beta=objective.beta,
+                **trl_arguments(objective),
                 temperature=objective.temperature,
                 top_p=objective.top_p,
                 shuffle_dataset=False,
@@ -279,15 +275,33 @@ class SignalTraining:
             callbacks=[
                 Watch(run.divergence, objective.batch_size),
                 Reporter(run.emit, run.metrics_file, stage.steps, METRICS, tokens="num_tokens", phases=self.phases),
+                Samples(samples, stage.steps, problems, lambda: trainer.groups()),
+                *([self.validating] if self.validating else []),
             ],
         )
-        train(trainer, run, save_last=stage.validation_data is not None)
+        written = [samples, self.context.output / VALIDATED]
+        train(trainer, run, written, save_last=bool(held_out) or stage.validation_data is not None)
+        if self.validating:
+            self.validating(trainer, last=True)
+            rollouts.rest()
         self.counts |= trainer.totals
         return trainer.accelerator.unwrap_model(trainer.model)
 
+    def _new_validating(self, rollouts: Rollouts, problems: Sequence[Problem]) -> Validating:
+        settings = self.measured
+        assert settings is not None
+
+        def measured(trainer: SignalTrainer, update: int) -> list[Outcome]:
+            with rollouts.at_policy(trainer):
+                return self._measure(problems, settings.samples, "validation", update)
+
+        # Where the first process writes, since others have an output that nobody publishes.
+        folder = Path(processes.gathered([str(self.context.output / VALIDATED)])[0])
+        return Validating(settings, self.run, self.stage.steps, folder, measured, self.phases)
+
     def validate(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """The trained model's scores on the stage's validation file, `group_size` samples a problem."""
-        problems = self._read(self.stage.validation_data)
+        problems = self.sources.read(self.stage.validation_data)
         size = self.objective.group_size
         if self.own_weights:
             self.engine.wake()
@@ -297,9 +311,6 @@ class SignalTraining:
             self.engine = open_engine(self.context.output, execution=execution, tokenizer=self.tokenizer, model=model)
         outcomes = self._measure(problems, size, "validation", self.stage.steps)
         return scores(outcomes, self._sampling(size), self.grader)
-
-    def _read(self, path: str) -> list[Problem]:
-        return read_stage_file(Path(self.context.execution["paths"][path]), self.stage.reward)
 
     def _measure(self, problems: Sequence[Problem], samples: int, purpose: str, step: int) -> list[Outcome]:
         def progress(done: int, total: int, text: str) -> None:

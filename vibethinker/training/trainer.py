@@ -9,8 +9,12 @@ What differs from TRL's own GRPO, and through which of its hooks:
   out; `_calculate_rewards` returns them gathered, where Long2Short may shape them;
 - advantages: `_generate_and_score_completions` returns them before the shuffle, groups contiguous, as
   (r − mean)/(std + 1e-4) with Bessel's correction; here they are multiplied by w(p). At λ = 0 every w is 1,
-  and with one micro-batch on a CPU the whole is TRL's GRPO bit for bit;
-- refills: groups of one verdict teach nothing; with `refill` other problems take their place, before the update;
+  and with one micro-batch on a CPU the whole is TRL's GRPO bit for bit, and so are its other objectives (`objectives`);
+- refills: groups of one verdict teach nothing; with `refill` other problems take their place, before the update. That
+  overlong completions are punished makes no group worth keeping;
+- several updates: with `updates` each takes its share of the shuffled rollouts, whose log-probabilities by the policy
+  that sampled them are known before the first. To the library it is one step: one of the schedule, of the log and of
+  checkpoints, so that no rollouts need to be saved;
 - micro-batches: `training_step` takes the update's rollouts whole and splits them by tokens (`batches`), those of
   similar length together; rollouts with advantage 0 are not computed at all, unless a KL term acts on them. So the
   entropy that TRL logs is that of the rollouts trained on;
@@ -30,24 +34,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.trainer.utils import pad, shuffle_sequence_dict
+from trl.trainer.utils import shuffle_sequence_dict
 
 from vibethinker.errors import InfrastructureError
 from vibethinker.settings import Objective
-from vibethinker.training import mgpo, packed, processes
+from vibethinker.training import mgpo, packed, processes, rectangles
 from vibethinker.training.batches import accumulate, agreed, split_alike
 from vibethinker.training.divergence import repeats
+from vibethinker.training.objectives import overlong
 from vibethinker.training.processes import Shardable
 from vibethinker.training.resuming import Resuming
 from vibethinker.training.rollouts import Batch, Rollouts
+from vibethinker.training.validating import Validating
 
 # Rollout texts and, for each, the number of its problem in the data → verdicts: True, False, or None for failed.
 Grade = Callable[[Sequence[str], Sequence[int]], Sequence[bool | None]]
 SHOWN, END = 16, 2000  # rollouts kept as evidence, and characters of each end of a text
-# Of TRL's batch: padded on the left, and padded on the right; what fills the first three is the pad token, 0, 0.
-_PROMPT, _COMPLETION = ("prompt_ids", "prompt_mask"), (
-    "completion_ids", "completion_mask", "ref_per_token_logps", "sampling_per_token_logps", "tool_mask",
-)  # fmt: skip
 
 
 class SignalTrainer(Resuming, Shardable, GRPOTrainer):
@@ -59,6 +61,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         micro_tokens: most tokens of a forward and backward pass.
         end_to_end: whether `packed.prepare` has made the model ready for sequences laid end to end.
         spare: rows like the dataset's, for refills.
+        validating: measures the weights that an update begins with, where it is time to.
         **trl: what GRPOTrainer takes; its rollout_func is a `Rollouts`. The dataset's rows have `prompt`, token ids,
             and `number`, the problem's, in the order of training.
 
@@ -77,12 +80,14 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         micro_tokens: int,
         end_to_end: bool = False,
         spare: Iterator[Batch] | None = None,
+        validating: Validating | None = None,
         **trl: Any,
     ) -> None:
         self._objective = objective
         self._grade = grade
         self._micro_tokens, self.end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
         self._rollouts: Rollouts = trl["rollout_func"]
+        self._validating = validating
         self.numbers: list[int] = []
         self._trained = 0  # tokens that went through the model
         self._spared = 0  # spare rows that were taken
@@ -127,6 +132,11 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             self._sampled.append({"problem": number[i], "prompt": prompts[i], "tokens": len(ids), **shown})
         return values
 
+    def groups(self) -> list[list[dict[str, Any]]]:
+        """The rollouts of the last update in this process, those of refills included, by their groups."""
+        size = self.num_generations
+        return [self._sampled[start : start + size] for start in range(0, len(self._sampled), size)]
+
     def sample(self) -> list[dict[str, Any]]:
         """Rollouts of the last update in this process, those first that end in a loop or were truncated; long texts
         without their middle."""
@@ -140,24 +150,59 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: list[Batch], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One update: rollouts of the prompts, then the forward and backward passes over them."""
-        with self.interruptible():
-            return self._update(model, inputs)
-
-    def _update(self, model: torch.nn.Module, inputs: list[Batch]) -> Tensor:
+        """The updates of one batch: rollouts of the prompts, then the forward and backward passes over them."""
+        if self._validating is not None:
+            self._validating(self)
         model.train()
+        with self.interruptible():
+            shares = self._shares(model, inputs)
+            total = self._gradients(model, shares[0])
+        for share in shares[1:]:  # an interruption would now find moved weights, and waits for the step's end
+            self._move(model)
+            total = total + self._gradients(model, share)
+        self._step += 1
+        return total / len(shares)
+
+    def _shares(self, model: torch.nn.Module, inputs: list[Batch]) -> list[Batch]:
+        """The rollouts of each update."""
         batch = shuffle_sequence_dict(self._gather_rollouts(inputs))
         self._rollouts.rest()
-        parts = self._parts(batch)
+        updates = self._objective.updates
+        if updates == 1:
+            return [batch]
+        batch["num_items_in_batch"] = batch["num_items_in_batch"] / updates
+        rows = torch.arange(len(batch["advantages"]), device=batch["advantages"].device)
+        shares = [rectangles.rows_of(batch, share) for share in rows.chunk(updates)]
+        for share in shares:
+            self._note_policy(model, share)
+        return shares
+
+    def _note_policy(self, model: torch.nn.Module, batch: Batch) -> None:
+        """Add the log-probabilities by the policy that sampled."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            found = self._get_per_token_logps_and_entropies(model, ids, mask, batch["completion_ids"].shape[1])
+        batch["old_per_token_logps"] = found[0]
+
+    def _move(self, model: torch.nn.Module) -> None:
+        """Move the weights by the gradients, as the library does at the step's end."""
+        self._clip_grad_norm(model)
+        self.optimizer.step()
+        model.zero_grad()
+
+    def _gradients(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """The loss of an update, whose gradients are then there."""
+        parts, count = self._parts(batch), len(batch["advantages"])
+        over_rollouts = self._objective.mean_over != "tokens"
 
         def loss(rows: Tensor) -> Tensor:
-            # TRL's loss is the mean over a part's rollouts; together they are the mean over the update's.
-            part = _cut(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device))
-            return self.compute_loss(model, part) * (len(rows) / len(batch["advantages"]))
+            # TRL's loss is the mean over a part's rollouts, or its sum by all tokens: together they are the update's.
+            part = rectangles.cut(batch, rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device))
+            share = len(rows) / count if over_rollouts else float(len(rows) > 0)
+            return self.compute_loss(model, part) * share
 
-        total = accumulate(self, model, parts, loss)
-        self._step += 1
-        return total
+        return accumulate(self, model, parts, loss)
 
     def _parts(self, batch: Batch) -> list[Tensor]:
         """The rows of each micro-batch."""
@@ -186,8 +231,9 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self.row, self._groups, self._sampled = {}, [], []
         self._counts.zero_()
         batch = self._generate_and_score_completions(inputs)
+        teaching = self._teaching
         for _ in range(self._objective.refill):
-            flat = (batch["advantages"].view(-1, size) == 0).all(1).nonzero().squeeze(-1).tolist()
+            flat = (~teaching).nonzero().squeeze(-1).tolist()
             wanted = agreed(len(flat))
             fresh = [row for _, row in zip(range(wanted), self._spare, strict=False)]
             self._spared += len(fresh)
@@ -195,37 +241,26 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
                 break
             more = self._generate_and_score_completions([dict(row) for row in fresh for _ in range(size)])
             self.totals["refilled"] += sum(processes.gathered([len(flat)]))
-            batch = self._replaced(batch, flat, more)
+            batch = rectangles.replaced(batch, flat, more, size, self._tokenizer.pad_token_id)
+            teaching[flat] = self._teaching[: len(flat)]
+        counted = batch["completion_mask"] * batch.get("tool_mask", 1)  # which TRL counts before both change
+        batch["num_items_in_batch"] = self.accelerator.gather(counted.sum()).sum()
         self._measure()
         return batch
 
-    def _replaced(self, batch: Batch, flat: list[int], more: Batch) -> Batch:
-        """The batch with the groups `flat` replaced by the first ones of `more`."""
-        size, count = self.num_generations, len(batch["advantages"])
-        sources = list(range(count))
-        for place, group in enumerate(flat):
-            sources[group * size : (group + 1) * size] = range(count + place * size, count + (place + 1) * size)
-        fill = {"prompt_ids": self._tokenizer.pad_token_id, "completion_ids": self._tokenizer.pad_token_id}
-        merged = dict(batch)
-        for name in (*_PROMPT, *_COMPLETION):
-            if name in batch or name in more:
-                # Only `tool_mask` can be in one of them alone: nothing is left out of the other.
-                both = [one[name] if name in one else one["completion_mask"].clone() for one in (batch, more)]
-                side = "left" if name in _PROMPT else "right"
-                rows = [row for one in both for row in one]
-                merged[name] = pad(rows, padding_value=fill.get(name, 0), padding_side=side)[sources]
-        merged["advantages"] = torch.cat([batch["advantages"], more["advantages"]])[sources]
-        return merged
-
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._verdicts = rewards[:, 0].view(-1, self.num_generations).clone()
-        if self._objective.long2short:
-            own = torch.tensor([len(ids) for ids in completion_ids_list], device=rewards.device)
-            lengths = self.accelerator.gather(own).view_as(self._verdicts)
-            shaped = mgpo.long2short(self._verdicts, lengths, self._verdicts, self._objective.long2short)
-            rewards = shaped.view(-1, 1)
-        return rewards
+        verdicts = self._verdicts = rewards[:, 0].view(-1, self.num_generations).clone()
+        objective, shaped = self._objective, verdicts
+        own = torch.tensor([len(ids) for ids in completion_ids_list], device=rewards.device)
+        lengths = self.accelerator.gather(own).view_as(verdicts)
+        if objective.long2short:
+            shaped = mgpo.long2short(verdicts, lengths, verdicts, objective.long2short)
+        self._flat = (shaped - shaped.nanmean(dim=1, keepdim=True)).nan_to_num(nan=0.0).eq(0).all(dim=1)
+        if objective.overlong:
+            limit = self.max_completion_length
+            shaped = shaped - overlong(lengths, limit, objective.overlong, objective.overlong_penalty)
+        return shaped.view(-1, 1)
 
     def _generate_and_score_completions(self, inputs: list[Batch]) -> Batch:
         self.numbers = [row["number"] for row in inputs]
@@ -238,8 +273,8 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         left_out = torch.isnan(verdicts).flatten()
         if left_out.any():
             batch["tool_mask"] = batch["completion_mask"] * ~left_out.unsqueeze(1)
-        flat = self.accelerator.gather((advantages == 0).all(dim=1))
-        self._groups.append((self._verdicts, flat))
+        self._teaching = ~self._flat[own]
+        self._groups.append((self._verdicts, self._flat))
         return batch
 
     def _measure(self) -> None:
@@ -255,7 +290,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             "truncated": truncated / rollouts,
             "repeating": repeating / rollouts,
             "infrastructure": failed,
-            "p_histogram": mgpo.histogram(p),
+            "p_histogram": mgpo.histogram(p, self.num_generations),
             "zero_variance": flat.float().mean().item(),
         }
         if len(known):  # else every rollout was left out
@@ -289,7 +324,8 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         sampled = self._part.pop("sampling_per_token_logps", None)
         # Within a nucleus the engine's probabilities are another distribution's, which rounding doesn't explain.
         if sampled is not None and self._objective.importance_cap and self._objective.top_p == 1:
-            ratio = torch.exp(found.detach() - sampled).nan_to_num(nan=1.0)
+            policy = self._part.get("old_per_token_logps", found.detach())  # the one that sampled
+            ratio = torch.exp(policy - sampled).nan_to_num(nan=1.0)
             counts = self._part["completion_mask"].bool()
             self._metrics["train"]["importance"].append(self.accelerator.gather(ratio[counts].mean()).mean().item())
             capped = ratio.clamp(max=self._objective.importance_cap)
@@ -333,22 +369,3 @@ def _shortened(text: str) -> str:
     if len(text) <= 2 * END:
         return text
     return f"{text[:END]}\n[{len(text) - 2 * END} characters left out]\n{text[-END:]}"
-
-
-def _cut(batch: Batch, rows: Tensor) -> Batch:
-    """These rows, cut to their longest prompt and completion; TRL's batch itself where they are all."""
-    if len(rows) == len(batch["advantages"]):
-        return batch if torch.equal(rows, torch.arange(len(rows), device=rows.device)) else _rows(batch, rows)
-    part = _rows(batch, rows)
-    prompt = int(part["prompt_mask"].sum(dim=1).max())
-    completion = int(part["completion_mask"].sum(dim=1).max())
-    for name in _PROMPT:
-        part[name] = part[name][:, part[name].shape[1] - prompt :]
-    for name in _COMPLETION:
-        if name in part:
-            part[name] = part[name][:, :completion]
-    return part
-
-
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    return {name: value[rows] if isinstance(value, Tensor) and value.dim() else value for name, value in batch.items()}

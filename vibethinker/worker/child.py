@@ -179,7 +179,7 @@ def set_up_libraries(kind: str, checkpoints: Path) -> None:
     """Set what a step's libraries read when they are imported."""
     # Else Unsloth writes the code that it generates into the current folder.
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(checkpoints / "unsloth"))
-    if kind == "specialist":
+    if kind in ("specialist", "distilled"):
         # Passes differ in length, so that fixed blocks of memory would be freed and taken anew; vLLM, which may sleep,
         # can't do with it.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

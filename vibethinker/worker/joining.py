@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vibethinker import preemption
-from vibethinker.errors import ConfigurationError, VibeThinkerError
+from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
 from vibethinker.worker import child, family, ranks
 from vibethinker.worker.endings import classify
-from vibethinker.worker.nodes import Call, line, watch
+from vibethinker.worker.nodes import FILE, Call, line, watch
 
 ANY_KIND = "VIBETHINKER_JOIN_ANY"  # a variable by which tests have steps of their own run
 LOOK_SECONDS, CONNECT_SECONDS, TICK_SECONDS = 0.5, 10.0, 0.1
 
 
-def join(workspace: Path, node: int, say: Callable[[str], None]) -> None:
+def join(workspace: Path, node: int, say: Callable[[str], None], patience: float) -> None:
     """Take part in every step of the workspace that calls for so many machines, until this process is ended.
 
     A step that runs then is asked to stop, so that it saves what it has before this returns; a second request ends it.
@@ -40,12 +40,20 @@ def join(workspace: Path, node: int, say: Callable[[str], None]) -> None:
     Args:
         node: this machine's number, from 1; the machine that runs the step is 0.
         say: told what begins and ends.
+        patience: seconds for which one call that can't be answered is tried again: a machine that was killed while it
+            waited leaves such a call for good. Where nobody calls, this waits for ever.
+
+    Raises:
+        InfrastructureError: a call could not be answered for so long.
     """
     complaint = ""  # the last one, which is said once
+    word, since = "", time.monotonic()  # the last call that was tried in vain, and since when
     while True:
+        call = None
         try:
             call = Call.read(workspace)
             if call is None or node >= call.nodes:
+                word, since = "", time.monotonic()
                 time.sleep(LOOK_SECONDS)
                 continue
             connection = _answer(call, node)
@@ -53,6 +61,13 @@ def join(workspace: Path, node: int, say: Callable[[str], None]) -> None:
             if str(error) != complaint:
                 complaint = str(error)
                 say(complaint)
+            if (tried := call.word if call else "") != word:
+                word, since = tried, time.monotonic()
+            if time.monotonic() - since > patience:
+                raise InfrastructureError(
+                    f"A call in {workspace / FILE} could not be answered for {patience:g} s, as was said: mend that, "
+                    "or start the run of the machine that called again if it has ended; then start this again."
+                ) from None
             time.sleep(LOOK_SECONDS)
             continue
         step = call.context["step_id"]

@@ -30,7 +30,7 @@ from vibethinker.worker import nodes
 from vibethinker.worker.family import Parent, Ranks, become, compute
 
 # The embedded base isn't among them: a network of a million weights gains nothing, and Muon wants whole matrices.
-TRAINS = ("specialist", "signal")
+TRAINS = ("specialist", "signal", "distilled")
 LOOPBACK = "127.0.0.1"
 
 

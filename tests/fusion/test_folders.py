@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vibethinker import fusion
 from vibethinker.errors import ConfigurationError, DivergedError
-from vibethinker.fusion import fuse, normalised
+from vibethinker.fusion import arrays, fuse, normalised, step
 from vibethinker.models import load_model, load_tokenizer, save_model
 from vibethinker.steps import StepContext
 
@@ -19,23 +18,6 @@ class Silent:
     def progress(self, done, total, text=""): ...
     def metrics(self, step, values): ...
     def warning(self, text): ...
-
-
-@pytest.fixture(scope="module")
-def save(tmp_path_factory, new_tiny_model, tiny_tokenizer):
-    """A function (seed, dtype, shape overrides) → model folder."""
-
-    def make(seed: int, dtype=torch.float32, **overrides) -> Path:
-        folder = tmp_path_factory.mktemp("fusion") / f"model-{seed}"
-        save_model(new_tiny_model(seed, **overrides).to(dtype), tiny_tokenizer, folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def three(save):
-    return [save(seed) for seed in range(3)]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,7 +68,7 @@ def test_a_weight_of_zero_takes_a_model_out(three, tmp_path):
 
 def test_tensors_longer_than_a_slice_are_whole(three, tmp_path, monkeypatch):
     fuse(three, tmp_path / "whole")
-    monkeypatch.setattr(fusion, "SLICE", 100)
+    monkeypatch.setattr(arrays.Numpy, "slice", 96)
     fuse(three, tmp_path / "sliced")
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "sliced/model.safetensors").read_bytes()
 
@@ -221,7 +203,7 @@ def test_the_step_fuses_the_checkpoints_that_probing_chose(three, tmp_path):
     inputs |= {f"probe-{d}": tmp_path / f"probe-{d}" for d in ("algebra", "code")}
     settings = {"fusion": {"method": "linear", "weights": {"code": 3, "algebra": 1}}, "domains": ["algebra", "code"]}
     context = StepContext("fusion", settings, {}, inputs, output, tmp_path / "checkpoints", Silent())
-    assert fusion.run(context) == {"models": 2}
+    assert step.run(context) == {"models": 2}
     fused, expected = weights_of(output), reference([three[1], three[2]], [0.25, 0.75], torch.float32)
     assert all(torch.equal(fused[name], expected[name]) for name in expected)
     assert json.loads((output / "fusion.json").read_text()) == {

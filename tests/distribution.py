@@ -1,0 +1,50 @@
+"""Which tests one xdist process runs, and in which order, under `--dist loadfile`.
+
+A file is run by one process, as there; files whose tests look at one run of the recipe, or use one Prefect server, are
+run by one process too, since every process else makes a run and a server of its own. What waits for servers begins
+first, then what computes for long, so that no process is left with it when the others are through.
+"""
+
+from __future__ import annotations
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+
+# In tests/flows; who uses these fixtures of tests/flows/conftest.py.
+SHARING = {
+    "micro": ("test_approvals", "test_disk", "test_faults", "test_pipeline", "test_security", "test_storage"),
+    "api": (
+        "test_automations", "test_data", "test_databases", "test_interruption", "test_leases", "test_outages",
+        "test_retrying", "test_worker",
+    ),
+}  # fmt: skip
+_GROUPS = {f"tests/flows/{file}.py": fixture for fixture, files in SHARING.items() for file in files}
+
+
+class Distribution(LoadFileScheduling):
+    """See the module."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return _GROUPS.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Distribution | None:
+    """Take the place of `loadfile`."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # by the number of tests in a file
+    return Distribution(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of whole files, those with a server first and then slow ones; in one process the usual order stays."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks: dict[str, int] = {}
+    for item in items:
+        rank = next((i for i, name in enumerate(("service", "slow")) if item.get_closest_marker(name)), 2)
+        file = item.nodeid.partition("::")[0]
+        ranks[file] = min(rank, ranks.get(file, rank))
+    items.sort(key=lambda item: ranks[item.nodeid.partition("::")[0]])

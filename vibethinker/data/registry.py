@@ -1,0 +1,106 @@
+"""Benchmarks by name: where their problems are, and the protocol that papers measure them by (benchmarks.yaml).
+
+`livecodebench` may carry the dates of the contests that are taken, both inclusive: `livecodebench@2024-08..2025-01`,
+or `livecodebench@2025-02-01..` without an end. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from vibethinker.messages import did_you_mean
+
+_DAY = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: as it was asked for, dates included; files and tables call it so.
+        source: settings of the `DataFile` that its problems are read by.
+        protocol: samples, temperature, top_p and max_tokens, as `Evaluation` calls them.
+    """
+
+    name: str
+    source: Mapping[str, Any]
+    protocol: Mapping[str, float]
+
+
+@cache
+def _registry() -> dict[str, Any]:
+    return yaml.safe_load((resources.files("vibethinker.data") / "benchmarks.yaml").read_text())
+
+
+def names() -> list[str]:
+    """The benchmarks that there are."""
+    return list(_registry()["benchmarks"])
+
+
+def benchmark(text: str) -> Benchmark | None:
+    """The benchmark that a name means, whatever its case; None where none is called so.
+
+    Raises:
+        ValueError: its dates can't be read, or it has none.
+    """
+    said, at, dates = text.lower().partition("@")
+    name = next((n for n, e in _registry()["benchmarks"].items() if said in (n, *e.get("aliases", ()))), None)
+    if name is None:
+        return None
+    entry = _registry()["benchmarks"][name]
+    protocol = _registry()["protocols"][entry["protocol"]]
+    source = {"preset": entry["preset"], "name": name} | ({"columns": entry["columns"]} if "columns" in entry else {})
+    if not at:
+        return Benchmark(name, source, protocol)
+    if "dated" not in entry:
+        raise ValueError(f"the benchmark {name} can't be chosen by date: name it without {at}{dates}")
+    first, last = _range(dates)
+    # Names of sets become names of files.
+    called = f"{name}-{first.isoformat()}-{last.isoformat()}"
+    select = {entry["dated"]["column"]: (first, last)}
+    return Benchmark(called, {**source, "preset": entry["dated"]["preset"], "name": called, "select": select}, protocol)
+
+
+def source(text: str) -> dict[str, Any]:
+    """The settings of the source of a benchmark.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    found = benchmark(text)
+    if found is None:
+        raise ValueError(f"there is no benchmark {text!r}; {did_you_mean(text, names())}")
+    return dict(found.source)
+
+
+def _range(text: str) -> tuple[date, date]:
+    first, dots, last = text.partition("..")
+    begin, end = _day(first, last=False), _day(last, last=True)
+    if not dots or not (first or last) or (first and begin is None) or (last and end is None):
+        raise ValueError(f"{text!r} is no range of dates: write it like 2024-08..2025-01 or 2024-08-15..2025-01-31")
+    begin, end = begin or date(1970, 1, 1), end or date(9999, 12, 31)
+    if begin > end:
+        raise ValueError(f"{text!r} ends before it starts: swap its dates")
+    return begin, end
+
+
+def _day(text: str, last: bool) -> date | None:
+    found = _DAY.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        year, month = int(found[1]), int(found[2])
+        day = int(found[3]) if found[3] else (calendar.monthrange(year, month)[1] if last else 1)
+        return date(year, month, day)
+    except ValueError:
+        return None
