@@ -47,7 +47,7 @@ def test_a_run_pauses_before_a_step_that_would_exceed_its_budget(api: Api, micro
     assert sentence in (folder / "report.html").read_text()
     [post] = slack.posts
     assert post["blocks"][0]["text"]["text"] == f"{folder.name} waits: its budget does not suffice"
-    assert f"--config {folder / 'config.yaml'}" in slack.texts()[0]
+    assert str(folder / "config.yaml") in slack.texts()[0]  # in the command that goes on
     shown = vibethinker("status", "--workspace", str(micro.workspace), "--run", folder.name)
     assert f"Run {folder.name}: paused\n{sentence}" in shown.stdout
 
