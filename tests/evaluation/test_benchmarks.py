@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from vibethinker import config
 from vibethinker.data.gathering import protect
 from vibethinker.data.schema import Problem, write_records
-from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.errors import ConfigurationError, DataError, InfrastructureError
 from vibethinker.evaluation.benchmarks import load_sets, read_file
 
 
@@ -145,7 +146,7 @@ def test_columns_are_mapped_by_the_caller(file):
     assert (found.tests, found.domain) == (TESTS, "code")
 
 
-def test_a_benchmark_is_read_from_a_local_copy_and_keeps_its_name_and_protocol(file):
+def test_a_benchmark_is_read_from_a_local_copy_and_keeps_its_name_and_protocol(file, tmp_path, monkeypatch):
     rows = [{"question": f"{i}+1?", "answer": f"So <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(3)]
     settings = config.load("tiny", environ={})
     path = file(*rows)
@@ -153,6 +154,10 @@ def test_a_benchmark_is_read_from_a_local_copy_and_keeps_its_name_and_protocol(f
     assert [p.answer for p in found.problems] == ["1", "2"] and found.protocol["samples"] == 64
     assert found.problems[0].id.startswith("gsm8k-") and found.source["path"] == str(path)
     assert load_sets([str(path)], settings)["set"].protocol is None
+    for name, value in {"HF_HUB_OFFLINE": True, "HF_HUB_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    with pytest.raises(InfrastructureError, match=r"reached for math-ai/aime26.*a copy is named by aime26=PATH\."):
+        load_sets(["aime26"], settings)
     with pytest.raises(ConfigurationError, match="can't be chosen by date"):
         load_sets(["gsm8k@2024-01.."], settings)
     with pytest.raises(DataError, match="can't be read"):
