@@ -129,8 +129,8 @@ def _conditions(config: Config, step: Step, model: Mapping[str, Any] | None, pla
             "model": list(astuple(Shape.of(model))) if model else None,
             "precision": [config.base_model.precision, config.base_model.quantization],
         }
-    if step.kind in ("specialist", "signal"):
+    if step.kind in ("specialist", "distilled", "signal"):
         found |= {"method": training.get("method"), "backend": config.base_model.backend}
-    if step.kind in ("probe", "signal", "evaluation"):
+    if step.kind in ("probe", "solutions", "fusion", "signal", "evaluation"):
         found["engine"] = "vllm" if samples_by_vllm(config, on_gpu) else "transformers"
     return found
