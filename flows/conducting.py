@@ -114,6 +114,7 @@ class Conducting:
                 self.study.note(cell, current.run.id, "diverged", str(error))
                 self._say(f"{cell.arm}, seed {cell.seed} diverged, which is a result: {error}")
             except Exception as error:
+                self._stopping.set()  # no other run begins
                 self.study.note(cell, current.run.id, "failed", str(error))
                 raise
             except BaseException:
