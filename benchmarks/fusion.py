@@ -1,6 +1,6 @@
 """Fusion beside mergekit: linear and TIES over 4 models of the Qwen3-0.6B shape in bfloat16.
 
-    python benchmarks/fusion.py --peer-python PATH [--rounds N] [--folder DIR] [--output FILE]
+    python benchmarks/fusion.py --peer-python PATH [--rounds N] [--folder DIR] [--only METHOD] [--output FILE]
 
 The base has random weights of that shape (profiles/qwen3-0.6b.yaml), and each specialist a third of them changed a
 little. `ours` is the command `vibethinker fuse`, `peer` is mergekit's `mergekit-yaml` in an environment of its own
@@ -53,6 +53,9 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, required=True, help="an interpreter that has mergekit")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the models lie, or are built; 10 GB [a temporary folder]")
+    parser.add_argument(
+        "--only", choices=["linear", "ties"], help="one method, beside what --output holds of the other"
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vibethinker-fusion-") as temporary:
@@ -65,7 +68,9 @@ def main() -> None:
             "versions": versions() | installed("numpy") | peer_versions(arguments.peer_python),
             "command": invocation(),
         }
-        for method in ("linear", "ties"):
+        if arguments.only and arguments.output and arguments.output.exists():
+            result = json.loads(arguments.output.read_text()) | result
+        for method in [arguments.only] if arguments.only else ["linear", "ties"]:
             for found in compare(method, folder, specialists, arguments.peer_python, arguments.rounds):
                 result[method] = found
                 tell(result, arguments.output)
@@ -133,7 +138,7 @@ def compare(method: str, folder: Path, specialists: list[Path], python: Path, ro
     if method == "ties":
         ours += ["--base", str(folder / "base"), "--density", str(DENSITY)]
     outputs = {side: folder / f"fused-{side}" for side in ("ours", "peer")}
-    least = thresholds(folder, specialists) if method == "ties" else {}
+    least: dict[str, list[float]] = {}
     for model in (folder / "base", *specialists):
         (model / "model.safetensors").read_bytes()  # into the page cache
     taken: dict[str, list[dict[str, float]]] = {"ours": []}
@@ -145,6 +150,8 @@ def compare(method: str, folder: Path, specialists: list[Path], python: Path, ro
                 shutil.rmtree(outputs[side], ignore_errors=True)
                 name = side if side == "ours" else dtype
                 taken.setdefault(name, []).append(measured([*command, str(outputs[side])]))
+        if method == "ties" and not least:
+            least = thresholds(folder, specialists)
         same[dtype] = agreement(method, folder, specialists, outputs["ours"], outputs["peer"], least)
         found = {name: summary(rows) for name, rows in taken.items()}
         fastest = min((name for name in found if name != "ours"), key=lambda name: found[name]["seconds"])

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import copy_context
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 import click
 import httpx
-from prefect import tags
+from prefect import Task, tags, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.display import Lines
 from flows.pipeline import pipeline
@@ -74,19 +74,25 @@ class Conducting:
         return run_id is not None
 
     def _make_side_by_side(self, cells: list[Cell]) -> None:
-        with ThreadPoolExecutor(self.experiment.design.at_once, "run") as pool:
-            # Each in a context of its own, which knows the flow run that it belongs to.
-            futures = [pool.submit(copy_context().run, self._make, cell) for cell in cells]
+        """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do."""
+        with ThreadPoolTaskRunner(max_workers=self.experiment.design.at_once) as runner:
+            futures = [runner.submit(self._as_task(cell), {}) for cell in cells]
             try:
                 for future in futures:
                     future.result()
             except BaseException:
                 self._stopping.set()
-                for future in futures:
-                    future.cancel()
                 for current in list(self._sessions):
                     current.stopping.set()
+                for future in futures:
+                    future.wait()
                 raise
+
+    def _as_task(self, cell: Cell) -> Task[[], None]:
+        def make() -> None:
+            self._make(cell)
+
+        return task(make, name=f"{cell.arm}-{cell.seed}", cache_policy=NO_CACHE, persist_result=False)
 
     def _make(self, cell: Cell) -> None:
         if self._stopping.is_set():
@@ -108,6 +114,7 @@ class Conducting:
                 self.study.note(cell, current.run.id, "diverged", str(error))
                 self._say(f"{cell.arm}, seed {cell.seed} diverged, which is a result: {error}")
             except Exception as error:
+                self._stopping.set()  # no other run begins
                 self.study.note(cell, current.run.id, "failed", str(error))
                 raise
             except BaseException:

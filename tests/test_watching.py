@@ -118,7 +118,10 @@ def test_notes_are_written_while_a_step_runs_and_gone_with_the_run(played):
     assert (noted["done"], noted["first"][0], noted["text"], noted["metrics"]) == (6, 5, "loss 1", {"loss": 1.5})
     notes.progress("base", 1, 3, "another count")
     notes.ended("base")
-    assert live.read(played.folder) == {}
+    while "done" in live.read(played.folder)["base"]:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    assert live.read(played.folder) == {"base": {"metrics": {"loss": 1.5}}}
     notes.close()
     notes.began("base")
     time.sleep(2 * live.SECONDS)

@@ -51,11 +51,11 @@ class Live:
         self._note(step, {"metrics": {**known, **{k: v for k, v in values.items() if isinstance(v, (int, float))}}})
 
     def ended(self, step: str) -> None:
-        """It runs no more."""
+        """It runs no more; what it has measured last stays."""
         with self._lock:
-            known = self._steps.pop(step, None) is not None
-        if known:
-            self._write()
+            metrics = self._steps.get(step, {}).get("metrics")
+        if metrics:
+            self._note(step, {"metrics": metrics}, fresh=True)
 
     def close(self) -> None:
         """The run has ended."""

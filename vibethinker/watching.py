@@ -20,8 +20,8 @@ OVER = {"completed": 0, "failed": 1, "interrupted": 1}  # status → exit code
 ENDED = (*runs.FINISHED, "failed", "skipped")
 # What is worth a look, in this order, under these names.
 METRICS = {
-    "reward": "reward", "entropy": "entropy", "token_accuracy": "accuracy", "loss": "loss",
-    "generated_tokens_per_second": "tokens/s", "trained_tokens_per_second": "trained tokens/s",
+    "reward": "reward", "entropy": "entropy", "token_accuracy": "accuracy",
+    "generated_tokens_per_second": "tokens/s", "trained_tokens_per_second": "trained/s", "loss": "loss",
 }  # fmt: skip
 
 
@@ -105,8 +105,8 @@ def look(folder: Path, now: float | None = None) -> RunView:
 
 def _step(entry: Mapping[str, Any], noted: Mapping[str, Any], now: float) -> StepView:
     if entry["state"] != "running":
-        text = entry.get("error", "")
-        return StepView(entry["id"], entry["state"], entry["seconds"], text=text, metrics=_measured(entry["metrics"]))
+        text, metrics = entry.get("error", ""), _measured({**entry["metrics"], **noted.get("metrics", {})})
+        return StepView(entry["id"], entry["state"], entry["seconds"], text=text, metrics=metrics)
     seconds = max(0.0, now - noted["began"]) if "began" in noted else None
     done, total, text = noted.get("done"), noted.get("total"), noted.get("text", "")
     share = done / total if total else None

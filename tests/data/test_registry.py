@@ -33,6 +33,8 @@ def test_every_benchmark_names_a_pinned_source_and_the_papers_protocol():
 def test_livecodebench_goes_by_the_dates_of_its_contests(tmp_path):
     found = registry.benchmark("livecodebench@2024-08..2025-01-31")
     assert found.source["select"] == {"contest_date": (date(2024, 8, 1), date(2025, 1, 31))}
+    assert found.name == "livecodebench-2024-08-01-2025-01-31"
+    assert registry.benchmark("lcb@..2024-12").name == "livecodebench-until-2024-12-31"
     path = tmp_path / "lcb.jsonl"
     case = json.dumps([{"input": "1", "output": "2", "testtype": "stdin"}])
     row = {"question_content": "Add one.", "metadata": "{}", "public_test_cases": case}
@@ -66,9 +68,10 @@ def test_dates_that_are_none_are_refused(text, said):
 
 
 def test_a_run_evaluates_on_benchmarks_by_name():
-    settings = DataSettings.model_validate({"evaluation": ["aime24", "gsm8k", {"preset": "math500"}]})
-    assert [file.title for file in settings.evaluation] == ["aime24", "gsm8k", "math500"]
-    assert settings.evaluation[1].preset == "gsm8k-test"
+    evaluation = ["aime24", "GSM8K", {"preset": "math500"}, "livecodebench@2025-01.."]
+    settings = DataSettings.model_validate({"train": [{"preset": "gsm8k"}], "evaluation": evaluation})
+    titles = ["aime24", "gsm8k-test", "math500", "livecodebench-2025-01-01-on"]
+    assert [file.title for file in settings.evaluation] == titles
     with pytest.raises(ValidationError, match="there is no benchmark 'aime23'; did you mean 'aime26'"):
         DataSettings.model_validate({"evaluation": ["aime23"]})
     with pytest.raises(ConfigurationError, match="no benchmark 'aime23'"):

@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from vibethinker import config
 from vibethinker.data.gathering import protect
 from vibethinker.data.schema import Problem, write_records
-from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.errors import ConfigurationError, DataError, InfrastructureError
 from vibethinker.evaluation.benchmarks import load_sets, read_file
 
 
@@ -128,3 +129,58 @@ def test_a_set_by_name_is_without_its_bad_rows_as_in_the_data_step(file):
     assert (len(expected.evaluation["set"]), len(bad)) == (10, 1)
     with pytest.raises(DataError, match=r"1 of 11 rows of set.*set\.jsonl:10"):
         load_sets(["set"], settings(0.05))
+
+
+def test_columns_are_mapped_by_the_caller(file):
+    row = {"ask": "1+1?", "told": {"gold": 2}, "hard": "Level 4", "kind": "algebra", "answer": "a trap"}
+    path, settings = str(file(row)), config.load("tiny", environ={})
+    columns = {"problem": "ask", "answer": "told.gold", "difficulty": "hard", "domain": "kind"}
+    [found] = load_sets([path], settings, columns=columns)["set"].problems
+    assert (found.problem, found.answer, found.difficulty, found.domain) == ("1+1?", "2", 4, "algebra")
+    with pytest.raises(ConfigurationError, match="--columns names 'gold', which no problem has"):
+        load_sets([path], settings, columns={"gold": "told"})
+    with pytest.raises(DataError, match="there is no column 'asked'"):
+        load_sets([path], settings, columns={"problem": "asked"})
+    code = str(file({"ask": "Write f.", "check": TESTS}, name="code.jsonl"))
+    [found] = load_sets([code], settings, columns={"problem": "ask", "tests": "check"})["code"].problems
+    assert (found.tests, found.domain) == (TESTS, "code")
+
+
+def test_a_benchmark_is_read_from_a_local_copy_and_keeps_its_name_and_protocol(file, tmp_path, monkeypatch):
+    rows = [{"question": f"{i}+1?", "answer": f"So <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"} for i in range(3)]
+    settings = config.load("tiny", environ={})
+    path = file(*rows)
+    found = load_sets([f"GSM8K={path}"], settings, limit=2)["gsm8k"]
+    assert [p.answer for p in found.problems] == ["1", "2"] and found.protocol["samples"] == 64
+    assert found.problems[0].id.startswith("gsm8k-") and found.source["path"] == str(path)
+    assert load_sets([str(path)], settings)["set"].protocol is None
+    for name, value in {"HF_HUB_OFFLINE": True, "HF_HUB_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    with pytest.raises(InfrastructureError, match=r"reached for math-ai/aime26.*a copy is named by aime26=PATH\."):
+        load_sets(["aime26"], settings)
+    with pytest.raises(ConfigurationError, match="can't be chosen by date"):
+        load_sets(["gsm8k@2024-01.."], settings)
+    with pytest.raises(DataError, match="can't be read"):
+        load_sets([f"gsm8k={path}.absent.jsonl"], settings)
+
+
+def test_verls_files_and_those_of_well_known_sets_are_recognised(file):
+    for row, text, answer in (
+        ({"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"ground_truth": 2}}, "1+1?", "2"),
+        ({"Body": "I have 1.", "Question": "And 1?", "Answer": 2.0}, "I have 1.\nAnd 1?", "2"),
+        ({"question": "1+1?", "final_answer": ["2"], "answer_type": "Numerical", "id": 7}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": "2", "level": "hard"}, "1+1?", "2"),
+    ):
+        [found] = read_file(file(row))
+        assert (found.problem, found.answer) == (text, answer)
+    assert found.difficulty == 3
+    [found] = read_file(file({"text": "Add.", "code": "x", "test_list": ["assert f(1) == 2"], "task_id": 5}))
+    assert found.id == "set-5" and found.tests == {"kind": "assert", "code": "assert f(1) == 2"}
+
+
+def test_a_file_whose_golds_are_all_one_is_refused(file):
+    rows = [{"problem": f"{i}?", "answer": "A"} for i in range(8)]
+    with pytest.raises(DataError, match=r"All 8 problems of .*set\.jsonl have the same gold answer, 'A'"):
+        read_file(file(*rows))
+    assert len(read_file(file(*rows[:7]))) == 7
+    assert len(read_file(file(*rows, {"problem": "8?", "answer": "B"}))) == 9

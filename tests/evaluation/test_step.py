@@ -52,14 +52,14 @@ def data(tmp_path, problem) -> Path:
 def evaluate(tmp_path, data, tiny_model_folder):
     """A function (name of the output, settings, inputs) → what the step returned, its folder, its emitter."""
 
-    def run(name: str, inputs=None, **settings):
+    def run(name: str, inputs=None, execution=None, **settings):
         output = tmp_path / name
         output.mkdir()
         emitter = Recorder()
         context = StepContext(
             "evaluation-x",
             {**SETTINGS, **settings},
-            EXECUTION,
+            EXECUTION | (execution or {}),
             {"model": tiny_model_folder, "data": data, **(inputs or {})},
             output,
             tmp_path / "state",
@@ -114,3 +114,28 @@ def test_an_absent_or_empty_set_is_refused(evaluate, data):
     write_records(data / "evaluation" / "easy.parquet", Problem, [])
     with pytest.raises(DataError, match=r"easy\.parquet is empty"):
         evaluate("empty")
+
+
+def test_what_was_measured_how_is_written_beside_the_scores(evaluate):
+    _, output, _ = evaluate("one", evaluation=SETTINGS["evaluation"] | {"sets": {"easy": {"temperature": 0.5}}})
+    found = json.loads((output / "evaluation.json").read_text())
+    assert found["seed"] == 3 and list(found["sets"]) == ["easy", "hard"]
+    assert [found["sets"][name]["settings"]["temperature"] for name in found["sets"]] == [0.5, 1.0]
+    assert found["sets"]["hard"]["problems"] == 25 and found["tables"] == {"easy": {}, "hard": {}}
+    rows = [json.loads(line) for line in (output / "outcomes.jsonl").read_text().splitlines()]
+    assert {(row["domain"], row["level"]) for row in rows} == {("algebra", None)} and "cons" in rows[0]
+
+
+def test_an_evaluation_goes_on_with_what_an_earlier_process_has_sampled(evaluate, tmp_path, monkeypatch):
+    _, first, _ = evaluate("one", execution={"generations": str(tmp_path / "kept")})
+
+    def refuse(*_, **__):
+        raise AssertionError("a completion that is kept was sampled")
+
+    monkeypatch.setattr("vibethinker.generation.transformers_engine.TransformersEngine.generate", refuse)
+    _, second, emitter = evaluate("two", execution={"generations": str(tmp_path / "kept")})
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes()
+    assert emitter.positions[-1][0] == emitter.positions[-1][1]
+    with pytest.raises(AssertionError, match="was sampled"):
+        evaluate("three", execution={"generations": str(tmp_path / "kept")}, seed=4)

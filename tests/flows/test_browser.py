@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright isn't installed: pip install playwright")
 
-from tests.flows import mlflow_pages, walk
-from tests.flows.conftest import Finished
+from tests.flows import walk
 
 pytestmark = [
     pytest.mark.service,
@@ -22,7 +21,3 @@ pytestmark = [
 def test_a_person_finds_starts_watches_and_approves_a_run(tmp_path: Path) -> None:
     asked_outside = walk.walk(tmp_path)
     assert not asked_outside, "no page calls home"
-
-
-def test_a_person_sees_in_mlflow_what_a_run_measured_wrote_and_made(micro: Finished) -> None:
-    assert not mlflow_pages.look(micro.workspace), "no page calls home"

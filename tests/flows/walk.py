@@ -56,7 +56,12 @@ class Walk:
         """Keep what is shown, if pictures are wanted."""
         if self.images is None:
             return
-        keep(of or self.page, self.images / f"{name}.png")
+        page = of or self.page
+        page.mouse.move(WIDTH - 2, HEIGHT - 2)
+        page.wait_for_timeout(1500)  # what moves comes to rest
+        shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        self.images.mkdir(parents=True, exist_ok=True)
+        shown.quantize(COLOURS).save(self.images / f"{name}.png", optimize=True)
 
     def shows(self, *texts: str | re.Pattern[str], within: Page | Locator | None = None) -> None:
         """Wait until the page shows each of these texts."""
@@ -230,15 +235,6 @@ class Walk:
         self.page.reload()
         shown = self.page.frame_locator("iframe")
         expect(shown.get_by_text("What it achieved")).to_be_visible()
-
-
-def keep(page: Page, file: Path) -> None:
-    """Keep what a page shows as a picture."""
-    page.mouse.move(WIDTH - 2, HEIGHT - 2)
-    page.wait_for_timeout(1500)  # what moves comes to rest
-    shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    shown.quantize(COLOURS).save(file, optimize=True)
 
 
 def greens(drawn: Locator) -> int:

@@ -145,6 +145,8 @@ def evaluate(
                 document["votes"][name] = _vote(
                     vote, engine, verifier, outcomes, settings, config.prompts, seed, tokens, report
                 )
+                if not document["votes"][name]:
+                    warnings.append(f"{name}: there is no vote on programs, whose answers can't be compared.")
             speeds[name] = engine.speed()
             warnings += [f"{name}: {fault}" for fault in faults(outcomes)]
         document["engine"] = engine.engine

@@ -70,7 +70,7 @@ def _say_end(view: RunView) -> None:
 
 def render(view: RunView, height: int) -> RenderableType:
     """The run as it is now, in at most `height` lines where that is possible."""
-    left = "" if view.left is None or view.exit_code is not None else f" · about {duration(view.left)} left"
+    left = f" · about {duration(view.left)} left" if view.left and view.left >= 1 and view.exit_code is None else ""
     head = Text.assemble((view.id, "bold"), f" · {view.status} · {view.ended} of {len(view.steps)} steps · ",
                          f"{duration(view.seconds)}{left}")  # fmt: skip
     table = Table("step", "state", "progress", "time", "left", "measured", "at", box=None, pad_edge=False)
@@ -85,7 +85,7 @@ def render(view: RunView, height: int) -> RenderableType:
             bar,
             "" if row.seconds is None else duration(row.seconds),
             "" if row.left is None else duration(row.left),
-            _metrics(row),
+            Text(_metrics(row), no_wrap=True, overflow="ellipsis"),
             Text(row.text, no_wrap=True, overflow="ellipsis"),
         )
     parts: list[RenderableType] = [head, "", table]

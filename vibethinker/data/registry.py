@@ -19,6 +19,7 @@ import yaml
 
 from vibethinker.messages import did_you_mean
 
+_BEGINNING, _END = date(1970, 1, 1), date(9999, 12, 31)
 _DAY = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
 
 
@@ -66,13 +67,15 @@ def benchmark(text: str) -> Benchmark | None:
         raise ValueError(f"the benchmark {name} can't be chosen by date: name it without {at}{dates}")
     first, last = _range(dates)
     # Names of sets become names of files.
-    called = f"{name}-{first.isoformat()}-{last.isoformat()}"
+    since = f"-{first}" if first != _BEGINNING else "-until"
+    called = f"{name}{since}-{last if last != _END else 'on'}"
     select = {entry["dated"]["column"]: (first, last)}
     return Benchmark(called, {**source, "preset": entry["dated"]["preset"], "name": called, "select": select}, protocol)
 
 
 def source(text: str) -> dict[str, Any]:
-    """The settings of the source of a benchmark.
+    """The settings of the source of a benchmark, called as its preset is unless it has dates: a run may well train on
+    `gsm8k` and be measured on `gsm8k-test`.
 
     Raises:
         ValueError: there is none of this name.
@@ -80,7 +83,7 @@ def source(text: str) -> dict[str, Any]:
     found = benchmark(text)
     if found is None:
         raise ValueError(f"there is no benchmark {text!r}; {did_you_mean(text, names())}")
-    return dict(found.source)
+    return {key: value for key, value in found.source.items() if key != "name" or found.name not in names()}
 
 
 def _range(text: str) -> tuple[date, date]:
@@ -88,7 +91,7 @@ def _range(text: str) -> tuple[date, date]:
     begin, end = _day(first, last=False), _day(last, last=True)
     if not dots or not (first or last) or (first and begin is None) or (last and end is None):
         raise ValueError(f"{text!r} is no range of dates: write it like 2024-08..2025-01 or 2024-08-15..2025-01-31")
-    begin, end = begin or date(1970, 1, 1), end or date(9999, 12, 31)
+    begin, end = begin or _BEGINNING, end or _END
     if begin > end:
         raise ValueError(f"{text!r} ends before it starts: swap its dates")
     return begin, end

@@ -26,7 +26,7 @@ from vibethinker.data.readers import Bad, files_of, read_rows
 from vibethinker.data.schema import Problem
 from vibethinker.data.settings import Columns, DataFile, Decontamination
 from vibethinker.data.sources import TEXT_COLUMNS, Read, read_all, resolve
-from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.errors import ConfigurationError, DataError, InfrastructureError
 from vibethinker.messages import did_you_mean
 from vibethinker.settings import CODE_DOMAIN
 
@@ -110,7 +110,11 @@ def _load(name: str, config: Config, columns: Mapping[str, str] | None) -> tuple
     found = _benchmark(said)
     if found is not None and (equals or not Path(name).exists()):
         place = {"path": str(Path(copy).expanduser().absolute())} if equals else {}
-        return found.name, _from_source(DataFile.model_validate({**found.source, **place}), config, found.protocol)
+        file = DataFile.model_validate({**found.source, **place})
+        try:
+            return found.name, _from_source(file, config, found.protocol)
+        except InfrastructureError as error:
+            raise InfrastructureError(f"{str(error).rstrip('.')}; a copy is named by {said}=PATH.") from error
     path = Path(name)
     if path.exists() or path.suffix != "":
         return _stem(path), read_set(path, columns)

@@ -19,7 +19,7 @@ import numpy as np
 from vibethinker.errors import ConfigurationError, DataError
 
 RESAMPLES = 10_000
-FLIPS = 19_999
+FLIPS = 9_999
 _EXACT = 14  # differences of which all sign patterns are looked at
 _EQUAL = 1e-9  # sums that differ by less are one, but for rounding
 CONFIDENCE = 0.95
@@ -124,8 +124,10 @@ def sign_flip(differences: Sequence[float], seed: int = 0, flips: int = FLIPS) -
     block = max(1, _BLOCK // telling.size)
     beyond, equal = 0, 1  # the observed signs are one of the patterns
     for start in range(0, flips, block):
-        signs = generator.integers(0, 2, (min(block, flips - start), telling.size), dtype=np.int8)
-        found = _counted((1.0 - 2.0 * signs) @ telling, observed)
+        count = min(block, flips - start)
+        bits = np.frombuffer(generator.bytes(-(-count * telling.size // 8)), dtype=np.uint8)
+        turned = np.unpackbits(bits, count=count * telling.size).reshape(count, telling.size)
+        found = _counted(telling.sum() - 2 * (turned.astype(np.float64) @ telling), observed)
         beyond, equal = beyond + found[0], equal + found[1]
     return (beyond + equal / 2) / (flips + 1)
 

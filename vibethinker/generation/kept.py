@@ -94,12 +94,12 @@ def sampler(
     """
     check_model_folder(folder)
     tokenizer = load_tokenizer(base if is_adapter(folder) and base is not None else folder)
+    engine = engine_label(execution)
     if kept is None:
-        yield KeptEngine(lambda: engines.at(folder, base), tokenizer)
+        yield KeptEngine(lambda: engines.at(folder, base), tokenizer, engine=engine)
         return
     digest = model_digest(folder, base if is_adapter(folder) else None)
     with ReplyStore(kept / f"{digest[:16]}.sqlite") as store:
-        engine = engine_label(execution)
         yield KeptEngine(lambda: engines.at(folder, base), tokenizer, store, digest, engine, only_kept)
 
 
