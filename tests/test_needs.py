@@ -111,7 +111,8 @@ def test_the_plan_command_tells_warnings_and_what_was_learned(tmp_path: Path) ->
     assert "specialist-algebra starts with spectrum.sft.micro_tokens=2560, since more has run out" in done.stdout
     large = ["--profile", "vibethinker-3b", "--set", "execution.gpu=RTX4090"]
     done = subprocess.run([*command, *large], capture_output=True, text=True, check=True)
-    assert "Warning: specialist-algebra (and 4 like it) needs about " in done.stdout
+    # The five specialists, their second stages and the distilled model.
+    assert "Warning: specialist-algebra (and 10 like it) needs about " in done.stdout
 
 
 def test_steps_with_the_same_trouble_are_told_together() -> None:
@@ -127,7 +128,7 @@ def test_every_profile_has_a_forecast_of_every_step(tmp_path: Path, profile: str
     for step in plan.steps:
         parts = forecast(plan, step, Place("card", 80 << 30, True)).parts
         assert bool(parts) == (
-            step.kind in ("specialist", "probe", "signal", "evaluation", "base")
+            step.kind in ("specialist", "solutions", "probe", "signal", "distilled", "evaluation", "base")
             and (step.kind != "base" or profile in ("micro", "tiny"))
         )
         assert all(value >= 0 for value in parts.values())
