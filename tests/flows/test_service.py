@@ -210,13 +210,13 @@ def test_a_run_is_cancelled_and_one_that_fails_says_why(service: Service, tmp_pa
     sources = {"train": [{"path": str(bad)}], "evaluation": [{"path": str(bad), "name": "held-out"}]}
     failing = service.start({**SMALL, "data": {"source": "files", **sources}}, job_variables=QUICK)
     cancelled = service.start(SMALL)
-    until(lambda: "RUNNING" in {t["state_type"] for t in service.api.task_runs(cancelled).values()}, 120)
+    until(lambda: "RUNNING" in {t["state_type"] for t in service.api.task_runs(cancelled).values()}, 300)
     assert any("vibethinker.worker" in process.cmdline() for process in service.processes_of(cancelled))
     body = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     httpx.post(f"{service.api.url}/flow_runs/{cancelled}/set_state", json=body, timeout=30)
     until(lambda: not service.processes_of(cancelled), 40)
-    assert service.ended(cancelled, 120)["state_type"] == "CANCELLED"
-    failed = service.ended(failing, 120)
+    assert service.ended(cancelled, 300)["state_type"] == "CANCELLED"
+    failed = service.ended(failing, 300)
     assert failed["state_type"] == "FAILED"
     assert "can't be used" in failed["state"]["message"]
     logs = service.logs(failing)
