@@ -19,7 +19,7 @@ run: $(VENV)/installed-dev
 test: $(VENV)/installed-dev lint check-constraints
 	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
-# What needs neither a server nor a training, in about a minute.
+# What needs neither a server nor a training.
 test-quick: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not (service or gpu or slow or long)" -n 2 --dist loadfile
 

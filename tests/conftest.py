@@ -12,7 +12,7 @@ import pytest
 from tests.distribution import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401 (hooks)
 from tests.slack import Slack, listening
 
-# Tiny models are no faster by more threads, and threads that wait for one another are slow where others compute too: of
+# Tiny models gain little by more threads, and threads that wait for one another are slow where others compute too: of
 # test_trainer.py, on two busy cores, 61 s of CPU time became 19. Steps have as many threads as their settings say.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
