@@ -10,15 +10,17 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-# In tests/flows; who uses these fixtures of tests/flows/conftest.py.
+# In tests/flows; who uses these fixtures of tests/flows/conftest.py, in this order: test_pipeline looks at the run
+# before others have begun further ones in its workspace.
 SHARING = {
-    "micro": ("test_approvals", "test_disk", "test_faults", "test_pipeline", "test_security", "test_storage"),
+    "micro": ("test_pipeline", "test_faults", "test_approvals", "test_security", "test_disk", "test_storage"),
     "api": (
         "test_automations", "test_data", "test_databases", "test_interruption", "test_leases", "test_outages",
         "test_retrying", "test_worker",
     ),
 }  # fmt: skip
 _GROUPS = {f"tests/flows/{file}.py": fixture for fixture, files in SHARING.items() for file in files}
+_PLACES = {file: place for place, file in enumerate(_GROUPS)}
 
 
 class Distribution(LoadFileScheduling):
@@ -39,12 +41,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Distribut
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of whole files, those with a server first and then slow ones; in one process the usual order stays."""
+    """Of whole files, those that share a fixture first, then others with a server, then slow ones; in one process the
+    usual order stays."""
     if not hasattr(config, "workerinput"):
         return
     ranks: dict[str, int] = {}
     for item in items:
         rank = next((i for i, name in enumerate(("service", "slow")) if item.get_closest_marker(name)), 2)
-        file = item.nodeid.partition("::")[0]
-        ranks[file] = min(rank, ranks.get(file, rank))
-    items.sort(key=lambda item: ranks[item.nodeid.partition("::")[0]])
+        ranks[_file(item)] = min(rank, ranks.get(_file(item), rank))
+    items.sort(key=lambda item: (_PLACES.get(_file(item), len(_PLACES)), ranks[_file(item)]))
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]

@@ -50,7 +50,7 @@ def command(workspace: Path, rate: str, *words: str) -> list[str]:
 
 def waiting(api: Api, run: subprocess.Popen[Any], key: str) -> tuple[dict[str, Any], str]:
     """The flow run that is paused at this key, and what the person is shown."""
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while time.monotonic() < limit and run.poll() is None:
         for flow_run in api.filter("flow_runs", flow_runs={"state": {"type": {"any_": ["PAUSED"]}}}):
             asked = {"prefix": f"{flow_run['state_name'].lower()}-{key}", "limit": 10}
@@ -109,7 +109,7 @@ def test_a_run_asks_before_the_signal_phase_and_ends_by_a_no(api: Api, micro: Fi
         assert f"/runs/flow-run/{flow_run['id']}|Prefect>" in slack.texts()[0]
         assert answer(api, flow_run, approve="perhaps").json()["status"] != "ACCEPT"
         answer(api, flow_run, approve=False, by="Bob", note="No better than the base")
-        printed = run.communicate(timeout=120)[0]
+        printed = run.communicate(timeout=300)[0]
         assert run.returncode == 1
     assert f"signal-2: waits for approval in http://127.0.0.1:{httpx.URL(api.url).port}/runs/flow-run/" in printed
     assert "The signal phase was rejected by Bob (No better than the base): start the run again" in printed
@@ -132,7 +132,7 @@ def test_a_run_asks_before_its_model_is_registered_and_goes_on_by_a_yes(api: Api
         folder = newest(micro.workspace)
         assert '"op": "model"' not in (folder / "tracking.jsonl").read_text()
         answer(api, flow_run, approve=True, by="Ada")
-        printed = run.communicate(timeout=120)[0]
+        printed = run.communicate(timeout=300)[0]
         assert run.returncode == 0, printed
     [ended] = api.filter("flow_runs", flow_runs={"id": {"any_": [flow_run["id"]]}})
     assert ended["state_type"] == "COMPLETED"
@@ -149,12 +149,12 @@ def test_a_run_that_is_started_again_asks_only_what_was_answered_by_no(api: Api,
     with started(environ, *words) as run:
         answer(api, waiting(api, run, "signal-0")[0], approve=True)
         answer(api, waiting(api, run, "promotion-0")[0], approve=False)
-        assert "The registration of the final model in MLflow was rejected" in run.communicate(timeout=120)[0]
+        assert "The registration of the final model in MLflow was rejected" in run.communicate(timeout=300)[0]
         assert run.returncode == 1
     assert versions(micro.workspace) == before
     with started(environ, *words) as run:
         answer(api, waiting(api, run, "promotion-1")[0], approve=True)
-        printed = run.communicate(timeout=120)[0]
+        printed = run.communicate(timeout=300)[0]
         assert run.returncode == 0, printed
     assert versions(micro.workspace) == before + 1
     folder = newest(micro.workspace)

@@ -57,7 +57,7 @@ def interrupted(workspace: Path, api: Api, number: int, after: int, again: bool 
         if again:
             time.sleep(0.5)
             run.send_signal(number)
-        assert run.wait(timeout=60) == 130
+        assert run.wait(timeout=200) == 130
         assert psutil.wait_procs(below, timeout=10)[1] == []
         printed.seek(0)
         return printed.read()
