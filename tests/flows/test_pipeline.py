@@ -109,7 +109,7 @@ def test_no_held_out_problem_is_in_a_training_set(micro: Finished) -> None:
     assert not held_out & trained
 
 
-def test_mlflow_has_a_parent_run_a_child_a_step_and_the_final_model(micro: Finished) -> None:
+def test_mlflow_has_a_parent_run_a_child_a_step_and_the_final_model(micro: Finished, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{micro.workspace / 'mlflow.db'}")
@@ -127,8 +127,10 @@ def test_mlflow_has_a_parent_run_a_child_a_step_and_the_final_model(micro: Finis
     steps = {s["id"]: s["fingerprint"] for s in micro.plan["steps"]}
     assert {f"vibethinker.fingerprint.{i}": f for i, f in steps.items()}.items() <= parent.data.tags.items()
     for step in ("signal-1", "evaluation-signal-2"):
-        table = client.load_table(experiment.experiment_id, "generations.json", [children[step].info.run_id])
-        assert set(table["sort"]) & {"good", "bad", "disputed"}
+        table = json.loads(
+            Path(client.download_artifacts(children[step].info.run_id, "generations.json", str(tmp_path))).read_text()
+        )
+        assert {row[table["columns"].index("sort")] for row in table["data"]} & {"good", "bad", "disputed"}
     assert children["signal-1"].data.params["objective.group_size"] == "4"
     assert {"p_histogram/00 of 4", "p_histogram/04 of 4", "engine_gap"} <= children["signal-1"].data.metrics.keys()
     assert "system/disk_usage_percentage" in parent.data.metrics
