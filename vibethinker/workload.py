@@ -110,7 +110,7 @@ def computes(step: Step) -> bool:
         )
     if step.kind == "base":
         return step.settings["base_model"]["source"] == "embedded"
-    if step.kind == "fusion":
+    if role_of(step) == "fusion":
         return "probing" in step.settings
     return step.kind != "import" and role_of(step) != "report"
 

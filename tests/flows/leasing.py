@@ -15,7 +15,7 @@ from typing import Any
 
 from flows.display import Lines
 from tasks import leases, session
-from vibethinker import config, needs
+from vibethinker import config, needs, workload
 from vibethinker.errors import VibeThinkerError
 from vibethinker.plan import Plan, Step
 
@@ -31,7 +31,7 @@ def step(number: int, role: str, seconds: float) -> Step:
 
 def main(workspace: str, asked: dict[str, Any]) -> None:
     """Execute all the steps at once, each in its own thread, as tasks do."""
-    session.role_of = needs.role_of = lambda one: one.settings["role"]
+    session.role_of = needs.role_of = workload.role_of = lambda one: one.settings["role"]
     leases.LEASE_SECONDS = float(os.environ.get("LEASE_SECONDS", leases.LEASE_SECONDS))
     overrides = [f"worker.env={{PYTHONPATH: '{ROOT}'}}", *asked.get("overrides", [])]
     settings = config.load("micro", overrides=overrides, environ={})
