@@ -156,7 +156,7 @@ def test_the_step_measures_every_checkpoint_and_the_chosen_one_again(probe):
     ]
     assert emitter.positions == sorted(emitter.positions) and emitter.positions[-1] == (32, 32)
     *measured, (_, verified) = emitter.steps
-    names = ["pass@1", "pass@2", "pass@4", "tokens_per_second"]
+    names = ["generated_tokens", "pass@1", "pass@2", "pass@4", "tokens_per_second"]
     assert measured == [(1, names), (2, names)]
     assert {"verifier/math/no_answer", "verifier/math/seconds_p95"} <= set(verified)
 

@@ -61,7 +61,8 @@ def chosen(groups: Sequence[Group]) -> list[Group]:
     for distance in (1.0, 0.0, 0.5):
         near = [i for i in range(len(groups)) if abs(shares[i] - distance) < 0.5]
         if near:
-            found.add(min(near, key=lambda i: (abs(shares[i] - distance), i)))
+            # Rounded, as 1/3 and 2/3 are equally far from 1/2.
+            found.add(min(near, key=lambda i: (round(abs(shares[i] - distance), 9), i)))
     return [groups[i] for i in sorted(found)]
 
 

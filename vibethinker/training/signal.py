@@ -35,7 +35,7 @@ from vibethinker.artifacts import write_json
 from vibethinker.data.prompts import all_prompt_ids
 from vibethinker.data.schema import Problem
 from vibethinker.errors import DataError
-from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, scores
+from vibethinker.evaluation.measuring import Outcome, derived_seed, measure, scores, votes
 from vibethinker.generation import Engine
 from vibethinker.generation.opening import engine_name, open_engine
 from vibethinker.models import load_model, load_tokenizer, seed_everything, set_threads
@@ -310,7 +310,8 @@ class SignalTraining:
             execution = self.context.execution
             self.engine = open_engine(self.context.output, execution=execution, tokenizer=self.tokenizer, model=model)
         outcomes = self._measure(problems, size, "validation", self.stage.steps)
-        return scores(outcomes, self._sampling(size), self.grader)
+        sampling = self._sampling(size)
+        return scores(outcomes, sampling, votes(outcomes, sampling, self.grader))
 
     def _measure(self, problems: Sequence[Problem], samples: int, purpose: str, step: int) -> list[Outcome]:
         def progress(done: int, total: int, text: str) -> None:
