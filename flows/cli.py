@@ -70,7 +70,7 @@ def experiment(
 ) -> None:  # fmt: skip
     """Compare arms of the recipe with a control over several seeds; run again, it resumes.
 
-    Example: vibethinker experiment docs/examples/mgpo-study.yaml --dry-run
+    Example: vibethinker experiment docs/studies/mgpo.yaml --dry-run
     """
     from vibethinker.experiments import design, planning, report, study
 

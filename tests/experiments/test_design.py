@@ -140,3 +140,17 @@ def test_two_arms_of_one_name_in_a_file_are_refused(tmp_path: Path):
 def test_the_studies_of_the_docs_can_be_planned(tmp_path: Path, file: Path):
     found = make(read(file), tmp_path)
     assert len(found.cells) == len(found.arms) * len(found.design.seeds)
+
+
+STUDIES = sorted((Path(__file__).parents[2] / "docs" / "studies").glob("*.yaml"))
+
+
+def test_the_documentation_has_studies():
+    assert {file.stem for file in STUDIES} == {"mgpo", "spectrum"}
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_study_of_the_documentation_is_valid(file: Path, tmp_path: Path):
+    found = make(read(file), tmp_path)
+    assert found.design.name == file.stem
+    assert len(found.cells) == len(found.arms) * len(found.design.seeds)

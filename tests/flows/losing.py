@@ -65,5 +65,5 @@ def saved(workspace: Path) -> int:
 def computed(run: Path) -> list[int]:
     """Which updates of the first stage were computed, in whatever process, in order."""
     told = [json.loads(line) for line in (run / "tracking.jsonl").read_text().splitlines()]
-    rows = [one for one in told if one["op"] == "metrics" and one["step"] == "signal-1" and one["at"]]
+    rows = [one for one in told if one["op"] == "metrics" and one.get("step") == "signal-1" and one["at"]]
     return [row["at"] for row in rows if any("tokens_per_second" in name for name in row["values"])]
