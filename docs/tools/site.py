@@ -21,7 +21,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "deployments/README.md": "deployments.md",
 }
-FILES = ("LICENSE", "benchmarks/*.py", "benchmarks/results/*.json", "examples/*.py")
+FILES = ("LICENSE", "benchmarks/*.py", "benchmarks/results/*.json", "examples/*.toml", "examples/*/*.py")
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 
 
