@@ -74,7 +74,13 @@ def _row(name: str, field: FieldInfo) -> str:
     unit = f" ({extra['unit']})" if extra.get("unit") else ""
     how = ", *how*" if extra.get("execution") else ""
     values = ", ".join([_type(field.annotation), *_bounds(field)])
-    cells = [f"`{name}`", f"{field.description or ''}{unit}", values, _default(field), f"{extra.get('source', '')}{how}"]
+    cells = [
+        f"`{name}`",
+        f"{field.description or ''}{unit}",
+        values,
+        _default(field),
+        f"{extra.get('source', '')}{how}",
+    ]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 

@@ -1,7 +1,7 @@
 """Draws the recipe with the curves of a run: `python -m docs.tools.picture WORKSPACE docs/images/recipe.svg`.
 
-Six plots of the newest run's report in one SVG, in the order in which the recipe goes. It loads nothing, and is light or
-dark as the reader's system is. Left out: stages after the second.
+Six plots of the newest run's report in one SVG, in the order in which the recipe goes. It loads nothing, and is light
+or dark as the reader's system is. Left out: stages after the second.
 """
 
 from __future__ import annotations

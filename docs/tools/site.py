@@ -43,7 +43,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def turned(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[1]))
-        place = PAGES.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else f"repository/{target}")
+        place = PAGES.get(target) or (
+            target.removeprefix("docs/") if target.startswith("docs/") else f"repository/{target}"
+        )
         if files.get_file_from_path(place) is None:
             return found[1]
         return posixpath.relpath(place, posixpath.dirname(here) or ".")

@@ -31,7 +31,11 @@ def page(request: pytest.FixtureRequest) -> list[str]:
 
 
 def execute(text: str, folder: Path, environ: Mapping[str, str]) -> None:
-    paths = [str(Path(sys.executable).parent), *([str(postgres.programs())] if postgres.programs() else []), os.environ["PATH"]]
+    paths = [
+        str(Path(sys.executable).parent),
+        *([str(postgres.programs())] if postgres.programs() else []),
+        os.environ["PATH"],
+    ]
     done = subprocess.run(
         ["bash", "-c", f"set -euo pipefail\n{text}"], cwd=folder, env={**environ, "PATH": ":".join(paths)},
         capture_output=True, text=True, check=False,

@@ -24,7 +24,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "deployments/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-_MARK = re.compile(r"<!--\s*(run|run: long|run by|not run)(?::\s*(.*?))?\s*-->", re.DOTALL)
+_MARK = re.compile(r"<!--\s*(run: long|run by|not run|run)(?::\s*(.*?))?\s*-->", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<([a-z][a-z -]*)>")
 _ASSIGNMENT = re.compile(r"\w+=")
 _ENDS = {"&&", "||", ";", "|", "&"}

@@ -18,14 +18,17 @@ import yaml
 from tests.docs.blocks import PAGES, ROOT, Block, blocks, commands
 from vibethinker import config as configuration
 from vibethinker.cli import cli
+from vibethinker.experiments.design import Design
+from vibethinker.settings import Objective
 
 ALL = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in ALL if block.language == "sh"]
+OBJECTIVES = {"grpo", "mgpo", "dr_grpo", "dapo", "gspo", "grpo_kl"}  # of docs/objectives.md
 # What a block may call beside this project's own command.
-OTHERS = set(
-    "cat cd cp createdb curl docker echo export git head hf kill kubectl llama-quantize ls make mkdir mlflow mv openssl "
-    "pg_dump pg_dumpall pg_restore pip prefect psql python ray rm sed sqlite3 systemctl tail tar vllm".split()
-)
+OTHERS = {
+    ".", "cat", "cd", "cp", "createdb", "docker", "export", "git", "head", "hf", "kubectl", "make", "mkdir", "mlflow",
+    "pg_dump", "pg_restore", "pip", "prefect", "python", "rm", "sed", "sqlite3", "tail", "tar", "true",
+}  # fmt: skip
 FOLDERS = ("benchmarks", "deployments", "docs", "examples", "flows", "tasks", "tests")
 LINKED = (*FOLDERS, "Makefile", "prefect.yaml", "pyproject.toml")  # what a page's blocks find in their folder
 
@@ -52,7 +55,7 @@ def test_commands_and_files_of_a_block_exist(block: Block) -> None:
     for words in commands(block.text):
         program = words[0]
         if program == "vibethinker":
-            _parse(words[1:])
+            _parse(words[1:], settings=not block.mark.startswith("run"))
             continue
         assert program in OTHERS, f"{block}: {program!r} is no command that the pages use"
         if program == "make":
@@ -62,7 +65,8 @@ def test_commands_and_files_of_a_block_exist(block: Block) -> None:
         if words[:2] == ["python", "-m"]:
             assert words[2] == "vibethinker" or find_spec(words[2]), f"{block}: {words[2]}"
         if words[:3] == ["prefect", "deployment", "run"]:
-            assert words[3].partition("/")[2] in _deployments(), f"{block}: {words[3]}"
+            name = words[3].partition("/")[2]
+            assert name in _deployments() or f"--name {name} " in block.text, f"{block}: {words[3]}"
             continue
         for word in words[1:]:
             if word.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and not _is_made(block, word):
@@ -75,8 +79,14 @@ def test_what_a_block_holds_is_of_its_language(block: Block) -> None:
         compile(block.text, str(block), "exec")
     elif block.language == "json":
         assert [json.loads(line) for line in block.text.splitlines()]
-    elif (values := yaml.safe_load(block.text)).keys() & configuration.Config.model_fields.keys():
+    elif "arms" in (values := yaml.safe_load(block.text)):
+        Design.model_validate(values)
+    elif values.keys() & configuration.Config.model_fields.keys():
         configuration.load(partial=values, environ={})
+    else:
+        assert set(values) == OBJECTIVES, f"{block}: neither settings nor an experiment, nor objectives"
+        for objective in values.values():
+            Objective.model_validate(objective)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.mark == "run" for b in blocks(p))], ids=lambda p: p.name)
@@ -85,7 +95,9 @@ def test_the_short_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.mark == "run: long" for b in blocks(p))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b.mark == "run: long" for b in blocks(p))], ids=lambda p: p.name
+)
 def test_all_blocks_of_a_page_that_trains_run(page: Path, tmp_path: Path) -> None:
     _run([block for block in blocks(page) if block.mark.startswith("run") and block.mark != "run by"], tmp_path)
 
@@ -102,10 +114,19 @@ def _run(given: list[Block], folder: Path) -> None:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
     here = {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("VIBETHINKER_", "PREFECT_", "MLFLOW_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("VIBETHINKER_", "PREFECT_", "MLFLOW_"))
+    }
     script = "\n".join(["set -euo pipefail", *(_shell(block) for block in given)])
     done = subprocess.run(
-        [shutil.which("bash") or "bash", "-c", script], cwd=folder, env=kept | here, capture_output=True, text=True, check=False
+        [shutil.which("bash") or "bash", "-c", script],
+        cwd=folder,
+        env=kept | here,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
@@ -114,8 +135,8 @@ def _shell(block: Block) -> str:
     return block.text if block.language == "sh" else f"python - <<'PYTHON'\n{block.text}\nPYTHON"
 
 
-def _parse(words: list[str]) -> None:
-    """Have click take the words apart, and see whether the settings among them hold."""
+def _parse(words: list[str], *, settings: bool) -> None:
+    """Have click take the words apart, and see whether the settings among them hold, where nothing runs them."""
     command: click.Command = cli
     context = click.Context(cli)
     while isinstance(command, click.Group):
@@ -127,7 +148,7 @@ def _parse(words: list[str]) -> None:
         return
     given = command.make_context(command.name, words, parent=context.parent).params
     file = given.get("file")
-    if "overrides" in given and "profile" in given and (file is None or (ROOT / str(file)).exists()):
+    if settings and "overrides" in given and "profile" in given and (file is None or (ROOT / str(file)).exists()):
         path = ROOT / str(file) if file else None
         configuration.load(given["profile"], path, given["overrides"], environ={"DATA_DIR": "data"})
 
