@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from vibethinker.config import ENVIRONMENT, WORKSPACE_VARIABLES, Config
+from vibethinker.plugins import BUILT_IN, Named
 
 PAGE = Path(__file__).parents[1] / "configuration.md"
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "entries ≥"}
@@ -73,7 +74,8 @@ def _row(name: str, field: FieldInfo) -> str:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     unit = f" ({extra['unit']})" if extra.get("unit") else ""
     how = ", *how*" if extra.get("execution") else ""
-    values = ", ".join([_type(field.annotation), *_bounds(field)])
+    kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    values = ", ".join([_type(kind), *_bounds(field)])
     cells = [
         f"`{name}`",
         f"{field.description or ''}{unit}",
@@ -89,7 +91,8 @@ def _type(annotation: Any) -> str:
     if origin is Literal:
         return " · ".join(f"`{value}`" for value in inner)
     if origin is Annotated:
-        return _type(inner[0])
+        groups = [BUILT_IN[mark.group] for mark in inner[1:] if isinstance(mark, Named)]
+        return " · ".join(f"`{name}`" for name in groups[0]) + ", or a plugin's" if groups else _type(inner[0])
     if origin in (Union, types.UnionType):
         return " or ".join("null" if one is type(None) else _type(one) for one in inner)
     if origin in (tuple, list):
