@@ -118,12 +118,17 @@ def _run(given: list[Block], folder: Path) -> None:
     for name in LINKED:
         if (ROOT / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    here = {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("VIBETHINKER_", "PREFECT_", "MLFLOW_"))
+    installed = str(folder / "installed")  # where a page's pip installs, and Python finds it
+    here = {
+        "HOME": str(folder),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": installed,
+        "PIP_TARGET": installed,
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "1",
     }
+    others = ("VIBETHINKER_", "PREFECT_", "MLFLOW_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     script = "\n".join(["set -euo pipefail", *(_shell(block) for block in given)])
     done = subprocess.run(
         [shutil.which("bash") or "bash", "-c", script],
