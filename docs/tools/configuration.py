@@ -36,7 +36,10 @@ computes, so it is in no fingerprint: changing it makes nothing run again.
 
 def page() -> str:
     """The whole page."""
-    parts = [_HEAD, *(_section(path, model) for path, model in _models(Config, ""))]
+    parts, first = [_HEAD], dict[type[BaseModel], str]()
+    for path, model in _models(Config, ""):
+        parts.append(_section(path, model) if model not in first else f"## {path}\n\nAs `{first[model]}`.\n")
+        first.setdefault(model, path)
     return "\n".join([*parts, _environment()])
 
 
@@ -55,9 +58,9 @@ def _inner(annotation: Any, many: str = "") -> Iterator[tuple[type[BaseModel], s
     elif (origin := get_origin(annotation)) is Annotated:
         yield from _inner(get_args(annotation)[0], many)
     elif origin in (tuple, list):
-        yield from _inner(get_args(annotation)[0], many + ".<n>")
+        yield from _inner(get_args(annotation)[0], many + ".N")
     elif origin is dict:
-        yield from _inner(get_args(annotation)[1], many + ".<name>")
+        yield from _inner(get_args(annotation)[1], many + ".NAME")
     elif origin in (Union, types.UnionType):
         for one in get_args(annotation):
             yield from _inner(one, many)
@@ -76,13 +79,8 @@ def _row(name: str, field: FieldInfo) -> str:
     how = ", *how*" if extra.get("execution") else ""
     kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     values = ", ".join([_type(kind), *_bounds(field)])
-    cells = [
-        f"`{name}`",
-        f"{field.description or ''}{unit}",
-        values,
-        _default(field),
-        f"{extra.get('source', '')}{how}",
-    ]
+    source = "" if values.startswith("section") else str(extra.get("source", ""))
+    cells = [f"`{name}`", f"{field.description or ''}{unit}", values, _default(field), f"{source}{how}".lstrip(", ")]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
 
