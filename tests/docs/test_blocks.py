@@ -94,6 +94,7 @@ def test_what_a_block_holds_is_of_its_language(block: Block) -> None:
             Objective.model_validate(objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.mark == "run" for b in blocks(p))], ids=lambda p: p.name)
 def test_the_short_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     _run([block for block in blocks(page) if block.mark == "run"], tmp_path)
@@ -111,6 +112,15 @@ def test_commands_in_running_text_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"`vibethinker ([a-z][a-z-]*)\b[^`]*`", page.read_text(encoding="utf-8")):
             assert cli.get_command(click.Context(cli), name), f"{page}: there is no command {name}"
+
+
+def test_files_in_running_text_exist() -> None:
+    named = re.compile(rf"(?<![\w/.])(?:{'|'.join((*FOLDERS, 'vibethinker'))})/[\w./-]+\.(?:py|yaml|md|json|sh|txt)\b")
+    for page in PAGES:
+        for path in named.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists() or (page.parent / path).exists(), (
+                f"{page.relative_to(ROOT)} names {path}, which isn't there"
+            )
 
 
 def _run(given: list[Block], folder: Path) -> None:
