@@ -1,3 +1,5 @@
+"""The reference of all settings is that of the models."""
+
 from __future__ import annotations
 
 from docs.tools import configuration

@@ -25,7 +25,7 @@ def test_the_picture_has_the_recipe_s_phases_with_their_curves(tmp_path: Path) -
         "Signal: MGPO on code",
         "What it achieved",
     ]
-    lines = [element for element in root.iter(f"{SVG}polyline")]
+    lines = list(root.iter(f"{SVG}polyline"))
     assert len(lines) == 2 * len(DOMAINS) + 2, "training and probing of each domain, and each stage"
     fused = next(m for m in report["models"] if m["id"] == "fusion")["means"]["math"]["pass@8"]["value"]
     assert f"{fused * 100:.1f} %" in texts
