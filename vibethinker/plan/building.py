@@ -80,7 +80,8 @@ class _Builder:
 
     def _add(
         self, id: str, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
-        outside: Mapping[str, Path] | None = None, named: Mapping[str, Any] | None = None, **shown: str | None,
+        outside: Mapping[str, Path] | None = None, named: Mapping[str, Any] | None = None,
+        domain: str | None = None, stage: str | None = None,
     ) -> str:  # fmt: skip
         inputs, outside = dict(inputs or {}), dict(outside or {})
         named = settings if named is None else named  # what the fingerprint covers
@@ -98,7 +99,9 @@ class _Builder:
             "outside": {said: _digest_outside(path) for said, path in sorted(outside.items())},
         }
         fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        self.steps[id] = Step(id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, **shown)
+        self.steps[id] = Step(
+            id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, domain, stage
+        )
         return id
 
     def _data(self) -> None:
@@ -193,8 +196,9 @@ class _Builder:
         return self._add(f"hard-{domain}", "specialist", {**settings, "hard": chosen}, inputs, domain=domain)
 
     def _solutions(
-        self, name: str, model: str, domains: Sequence[str], sampling: Hard | Distillation, **shown: str | None
-    ) -> str:
+        self, name: str, model: str, domains: Sequence[str], sampling: Hard | Distillation, *,
+        domain: str | None = None, stage: str | None = None,
+    ) -> str:  # fmt: skip
         """A model's own solutions of the training problems."""
         asked = sampling.model_dump(include={"samples", "temperature", "top_p", "max_tokens"})
         settings = {
@@ -203,7 +207,8 @@ class _Builder:
             "model": model,
             "evaluation": Evaluation(k=(1,), **asked).semantic(),
         }
-        return self._add(f"solutions-{name}", "solutions", settings, {"model": model, "data": "data"}, **shown)
+        inputs = {"model": model, "data": "data"}
+        return self._add(f"solutions-{name}", "solutions", settings, inputs, domain=domain, stage=stage)
 
     def _signal(self) -> list[str]:
         models = ["fusion"]

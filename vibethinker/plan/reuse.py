@@ -58,7 +58,8 @@ def states(
 def reuse_warnings(states: Mapping[str, StepState]) -> list[str]:
     """What to know of reused outputs: a sentence for each library whose version differs from the one that made them,
     and for each training that diverged and was rolled back, whose rates aren't those of its settings."""
-    now, changed = versions(), {}
+    now = versions()
+    changed: dict[tuple[str, str], list[str]] = {}
     rolled_back = {id: state.artifact.metrics for id, state in states.items() if state.artifact}
     for step_id, state in states.items():
         for name, version in (state.artifact.manifest.get("versions", {}) if state.artifact else {}).items():
