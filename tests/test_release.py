@@ -63,7 +63,7 @@ class Installed:
 
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a program of the environment to its end, without the settings of whoever runs the tests."""
-        theirs = ("PREFECT_", "MLFLOW_", "VIBETHINKER_", "PYTHONPATH")
+        theirs = ("PREFECT_", "MLFLOW_", "VIBETHINKER_", "PYTHON")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
         command = [self.scripts / program, *arguments]
         return subprocess.run(command, cwd=self.folder, env=environ, capture_output=True, text=True)
