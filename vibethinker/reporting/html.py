@@ -153,7 +153,10 @@ def _cell(value: Mapping[str, float], gain: Mapping[str, Any] | None) -> dict[st
 
 def worse(report: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, str]]:
     """Every comparison in which the later model is worse, the surest first."""
-    lower = sorted((c for c in report["comparisons"] if c["difference"] < 0), key=lambda c: (c["high"], c["low"]))
+    lower = sorted(
+        (c for c in report["comparisons"] if c["difference"] < 0),
+        key=lambda c: (not c["significant"], c["high"], c["low"]),
+    )
     return [
         {
             "what": f"{names[c['candidate']]} against {names[c['baseline']]}",

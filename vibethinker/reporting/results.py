@@ -5,7 +5,7 @@ A *scope* is what a number is averaged over: one domain, `math`, `code`, or `all
 is the mean over their problems; where all domains have equally many, as generated ones do, that is the mean
 of the domains too. Every difference is paired by problem (vibethinker.evaluation.comparison).
 
-Left out: a correction for the number of comparisons; with dozens of 95 % intervals some exclude 0 by chance.
+Left out: a correction for the number of comparisons; of dozens some are significant by chance.
 """
 
 from __future__ import annotations
@@ -122,7 +122,8 @@ class Results:
                         "low": d.low,
                         "high": d.high,
                         "problems": d.problems,
-                        "significant": d.low > 0 or d.high < 0,
+                        "p": d.p,
+                        "significant": d.significant,
                     }
                 )
         return found
@@ -185,7 +186,7 @@ def _worse_at_the_end(results: Results, comparisons: Sequence[Mapping[str, Any]]
         worse = [
             f"{c['metric']} on {c['scope']} ({_points(c)})"
             for c in comparisons
-            if c["kind"] == kind and c["candidate"] == results.final and c["high"] < 0
+            if c["kind"] == kind and c["candidate"] == results.final and c["significant"] and c["difference"] < 0
         ]
         if worse:
             yield f"The final model is worse than the {what} model: {'; '.join(worse)}."
