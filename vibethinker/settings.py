@@ -305,6 +305,10 @@ class Stage(Settings):
     name: str = setting(..., "a short name, shown everywhere", pattern=r"^[a-z0-9][a-z0-9-]*$")
     context: int = setting(..., "prompt and completion together", unit="tokens", source="seed: MAX_SEQ_LENGTH_STAGE<n>")
     steps: int = setting(500, "updates", unit="steps", source="seed: SIGNAL_STEPS", ge=1)
+    rollouts: int | None = setting(
+        None, "rollouts in all, those of refills included, with which the stage ends even before `steps`; its last "
+        "update takes what is left. A multiple of batch_size; None: no such end", unit="rollouts", ge=1, later=True,
+    )  # fmt: skip
     reward: Literal["math", "code"] = setting("math", "verifier of the answers")
     domains: tuple[str, ...] | None = setting(None, "domains whose problems it trains on; None: those of its reward")
     train_data: str | None = setting(None, "a JSONL file of problems in place of the data step's")
