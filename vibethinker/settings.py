@@ -235,8 +235,9 @@ class Spectrum(Settings):
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
     )
     seed: int | None = setting(
-        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
-    )
+        None, "seed of specialists, probes, fusion and what follows; None: `seed`. Another one shares data and base "
+        "with other runs", ge=0,
+    )  # fmt: skip
     sft: Sft = setting(Sft, "supervised training")
     hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
     probing: Probing = setting(Probing, "checkpoint choice")
@@ -332,8 +333,8 @@ class Signal(Settings):
     """Phase 2."""
 
     seed: int | None = setting(
-        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
-        "comes before with other runs", ge=0,
+        None, "seed of the stages, of the evaluations of their models and of distillation; None: `spectrum.seed`, or "
+        "`seed`. Another one shares all that comes before with other runs", ge=0,
     )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")
