@@ -60,7 +60,9 @@ def test_a_step_that_was_measured_here_is_estimated_by_that(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "override",
     [
-        "base_model.embedded.hidden_size=48", "execution.slots=1", "base_model.precision=bfloat16",
+        "base_model.embedded.hidden_size=48",
+        "execution.slots=1",
+        "base_model.precision=bfloat16",
         "execution.threads=1",
     ],
 )

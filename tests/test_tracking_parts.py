@@ -120,7 +120,9 @@ def test_each_step_reads_its_own_part_of_the_data(tmp_path: Path) -> None:
     assert read("signal", domains=["algebra"], stage=stage, validation={}) == ["rl/algebra", "validation/algebra"]
     assert read("evaluation", sets=None) == ["evaluation/algebra", "evaluation/code"]
     assert read("evaluation", sets=["code"]) == ["evaluation/code"]
-    assert read("import", role="probe") == read("fusion") == []
+    assert read("import", role="probe") == read("fusion", domains=["code"]) == []
+    assert read("fusion", domains=["code"], probing={}) == ["probe/code", "validation/code"]
+    assert read("solutions", domains=["algebra"]) == ["rl/algebra"]
     mine = tmp_path / "mine.jsonl"
     mine.write_text("{}")
     [own] = of_step("signal", {"stage": stage | {"train_data": "mine.jsonl"}}, {"mine.jsonl": str(mine)}, None)

@@ -147,7 +147,11 @@ def test_the_champion_is_replaced_by_a_better_model_alone_and_why_is_recorded(cl
     assert held(client, name) == {CANDIDATE: "same", CHAMPION: "first"}
     promotion, why = said(client, name, "same")
     assert promotion == "kept"
-    assert why.startswith("It doesn't replace version 2: avg@8 ") and "300 problems" in why and why.endswith("no significant difference.")
+    assert (
+        why.startswith("It doesn't replace version 2: avg@8 ")
+        and "300 problems" in why
+        and why.endswith("no significant difference.")
+    )
     assert client.get_run(run).data.tags["vibethinker.promotion"] == why
     offered(name, "worse", 0.3)
     assert "significantly worse" in said(client, name, "worse")[1]

@@ -1,10 +1,10 @@
 """How long steps took before: what the manifests of a workspace say, and what follows for a step that is planned.
 
 A manifest's `seconds` and `work` (see `vibethinker.workload`) count where the conditions were the same and the step was
-made in one go, nothing of it by an earlier process. Preferred are measurements of the same step, then of the same kind. The seconds of phases that a
-training tells (generation, training, grading) grow with their tokens, what is beside them (loading, an engine's start,
-writing) doesn't; a step that tells no phases grows as a whole. Of several measurements the median counts, of the
-NEWEST alone, since libraries and machines change.
+made in one go, nothing of it by an earlier process. Preferred are measurements of the same step, then of the same
+kind. The seconds of phases that a training tells (generation, training, grading) grow with their tokens, what is beside
+them (loading, an engine's start, writing) doesn't; a step that tells no phases grows as a whole. Of several
+measurements the median counts, of the NEWEST alone, since libraries and machines change.
 """
 
 from __future__ import annotations

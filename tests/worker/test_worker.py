@@ -85,7 +85,9 @@ def test_what_its_inputs_take_to_be_read_is_part_of_a_step_s_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, now, passed = Store(tmp_path), time.monotonic, [0.0]
-    store.publish(store.staging("data", "d"), "data", "d", inputs={}, record={"metrics": {}, "seconds": 1.0})
+    staging = store.staging("data", "d")
+    (staging / "file").write_text("x")
+    store.publish(staging, "data", "d", inputs={}, record={"metrics": {}, "seconds": 1.0})
     read = Store.read_whole
 
     def slow(*named: Any) -> Artifact:

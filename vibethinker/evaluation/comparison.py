@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from vibethinker.errors import DataError
 from vibethinker.evaluation.estimators import paired_bootstrap, pass_at_k, sign_flip
 
-
 SIGNIFICANT = 0.05  # a p-value below it
 
 

@@ -118,7 +118,8 @@ def _use(gguf: str | None) -> str:
 def _scores(found: Found) -> Iterator[tuple[str, str, Mapping[str, float]]]:
     scores: dict[str, Mapping[str, Mapping[str, float]]] = {}
     for model in found.summary.get("models", ()):
-        if _published_as(Path(model["path"])) == _published_as(found.folder):  # one checkpoint may serve several domains
+        # One checkpoint may serve several domains.
+        if _published_as(Path(model["path"])) == _published_as(found.folder):
             scores |= model["scores"]
     for name, metrics in scores.items():
         for metric, score in metrics.items():

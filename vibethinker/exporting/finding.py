@@ -1,9 +1,9 @@
 """Which folder a user means by MODEL, and what the workspace knows of it.
 
 MODEL is a model or adapter folder, a published output with a model at its top level, or the id of a step of a run
-(`fusion`, `signal-2`, `distilled`). `specialist-<domain>` is the checkpoint that probing chose for the domain, whichever
-training it is of: the specialist's own, its second stage, or that of all domains together. Of a published one the run
-that made it is known, and with it configuration, scores and data.
+(`fusion`, `signal-2`, `distilled`). `specialist-<domain>` is the checkpoint that probing chose for the domain,
+whichever training it is of: the specialist's own, its second stage, or that of all domains together. Of a published one
+the run that made it is known, and with it configuration, scores and data.
 """
 
 from __future__ import annotations

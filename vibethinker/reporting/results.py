@@ -4,7 +4,8 @@ warnings.
 A *scope* is what a number is averaged over: one domain, `math`, `code`, `all`, or one benchmark, a set that isn't the
 domain of its name (as those of generated problems are). `math` is every problem that isn't code, in a domain that is
 trained or not, as AIME's. A mean over several domains is the mean over their problems; where all domains have equally
-many, as generated ones do, that is the mean of the domains too. Every difference is paired by problem (vibethinker.evaluation.comparison).
+many, as generated ones do, that is the mean of the domains too. Every difference is paired by problem
+(vibethinker.evaluation.comparison).
 
 Left out: a correction for the number of comparisons; of dozens some are significant by chance.
 """

@@ -2,8 +2,8 @@
 
 A candidate takes the champion's place only if it is better on the configured benchmark: of the problems that both were
 measured on, with the same settings and the same content, its share of right samples is higher, and significantly so by
-the paired sign-flip test (`vibethinker.evaluation.comparison`). The first that was measured has nobody to beat. What was
-decided, and why, is recorded on the version, also where the champion stays.
+the paired sign-flip test (`vibethinker.evaluation.comparison`). The first that was measured has nobody to beat. What
+was decided, and why, is recorded on the version, also where the champion stays.
 
 The outcomes that are compared lie beside the model as the run's artefact `evaluation/outcomes.jsonl`, so that a run on
 another machine can compare its own with them.
