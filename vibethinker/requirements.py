@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vibethinker import hardware, interpreter
 from vibethinker.config import Config
@@ -166,7 +167,7 @@ def _too_old(what: str, least: tuple[int, int], gpus: tuple[Gpu, ...], mend: str
             return
 
 
-def _interpreter(name: str, found: Mapping) -> Interpreter:
+def _interpreter(name: str, found: Mapping[str, Any]) -> Interpreter:
     return Interpreter(name, found["python"], found["packages"], found["cuda"])
 
 

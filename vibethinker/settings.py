@@ -27,9 +27,10 @@ class Settings(BaseModel):
 
 
 def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
-        child, key, said = getattr(model, name), field.alias or name, field.json_schema_extra or {}
+        child, key = getattr(model, name), field.alias or name
+        said = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         if said.get("execution") or (said.get("later") and child == field.get_default(call_default_factory=True)):
             continue
         if isinstance(child, BaseModel):
@@ -50,7 +51,7 @@ def setting(
     One that came `later`, and whose default is what was done before, is named in fingerprints only where it differs
     from it, so that what was made before stays valid.
     """
-    extra = {"unit": unit, "source": source, "execution": execution, "later": later}
+    extra: dict[str, Any] = {"unit": unit, "source": source, "execution": execution, "later": later}
     if callable(default):
         return Field(default_factory=default, description=text, json_schema_extra=extra, **kw)
     return Field(default, description=text, json_schema_extra=extra, **kw)

@@ -135,7 +135,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         faults.point("child.locked", step)
         started = time.monotonic()
         reading = partial(emitter.alive, "reading its inputs")
-        inputs = {role: store.read_whole(*named, reading) for role, named in request["inputs"].items()}
+        inputs = {role: store.read_whole(source, made, reading) for role, (source, made) in request["inputs"].items()}
         digests = {role: artifact.digest for role, artifact in inputs.items()}
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)

@@ -10,6 +10,7 @@ Where there is no such arc (the same or opposite directions, a tensor of zeros) 
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -31,7 +32,7 @@ class Slerp:
 
     def facts(self, tensor: Tensor) -> tuple[float, float]:
         """See `Method`."""
-        aa, bb, ab = sum(tensor.each(_products)).tolist()
+        aa, bb, ab = reduce(np.add, tensor.each(_products)).tolist()
         length = math.sqrt(aa) * math.sqrt(bb)
         cosine = ab / length if length else 1.0
         if 1 - abs(cosine) < STRAIGHT:
