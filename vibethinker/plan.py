@@ -188,7 +188,7 @@ class _Builder:
         c = config
         self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verifier()}
         self.spectrum_seed = _first(c.spectrum.seed, c.seed)
-        self.signal_seed = _first(c.signal.seed, c.seed)
+        self.signal_seed = _first(c.signal.seed, self.spectrum_seed)
         self.training = {
             "seed": c.seed,
             "prompts": c.prompts.semantic(),
@@ -311,9 +311,9 @@ class _Builder:
         sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
         settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
         if spectrum.fusion.method == "dare":
-            settings["seed"] = self.config.seed
+            settings["seed"] = self.spectrum_seed
         if spectrum.fusion.generates:
-            settings |= {**self.common, "probing": spectrum.probing.semantic()}
+            settings |= {**self.common, "seed": self.spectrum_seed, "probing": spectrum.probing.semantic()}
             sources["data"] = "data"
         self._add("fusion", "fusion", settings, {"base": "base", **sources})
         self.specialists = trained
@@ -333,6 +333,7 @@ class _Builder:
         asked = sampling.model_dump(include={"samples", "temperature", "top_p", "max_tokens"})
         settings = {
             **self.common,
+            "seed": self._seed_of(model),
             "domains": list(domains),
             "model": model,
             "evaluation": Evaluation(k=(1,), **asked).semantic(),
@@ -370,8 +371,20 @@ class _Builder:
         chosen = {"prompts": self.config.prompts.semantic(), "domains": domains}
         chosen["selection"] = distillation.selection.semantic()
         self._add("selection", "selection", chosen, {"student": student, **{id: id for id in solved}})
-        settings = {**self.training, "sft": self.config.spectrum.sft.semantic(), "epochs": distillation.epochs}
+        settings = {
+            **self.training,
+            "seed": self.signal_seed,
+            "sft": self.config.spectrum.sft.semantic(),
+            "epochs": distillation.epochs,
+        }
         return self._add("distilled", "distilled", settings, {"student": student, "traces": "selection"})
+
+    def _seed_of(self, model: str) -> int:
+        """The seed that what this model samples is drawn by: that by which the model was."""
+        role = role_of(self.steps[model])
+        if role in ("signal", "distilled"):
+            return self.signal_seed
+        return self.spectrum_seed if role in ("specialist", "fusion") else self.config.seed
 
     def _solvable(self, stage: Stage) -> tuple[str, ...]:
         """The domains of the data step that a stage's model is asked about."""
@@ -380,9 +393,8 @@ class _Builder:
 
     def _evaluations(self, models: list[str]) -> None:
         def evaluate(name: str, model: str, sets: list[str] | None = None, **more: str) -> None:
-            settings = {**self.common, "evaluation": self.config.evaluation.semantic(), "sets": sets}
-            if role_of(self.steps[model]) == "signal":
-                settings["seed"] = self.signal_seed
+            evaluation = self.config.evaluation.semantic()
+            settings = {**self.common, "seed": self._seed_of(model), "evaluation": evaluation, "sets": sets}
             domain = name.removeprefix("specialist-") if more else None
             stage = self.steps[model].stage
             inputs = {"model": model, "data": "data", **more}

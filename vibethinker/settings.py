@@ -235,8 +235,9 @@ class Spectrum(Settings):
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
     )
     seed: int | None = setting(
-        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
-    )
+        None, "seed of specialists, probes, fusion and what follows; None: `seed`. Another one shares data and base "
+        "with other runs", ge=0,
+    )  # fmt: skip
     sft: Sft = setting(Sft, "supervised training")
     hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
     probing: Probing = setting(Probing, "checkpoint choice")
@@ -305,6 +306,10 @@ class Stage(Settings):
     name: str = setting(..., "a short name, shown everywhere", pattern=r"^[a-z0-9][a-z0-9-]*$")
     context: int = setting(..., "prompt and completion together", unit="tokens", source="seed: MAX_SEQ_LENGTH_STAGE<n>")
     steps: int = setting(500, "updates", unit="steps", source="seed: SIGNAL_STEPS", ge=1)
+    rollouts: int | None = setting(
+        None, "rollouts in all, those of refills included, with which the stage ends even before `steps`; its last "
+        "update takes what is left. A multiple of batch_size; None: no such end", unit="rollouts", ge=1, later=True,
+    )  # fmt: skip
     reward: Literal["math", "code"] = setting("math", "verifier of the answers")
     domains: tuple[str, ...] | None = setting(None, "domains whose problems it trains on; None: those of its reward")
     train_data: str | None = setting(None, "a JSONL file of problems in place of the data step's")
@@ -328,8 +333,8 @@ class Signal(Settings):
     """Phase 2."""
 
     seed: int | None = setting(
-        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
-        "comes before with other runs", ge=0,
+        None, "seed of the stages, of the evaluations of their models and of distillation; None: `spectrum.seed`, or "
+        "`seed`. Another one shares all that comes before with other runs", ge=0,
     )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")

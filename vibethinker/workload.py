@@ -72,6 +72,8 @@ def tokens(config: Config, step: Step) -> tuple[int, int]:
         objective = Objective.model_validate(s["objective"])
         completion = (s["stage"]["context"] - objective.max_prompt_tokens) * FILL
         rollouts = s["stage"]["steps"] * objective.batch_size
+        if (most := s["stage"].get("rollouts")) is not None:  # known even where there are refills
+            rollouts = min(most, rollouts * (1 + objective.refill))
         measured = _held_out(config, s) * completion
         return int(rollouts * (completion + objective.max_prompt_tokens * FILL)), int(rollouts * completion + measured)
     if step.kind == "data" and config.data.teacher.model is not None:

@@ -251,6 +251,7 @@ class SignalTraining:
             micro_tokens=run.micro_tokens,
             end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
             spare=spare,
+            budget=stage.rollouts,
             validating=self.validating,
             model=model,
             args=GRPOConfig(
