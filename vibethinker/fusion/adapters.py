@@ -95,8 +95,8 @@ def fuse_adapters(
 
 
 def _targets(configs: Sequence[dict[str, Any]], modules: Sequence[str]) -> list[str]:
-    """What the fused adapter changes: what all name together, or else, where one chooses by a pattern or by layers, that
-    would leave out others' modules, each module by its own name."""
+    """What the fused adapter changes: what all name together, or each module by its own name where one chooses by a
+    pattern or by layers, which would leave out others' modules."""
     if all(isinstance(c["target_modules"], list) and not any(c.get(name) for name in CHOSEN) for c in configs):
         return sorted({target for config in configs for target in config["target_modules"]})
     return [module.removeprefix(PREFIX) for module in modules]
