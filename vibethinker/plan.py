@@ -36,7 +36,7 @@ VERSIONS = {
     "selection": 1,
     "distilled": 1,
     "evaluation": 2,
-    "report": 1,
+    "report": 2,
 }
 MIXTURE = "mixture"
 
