@@ -276,6 +276,7 @@ def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | Non
             "depends_on": s.depends_on,
             "domain": s.domain,
             "stage": s.stage,
+            "plugins": s.settings.get("plugins", {}),
             "state": states[s.id].state,
             "reason": states[s.id].reason,
             "resumes_after": states[s.id].update,

@@ -19,7 +19,7 @@ from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import planning
 from vibethinker.needs import slow_to_save, together
-from vibethinker.plan import reuse_warnings, states
+from vibethinker.plan import plugin_notes, reuse_warnings, states
 
 
 @click.command()
@@ -65,7 +65,8 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     waiting = [s for s in document["steps"] if s["state"] != "cached"]
     click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run{_together(document['estimate'])}.")
-    notes = [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + reuse_warnings(found)
+    notes = plugin_notes(asked.plan) + [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]]
+    notes += reuse_warnings(found)
     for step in waiting:
         if start := step["estimate"]["memory"]["start"]:
             notes.append(f"{step['id']} starts with {start}, since more has run out of memory before.")

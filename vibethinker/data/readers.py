@@ -99,7 +99,7 @@ def read_rows(path: Path, max_row: int = 4 << 20) -> Iterator[Numbered]:
 def parse(line: bytes) -> Row | Bad:
     """The JSON object of a line."""
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
         if b"\\u" in line:  # an escape can name half of a surrogate pair, which no file can hold
             json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

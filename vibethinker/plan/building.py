@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vibethinker import plugins
 from vibethinker.artifacts import file_digest, folder_digest
 from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.models.sources import HUB_ID
 from vibethinker.plan.steps import Plan, Step, role_of
 from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
 
@@ -131,6 +133,8 @@ class _Builder:
         if data.teacher.model:  # only a teacher's traces depend on how prompts are written
             settings["prompts"] = self.config.prompts.semantic()
         settings["verification"] = self.config.verifier()
+        if data.source == "procedural":
+            settings |= decided_by((plugins.DOMAINS, domain) for domain in self.config.domains)
         self._add("data", "data", settings, outside=outside, named=_without_limits(settings))
 
     def _base(self) -> None:
@@ -179,8 +183,9 @@ class _Builder:
             )
         sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
         settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
-        if spectrum.fusion.method == "dare":
+        if spectrum.fusion.method == "dare" or spectrum.fusion.is_plugin:
             settings["seed"] = self.spectrum_seed
+        settings |= decided_by([(plugins.FUSION, spectrum.fusion.method)])
         if spectrum.fusion.generates:
             settings |= {**self.common, "seed": self.spectrum_seed, "probing": spectrum.probing.semantic()}
             sources["data"] = "data"
@@ -227,6 +232,7 @@ class _Builder:
                 "objective": self.config.objective(stage).semantic(),
                 "domains": list(self.config.stage_domains(stage)),
                 **self.config.signal.measurement(),
+                **decided_by([(plugins.REWARDS, stage.reward)]),
             }
             inputs = {"model": models[-1], "data": "data"}
             models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))
@@ -307,6 +313,25 @@ class _Builder:
         self._add("report", "report", settings, inputs)
 
 
+def decided_by(used: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """What a step's settings, and so its fingerprint, say of the plugins among these names of groups: nothing where it
+    uses none."""
+    versions = plugins.versions(used)
+    return {"plugins": versions} if versions else {}
+
+
+def plugin_notes(plan: Plan) -> list[str]:
+    """A sentence for each version of plugins that decides what steps compute."""
+    steps: dict[str, list[str]] = {}
+    for step in plan.steps:
+        for name, version in step.settings.get("plugins", {}).items():
+            steps.setdefault(f"{name} {version}", []).append(step.id)
+    return [
+        f"{', '.join(ids)}: decided by plugins of {version}, which the fingerprint names."
+        for version, ids in sorted(steps.items())
+    ]
+
+
 def _first(seed: int | None, otherwise: int) -> int:
     return otherwise if seed is None else seed
 
@@ -315,13 +340,18 @@ def _local_model(setting: str, name: str) -> Path | None:
     """Where a model on this machine is; None for one of the hub.
 
     Raises:
-        ConfigurationError: the name is a path, and nothing is there.
+        ConfigurationError: the name is a path where nothing is, or no hub id.
     """
     path = Path(name).expanduser().absolute()
     if path.exists():
         return path
     if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        raise ConfigurationError(f"{setting} {name!r}: there is no such file or folder.")
+        raise ConfigurationError(f"{setting} {name!r}: there is no such file or folder, so correct the path.")
+    if not HUB_ID.fullmatch(name):
+        raise ConfigurationError(
+            f"{setting} {name!r} is neither a folder, nor a .gguf file, nor a hub id such as Qwen/Qwen3-0.6B: correct "
+            "it."
+        )
     return None
 
 
