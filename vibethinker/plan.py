@@ -22,6 +22,7 @@ from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.environment import versions
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.messages import did_you_mean
 from vibethinker.models.sources import HUB_ID
 from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
 
@@ -78,7 +79,7 @@ class Plan:
         for step in self.steps:
             if step.id == step_id:
                 return step
-        raise ConfigurationError(f"There is no step {step_id!r}; the steps are {', '.join(s.id for s in self.steps)}.")
+        raise ConfigurationError(f"There is no step {step_id!r}; {did_you_mean(step_id, [s.id for s in self.steps])}.")
 
     def ids(self, *kinds: str) -> list[str]:
         """The steps of these kinds, in order."""
@@ -209,8 +210,9 @@ class _Builder:
         self._drop_unneeded(models[-1])
         self._report()
         if unused := set(self.replaced) - set(self.steps):
+            first = min(unused)
             raise ConfigurationError(
-                f"--from {sorted(unused)[0]}: there is no such step to replace; the steps are {', '.join(self.steps)}."
+                f"--from {first}: there is no such step to replace; {did_you_mean(first, list(self.steps))}."
             )
         return Plan(self.config, tuple(self.steps.values()), self.workspace)
 
@@ -223,7 +225,7 @@ class _Builder:
         if id in self.replaced:
             source = Path(self.replaced[id]).expanduser().absolute()
             if not source.is_dir():
-                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder.")
+                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder: name one that is.")
             settings, kind, inputs, outside = {"role": kind}, "import", {}, {"source": source}
             named = settings
         content = {
