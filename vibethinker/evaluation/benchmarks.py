@@ -164,7 +164,10 @@ def _from_source(file: DataFile, config: Config, protocol: Mapping[str, float] |
     protected = protect(alone, config.domains, config.seed, paths, _leave_out)
     if file.path:
         place = Path(paths[file.path])
-        where = {"path": str(place), "sha256": folder_digest(place) if place.is_dir() else file_digest(place)}
+        where: dict[str, Any] = {
+            "path": str(place),
+            "sha256": folder_digest(place) if place.is_dir() else file_digest(place),
+        }
     else:
         assert file.hub is not None
         where = {"hub": file.hub.id, "revision": file.hub.revision, "files": list(file.hub.files)}

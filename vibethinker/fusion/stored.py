@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.models.files import weight_files
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes a number; the names are safetensors'
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """Where a tensor lies."""
 
     file: Path
@@ -59,7 +61,7 @@ class Stored(Mapping[str, Entry]):
             ConfigurationError: the file has become shorter.
         """
         entry = self._entries[name]
-        view = memoryview(into).cast("B")
+        view = into.data.cast("B")
         offset = entry.begin + start * entry.size
         while view:
             got = os.preadv(self._handles[entry.file], [view], offset)
