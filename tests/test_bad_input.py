@@ -15,8 +15,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -38,6 +40,7 @@ class Scene:
 
     def __init__(self, here: Path, request: pytest.FixtureRequest, stack: ExitStack) -> None:
         self.here, self.request, self.stack = here, request, stack
+        self.patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
         self.words = {"HERE": str(here)}  # in commands and variables → what stands for them
 
     def text(self, text: str) -> str:
@@ -92,16 +95,13 @@ class Scene:
 
     def hub_that_refuses(self) -> None:
         """A hub that takes another token than ours."""
-        from huggingface_hub import constants
-
         from tests.exporting.fake_hub import FakeHub
 
         hub = self.stack.enter_context(FakeHub("hf_" + "aB3dE5fG7h" * 3))
-        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setenv("HF_TOKEN", "hf_" + "zzzzzzzzzz" * 3)
-        patch.setenv("HF_ENDPOINT", hub.url)
+        self.patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        self.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        self.patch.setenv("HF_TOKEN", "hf_" + "zzzzzzzzzz" * 3)
+        self.patch.setenv("HF_ENDPOINT", hub.url)
 
     def teacher_that_refuses(self) -> None:
         """A server that takes another key than ours, and problems that it is to be asked about."""
@@ -110,7 +110,7 @@ class Scene:
         fake = self.stack.enter_context(FakeOpenAI(failing(401, {"error": {"message": "Incorrect API key"}})))
         teacher = {"model": "teacher", "engine": "server", "server": {"url": fake.url}}
         values = yaml.safe_load(CONFIG)
-        values["data"]["teacher"] = teacher
+        values["data"] |= {"teacher": teacher, "held_out": 0.2}
         (self.here / "mine.yaml").write_text(yaml.safe_dump(values))
 
     def run_folder(self) -> None:
@@ -121,7 +121,29 @@ class Scene:
         (folder / "summary.json").write_text(json.dumps({"schema": 1, "run_id": "tiny-1", "status": "failed"}))
         (folder / "logs" / "fusion.log").write_text("")
 
+    def no_service(self) -> None:
+        """An environment without Prefect."""
+        missing = ModuleNotFoundError("No module named 'prefect'", name="prefect")
+        self.patch.setattr(EntryPoint, "load", Mock(side_effect=missing))
+
+    def no_slack(self) -> None:
+        """An environment without prefect-slack."""
+        self.patch.setattr("tasks.channels.find_spec", lambda name: None)
+
+    def no_network(self) -> None:
+        """A machine that the hub can't be reached from."""
+        self.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
     # ---- what isn't a command ----
+
+    def hub_model(self) -> str:
+        """What the step `base` says of a model of the hub."""
+        from vibethinker.models import run_base
+
+        settings = {"base_model": {"source": "someone/small"}, "seed": 1, "deterministic": True}
+        with pytest.raises(VibeThinkerError) as told:
+            run_base(self.request.getfixturevalue("new_step")(settings))
+        return str(told.value)
 
     def old_tracking_store(self) -> str:
         """What a run says of a store whose tables an older MLflow made."""
@@ -216,7 +238,12 @@ def slug(entry: Mapping[str, Any]) -> str:
     return re.sub(r"\W+", "-", entry.get("mistake", entry.get("what"))).strip("-").lower()
 
 
-@pytest.mark.parametrize("entry", TABLE["refused"], ids=slug)
+def marks(entry: Mapping[str, Any]) -> list[pytest.MarkDecorator]:
+    """Servers and stores that a mistake needs take seconds."""
+    return [pytest.mark.service] if entry.get("call") in ("old_tracking_store", "later_prefect_database") else []
+
+
+@pytest.mark.parametrize("entry", [pytest.param(e, id=slug(e), marks=marks(e)) for e in TABLE["refused"]])
 def test_a_mistake_is_told_with_its_mend(scene: Scene, entry: dict, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(scene, entry)
     before = sorted(scene.here.rglob("*"))

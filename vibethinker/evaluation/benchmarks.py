@@ -125,7 +125,8 @@ def _load(name: str, config: Config, columns: Mapping[str, str] | None) -> tuple
         return _stem(path), read_set(path, columns)
     raise ConfigurationError(
         f"{name!r} is neither a file nor an evaluation set of the profile {config.profile!r} "
-        f"({', '.join(own) or 'it has none'}), nor a benchmark: {did_you_mean(said.lower(), registry.names())}."
+        f"({', '.join(own) or 'it has none'}), nor a benchmark: "
+        f"{did_you_mean(said.lower(), [*own, *registry.names()])}."
     )
 
 

@@ -15,6 +15,7 @@ from vibethinker.artifacts import file_digest, folder_digest
 from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.messages import did_you_mean
 from vibethinker.models.sources import HUB_ID
 from vibethinker.plan.steps import Plan, Step, role_of
 from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
@@ -75,8 +76,9 @@ class _Builder:
         self._drop_unneeded(models[-1])
         self._report()
         if unused := set(self.replaced) - set(self.steps):
+            first = min(unused)
             raise ConfigurationError(
-                f"--from {sorted(unused)[0]}: there is no such step to replace; the steps are {', '.join(self.steps)}."
+                f"--from {first}: there is no such step to replace; {did_you_mean(first, list(self.steps))}."
             )
         return Plan(self.config, tuple(self.steps.values()), self.workspace)
 
@@ -90,7 +92,7 @@ class _Builder:
         if id in self.replaced:
             source = Path(self.replaced[id]).expanduser().absolute()
             if not source.is_dir():
-                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder.")
+                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder: name one that is.")
             settings, kind, inputs, outside = {"role": kind}, "import", {}, {"source": source}
             named = settings
         content = {
