@@ -11,7 +11,7 @@ CPU_ONLY := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidi
 # Else each of the many processes that a run or a test starts compiles all that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-quick test-long faults lint constraints check-constraints dist clean
+.PHONY: run test test-quick test-long faults lint docs constraints check-constraints dist clean
 
 run: $(VENV)/installed-dev
 	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
@@ -31,6 +31,11 @@ faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults --profile micro --random 40 --output docs/results/faults.md
 	$(BIN)/python -m tests.faults --profile tiny --random 40 --no-points --alone --folder workspace-faults-tiny \
 	  --output docs/results/faults-tiny.md
+
+# The pages as a site, in build/site.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m docs.tools.configuration
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -7,9 +7,12 @@ A field marked `execution` changes how a step runs and never what it computes: i
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vibethinker import plugins
+from vibethinker.plugins import Named
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
 CODE_DOMAIN = "code"
@@ -180,7 +183,7 @@ class Search(Settings):
 class Fusion(Settings):
     """Merging of the specialists' weights; docs/fusion.md has each method's formula."""
 
-    method: Literal["linear", "pass_at_k", "task_arithmetic", "ties", "dare", "slerp"] = setting(
+    method: Annotated[str, Named(plugins.FUSION)] = setting(
         "linear", "theta = sum of w_i theta_i, or another way to merge", source="1.5B"
     )
     weights: dict[str, float] | None = setting(None, "weight of each domain, normalised to sum 1; None is uniform")
@@ -205,11 +208,16 @@ class Fusion(Settings):
         """Whether the step that fuses generates completions, for a search or a comparison."""
         return self.search is not None or self.fallback != "none"
 
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another distribution brings the method."""
+        return self.method not in plugins.BUILT_IN[plugins.FUSION]
+
     def semantic(self) -> dict[str, Any]:
         """What this method reads: settings of other methods, and those added since and left alone, change no
-        fingerprint."""
+        fingerprint. A plugin may read all of them."""
         values = super().semantic()
-        unread = [name for name, methods in READ_BY.items() if self.method not in methods]
+        unread = [name for name, methods in READ_BY.items() if self.method not in methods and not self.is_plugin]
         unread += ["search"] if self.search is None else []
         unread += ["fallback"] if self.fallback == "none" else []
         return {name: value for name, value in values.items() if name not in unread}
@@ -236,8 +244,9 @@ class Spectrum(Settings):
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
     )
     seed: int | None = setting(
-        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
-    )
+        None, "seed of specialists, probes, fusion and what follows; None: `seed`. Another one shares data and base "
+        "with other runs", ge=0,
+    )  # fmt: skip
     sft: Sft = setting(Sft, "supervised training")
     hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
     probing: Probing = setting(Probing, "checkpoint choice")
@@ -306,7 +315,11 @@ class Stage(Settings):
     name: str = setting(..., "a short name, shown everywhere", pattern=r"^[a-z0-9][a-z0-9-]*$")
     context: int = setting(..., "prompt and completion together", unit="tokens", source="seed: MAX_SEQ_LENGTH_STAGE<n>")
     steps: int = setting(500, "updates", unit="steps", source="seed: SIGNAL_STEPS", ge=1)
-    reward: Literal["math", "code"] = setting("math", "verifier of the answers")
+    rollouts: int | None = setting(
+        None, "rollouts in all, those of refills included, with which the stage ends even before `steps`; its last "
+        "update takes what is left. A multiple of batch_size; None: no such end", unit="rollouts", ge=1, later=True,
+    )  # fmt: skip
+    reward: Annotated[str, Named(plugins.REWARDS)] = setting("math", "what judges the answers")
     domains: tuple[str, ...] | None = setting(None, "domains whose problems it trains on; None: those of its reward")
     train_data: str | None = setting(None, "a JSONL file of problems in place of the data step's")
     validation_data: str | None = setting(None, "a JSONL file that the stage's end is measured on")
@@ -329,8 +342,8 @@ class Signal(Settings):
     """Phase 2."""
 
     seed: int | None = setting(
-        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
-        "comes before with other runs", ge=0,
+        None, "seed of the stages, of the evaluations of their models and of distillation; None: `spectrum.seed`, or "
+        "`seed`. Another one shares all that comes before with other runs", ge=0,
     )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")

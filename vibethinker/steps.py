@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Metrics = dict[str, Any]
+KEPT = "kept_completions"  # a metric: completions that an earlier process had sampled, so that the time tells no speed
 
 STEP_FUNCTIONS: dict[str, str] = {
     "data": "vibethinker.data.prepare:run",

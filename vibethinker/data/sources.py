@@ -142,9 +142,9 @@ def read_stage_file(path: Path, reward: str) -> list[Problem]:
     Raises:
         DataError: a row that can't be understood, with file and line; or no row has what the reward needs.
     """
-    needed = "answer" if reward == "math" else "tests"
-    columns = Columns() if reward == "math" else Columns(answer=None, tests="tests")
-    domain = reward if reward == "math" else CODE_DOMAIN
+    coded = reward == "code"
+    needed, domain = ("tests", CODE_DOMAIN) if coded else ("answer", "math")
+    columns = Columns(answer=None, tests="tests") if coded else Columns()
     problems = [c.problem for c in read_all(DataFile(path=str(path), domain=domain, columns=columns), path)]
     graded = [problem for problem in problems if getattr(problem, needed) is not None]
     if not graded:

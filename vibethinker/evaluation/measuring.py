@@ -109,6 +109,7 @@ def measure(
     seed: int,
     progress: Progress | None = None,
     first: int = 0,
+    reward: str | None = None,
 ) -> list[Outcome]:
     """Sample and grade `settings.samples` completions of each problem, in the problems' order; what has been sampled is
     graded while the rest is.
@@ -117,13 +118,14 @@ def measure(
         seed: of the samples; see `derived_seed`.
         progress: called with sampled and all completions, and whether it is `sampling` or `grading`.
         first: see `Engine.generate`.
+        reward: see `grading_item`.
     """
     report = progress or (lambda done, total, text: None)
     grading = verifier.submit([])
     places: dict[tuple[int, int], int] = {}
 
     def ended(index: int, sample: int, completion: Completion) -> None:
-        places[index, sample] = grading.add(grading_item(problems[index], completion.text))
+        places[index, sample] = grading.add(grading_item(problems[index], completion.text, reward))
 
     sampled = engine.generate(
         all_prompt_ids(tokenizer, problems, prompts),
@@ -163,11 +165,12 @@ def faults(outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
 
 
-def grading_item(problem: Problem, text: str) -> Item:
-    """The verifier's item for one response: code where the problem has tests, else mathematics."""
+def grading_item(problem: Problem, text: str, reward: str | None = None) -> Item:
+    """The verifier's item for one response: code where the problem has tests, else what `reward` names; None is
+    mathematics."""
     if problem.tests is not None:
         return Item("code", text, problem.tests)
-    return Item("math", text, problem.answer, problem.problem)
+    return Item(reward or "math", text, problem.answer, problem.problem)
 
 
 def pass_scores(outcomes: Sequence[Outcome], ks: Iterable[int]) -> dict[int, Score]:

@@ -161,11 +161,10 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it can't be read, or isn't YAML with unique keys.
     """
+    text = configuration.read_text(file, f"The experiment {file}")
     try:
-        values = yaml.load(file.read_text(), _Loader)
-    except OSError as error:
-        raise ConfigurationError(f"The experiment {file} can't be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
         raise ConfigurationError(f"The experiment {file} isn't valid YAML: {' '.join(str(error).split())}.") from None
     except ConfigurationError as error:
         raise ConfigurationError(f"The experiment {file}: {error}") from None

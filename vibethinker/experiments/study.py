@@ -160,7 +160,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{folder / 'result.json'} can't be read: move {folder} out of the way.") from None
     if found.get("schema") != SCHEMA:
         raise ConfigurationError(
-            f"{folder / 'result.json'} has schema {found.get('schema')!r}, this version reads {SCHEMA}."
+            f"{folder / 'result.json'} has schema {found.get('schema')!r}, this version reads {SCHEMA}: use "
+            "the one that wrote it."
         )
     return found
 

@@ -115,11 +115,20 @@ def _use(gguf: str | None) -> str:
 
 
 def _scores(found: Found) -> Iterator[tuple[str, str, Mapping[str, float]]]:
-    model = next((m for m in found.summary.get("models", ()) if Path(m["path"]).name == found.folder.name
-                  and m["id"] == found.id), None)  # fmt: skip
-    for name, metrics in (model or {"scores": {}})["scores"].items():
+    scores: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    for model in found.summary.get("models", ()):
+        # One checkpoint may serve several domains.
+        if _published_as(Path(model["path"])) == _published_as(found.folder):
+            scores |= model["scores"]
+    for name, metrics in scores.items():
         for metric, score in metrics.items():
             yield name, metric, score
+
+
+def _published_as(folder: Path) -> tuple[str, ...]:
+    """Step, fingerprint and place of a model in its output, wherever the workspace lies."""
+    parts = folder.absolute().parts
+    return parts[len(parts) - parts[::-1].index("artifacts") :] if "artifacts" in parts else parts
 
 
 def _measured(found: Found) -> Iterator[str]:

@@ -51,7 +51,7 @@ class Stored(Mapping[str, Entry]):
                 header, start = read_header(path)
                 found = {name: _entry(path, start, about) for name, about in header.items()}
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ConfigurationError(f"{path} is no readable safetensors file ({error}).") from None
+                raise ConfigurationError(f"{path} is no readable safetensors file ({error}): copy it again.") from None
             self._entries.update(found)
 
     def read(self, name: str, start: int, into: np.ndarray) -> None:

@@ -198,7 +198,7 @@ class Endpoint:
             mend = f"set data.teacher.server.url to where it sends to, {self._one_line(headers.get('location', ''))}"
         else:
             mend = "mend data.teacher to what the server takes"
-        return ConfigurationError(f"{self.place} won't answer, {text}: {mend}")
+        return ConfigurationError(f"{self.place} won't answer, {text}: {mend}.")
 
     def _key_place(self) -> str:
         block = f" or the Prefect Secret block {self._server.key_secret}" if self._server.key_secret else ""

@@ -82,7 +82,9 @@ class ModelWeights(Mapping[str, "torch.Tensor"]):
         try:
             return safe_open(self._folder / name, framework="pt")
         except SafetensorError as error:
-            raise ConfigurationError(f"{self._folder / name} is no readable safetensors file ({error}).") from None
+            raise ConfigurationError(
+                f"{self._folder / name} is no readable safetensors file ({error}): copy it again."
+            ) from None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with self._open(self._files[name]) as file:

@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vibethinker import plugins
 from vibethinker.artifacts import file_digest, folder_digest
 from vibethinker.config import Config
 from vibethinker.data.sources import resolve
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.messages import did_you_mean
+from vibethinker.models.sources import HUB_ID
 from vibethinker.plan.steps import Plan, Step, role_of
 from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
 
@@ -30,7 +33,7 @@ VERSIONS = {
     "selection": 1,
     "distilled": 1,
     "evaluation": 2,
-    "report": 1,
+    "report": 2,
 }
 MIXTURE = "mixture"
 
@@ -54,7 +57,7 @@ class _Builder:
         c = config
         self.common = {"seed": c.seed, "prompts": c.prompts.semantic(), "verification": c.verifier()}
         self.spectrum_seed = _first(c.spectrum.seed, c.seed)
-        self.signal_seed = _first(c.signal.seed, c.seed)
+        self.signal_seed = _first(c.signal.seed, self.spectrum_seed)
         self.training = {
             "seed": c.seed,
             "prompts": c.prompts.semantic(),
@@ -73,8 +76,9 @@ class _Builder:
         self._drop_unneeded(models[-1])
         self._report()
         if unused := set(self.replaced) - set(self.steps):
+            first = min(unused)
             raise ConfigurationError(
-                f"--from {sorted(unused)[0]}: there is no such step to replace; the steps are {', '.join(self.steps)}."
+                f"--from {first}: there is no such step to replace; {did_you_mean(first, list(self.steps))}."
             )
         return Plan(self.config, tuple(self.steps.values()), self.workspace)
 
@@ -88,7 +92,7 @@ class _Builder:
         if id in self.replaced:
             source = Path(self.replaced[id]).expanduser().absolute()
             if not source.is_dir():
-                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder.")
+                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder: name one that is.")
             settings, kind, inputs, outside = {"role": kind}, "import", {}, {"source": source}
             named = settings
         content = {
@@ -131,6 +135,8 @@ class _Builder:
         if data.teacher.model:  # only a teacher's traces depend on how prompts are written
             settings["prompts"] = self.config.prompts.semantic()
         settings["verification"] = self.config.verifier()
+        if data.source == "procedural":
+            settings |= decided_by((plugins.DOMAINS, domain) for domain in self.config.domains)
         self._add("data", "data", settings, outside=outside, named=_without_limits(settings))
 
     def _base(self) -> None:
@@ -179,10 +185,11 @@ class _Builder:
             )
         sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
         settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
-        if spectrum.fusion.method == "dare":
-            settings["seed"] = self.config.seed
+        if spectrum.fusion.method == "dare" or spectrum.fusion.is_plugin:
+            settings["seed"] = self.spectrum_seed
+        settings |= decided_by([(plugins.FUSION, spectrum.fusion.method)])
         if spectrum.fusion.generates:
-            settings |= {**self.common, "probing": spectrum.probing.semantic()}
+            settings |= {**self.common, "seed": self.spectrum_seed, "probing": spectrum.probing.semantic()}
             sources["data"] = "data"
         self._add("fusion", "fusion", settings, {"base": "base", **sources})
         self.specialists = trained
@@ -203,6 +210,7 @@ class _Builder:
         asked = sampling.model_dump(include={"samples", "temperature", "top_p", "max_tokens"})
         settings = {
             **self.common,
+            "seed": self._seed_of(model),
             "domains": list(domains),
             "model": model,
             "evaluation": Evaluation(k=(1,), **asked).semantic(),
@@ -226,6 +234,7 @@ class _Builder:
                 "objective": self.config.objective(stage).semantic(),
                 "domains": list(self.config.stage_domains(stage)),
                 **self.config.signal.measurement(),
+                **decided_by([(plugins.REWARDS, stage.reward)]),
             }
             inputs = {"model": models[-1], "data": "data"}
             models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))
@@ -241,8 +250,20 @@ class _Builder:
         chosen = {"prompts": self.config.prompts.semantic(), "domains": domains}
         chosen["selection"] = distillation.selection.semantic()
         self._add("selection", "selection", chosen, {"student": student, **{id: id for id in solved}})
-        settings = {**self.training, "sft": self.config.spectrum.sft.semantic(), "epochs": distillation.epochs}
+        settings = {
+            **self.training,
+            "seed": self.signal_seed,
+            "sft": self.config.spectrum.sft.semantic(),
+            "epochs": distillation.epochs,
+        }
         return self._add("distilled", "distilled", settings, {"student": student, "traces": "selection"})
+
+    def _seed_of(self, model: str) -> int:
+        """The seed that what this model samples is drawn by: that by which the model was."""
+        role = role_of(self.steps[model])
+        if role in ("signal", "distilled"):
+            return self.signal_seed
+        return self.spectrum_seed if role in ("specialist", "fusion") else self.config.seed
 
     def _solvable(self, stage: Stage) -> tuple[str, ...]:
         """The domains of the data step that a stage's model is asked about."""
@@ -251,9 +272,8 @@ class _Builder:
 
     def _evaluations(self, models: list[str]) -> None:
         def evaluate(name: str, model: str, sets: list[str] | None = None, **more: str) -> None:
-            settings = {**self.common, "evaluation": self.config.evaluation.semantic(), "sets": sets}
-            if role_of(self.steps[model]) == "signal":
-                settings["seed"] = self.signal_seed
+            evaluation = self.config.evaluation.semantic()
+            settings = {**self.common, "seed": self._seed_of(model), "evaluation": evaluation, "sets": sets}
             domain = name.removeprefix("specialist-") if more else None
             stage = self.steps[model].stage
             inputs = {"model": model, "data": "data", **more}
@@ -295,6 +315,25 @@ class _Builder:
         self._add("report", "report", settings, inputs)
 
 
+def decided_by(used: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """What a step's settings, and so its fingerprint, say of the plugins among these names of groups: nothing where it
+    uses none."""
+    versions = plugins.versions(used)
+    return {"plugins": versions} if versions else {}
+
+
+def plugin_notes(plan: Plan) -> list[str]:
+    """A sentence for each version of plugins that decides what steps compute."""
+    steps: dict[str, list[str]] = {}
+    for step in plan.steps:
+        for name, version in step.settings.get("plugins", {}).items():
+            steps.setdefault(f"{name} {version}", []).append(step.id)
+    return [
+        f"{', '.join(ids)}: decided by plugins of {version}, which the fingerprint names."
+        for version, ids in sorted(steps.items())
+    ]
+
+
 def _first(seed: int | None, otherwise: int) -> int:
     return otherwise if seed is None else seed
 
@@ -303,13 +342,18 @@ def _local_model(setting: str, name: str) -> Path | None:
     """Where a model on this machine is; None for one of the hub.
 
     Raises:
-        ConfigurationError: the name is a path, and nothing is there.
+        ConfigurationError: the name is a path where nothing is, or no hub id.
     """
     path = Path(name).expanduser().absolute()
     if path.exists():
         return path
     if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        raise ConfigurationError(f"{setting} {name!r}: there is no such file or folder.")
+        raise ConfigurationError(f"{setting} {name!r}: there is no such file or folder, so correct the path.")
+    if not HUB_ID.fullmatch(name):
+        raise ConfigurationError(
+            f"{setting} {name!r} is neither a folder, nor a .gguf file, nor a hub id such as Qwen/Qwen3-0.6B: correct "
+            "it."
+        )
     return None
 
 

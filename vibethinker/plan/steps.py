@@ -11,6 +11,7 @@ from typing import Any
 
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
+from vibethinker.messages import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Plan:
         for step in self.steps:
             if step.id == step_id:
                 return step
-        raise ConfigurationError(f"There is no step {step_id!r}; the steps are {', '.join(s.id for s in self.steps)}.")
+        raise ConfigurationError(f"There is no step {step_id!r}; {did_you_mean(step_id, [s.id for s in self.steps])}.")
 
     def ids(self, *kinds: str) -> list[str]:
         """The steps of these kinds, in order."""

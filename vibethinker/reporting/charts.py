@@ -65,7 +65,7 @@ def journey(report: Mapping[str, Any], names: Mapping[str, str], scope: str) -> 
 def pass_at_k(report: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """Pass@K over K, a chart a scope: the base, the domain's specialist, the fused and the final model."""
     figures = []
-    for scope in dict.fromkeys([*groups(report), *report["domains"]]):
+    for scope in dict.fromkeys([*groups(report), *report["domains"], *report["benchmarks"]]):
         shown = ["base", f"specialist-{scope}", "fusion", report["final"]]
         models = {m["id"]: m["pass_at_k"] for m in report["models"] if scope in m["pass_at_k"]}
         series = [_curve(names[m], models[m][scope], colour(m)) for m in dict.fromkeys(shown) if m in models]

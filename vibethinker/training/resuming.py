@@ -49,7 +49,8 @@ class Boundary(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask the Trainer to save where it is due, and to end where any process was asked to."""
         self.stopping = any(processes.gathered([preemption.asked()]))
-        due = self._save_last if state.global_step >= args.max_steps else self._resumable.due(state.global_step)
+        over = state.global_step >= args.max_steps or control.should_training_stop
+        due = self._save_last if over else self._resumable.due(state.global_step)
         control.should_save = self.stopping or due
         control.should_training_stop = control.should_training_stop or self.stopping
 

@@ -28,7 +28,7 @@ class Samples(TrainerCallback):
 
     Args:
         file: samples.jsonl.
-        steps: of the training.
+        steps: of the training, at most.
         problems: by their numbers.
         groups: of the last update: their rollouts with `problem`, `text`, `tokens`, `verdict` and `truncated`.
     """

@@ -226,7 +226,7 @@ class SignalTraining:
         def progress(text: str) -> None:
             run.emit.progress(trainer.state.global_step, stage.steps, text)
 
-        graded = RolloutGrading(self.grader, problems, progress, self.phases)
+        graded = RolloutGrading(self.grader, problems, progress, self.phases, stage.reward)
 
         def sampled(done: int, total: int) -> None:
             progress(f"{done} of {total} rollouts")
@@ -251,6 +251,7 @@ class SignalTraining:
             micro_tokens=run.micro_tokens,
             end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
             spare=spare,
+            budget=stage.rollouts,
             validating=self.validating,
             model=model,
             args=GRPOConfig(
@@ -322,8 +323,11 @@ class SignalTraining:
         sampling = self._sampling(samples)
         first, own = processes.share(problems)
         return processes.gathered(
-            measure(self.engine, self.tokenizer, self.grader, own, sampling, self.prompts, seed, progress, first)
-        )
+            measure(
+                self.engine, self.tokenizer, self.grader, own, sampling, self.prompts, seed, progress, first,
+                self.stage.reward,
+            )
+        )  # fmt: skip
 
     def _sampling(self, samples: int) -> Evaluation:
         """Sampling as in training, for measurements."""

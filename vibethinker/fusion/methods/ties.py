@@ -21,6 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     from vibethinker.fusion.arrays import Array
     from vibethinker.fusion.engine import Piece, Tensor
+    from vibethinker.settings import Fusion
 
 DROPPED_BITS = 19  # of float32's 32; the rest are sign, exponent and 4 bits of the fraction
 CLASSES = 1 << (31 - DROPPED_BITS)
@@ -33,6 +34,11 @@ class Ties:
 
     def __init__(self, weights: Sequence[float], scale: float, density: float) -> None:
         self._weights, self._scale, self._density = weights, scale, density
+
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> Ties:
+        """See `Method`."""
+        return cls(weights, settings.scale, settings.kept)
 
     def facts(self, tensor: Tensor) -> list[float]:
         """See `Method`."""
