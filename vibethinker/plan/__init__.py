@@ -7,8 +7,8 @@ content of its output, not of its name. Loads no torch. What each step will cost
 `vibethinker.estimates`.
 """
 
-from vibethinker.plan.building import build
+from vibethinker.plan.building import build, decided_by, plugin_notes
 from vibethinker.plan.reuse import StepState, reuse_warnings, states
 from vibethinker.plan.steps import Plan, Step, role_of
 
-__all__ = ["Plan", "Step", "StepState", "build", "reuse_warnings", "role_of", "states"]
+__all__ = ["Plan", "Step", "StepState", "build", "decided_by", "plugin_notes", "reuse_warnings", "role_of", "states"]
