@@ -105,7 +105,7 @@ def test_a_mistake_is_told_with_its_mend(scene: Scene, entry: dict, capsys: pyte
     assert matches(entry["says"], said), said
     assert code in (None, entry.get("exit", 2))
     assert entry["mend"] in entry["says"]
-    assert said.endswith((".", "?"))
+    assert said.endswith((".", "?)"))
     assert entry.get("leaves") or "call" in entry or sorted(scene.here.rglob("*")) == before
 
 
