@@ -80,6 +80,7 @@ def test_output_root_names_the_workspace_unless_its_own_variable_does(tmp_path: 
         ("evaluation.k=[99]", "raise samples or lower k"),
         ("signal.objective.group_size=7", "choose a multiple"),
         ("signal.objective.updates=3", "takes an equal share of the rollouts"),
+        ("signal.stages.0.rollouts=1000", "isn't divisible by batch_size"),
         ("signal.objective.overlong=99", "exceeds the 64 tokens"),
         ("signal.stages.0.overrides={ratio: sequence, mean_over: tokens}", "set mean_over to rollouts"),
         ("signal.stages.0.context=9999", "base_model.rope_scaling"),

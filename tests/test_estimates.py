@@ -58,7 +58,13 @@ def test_a_step_that_was_measured_here_is_estimated_by_that(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "override", ["base_model.embedded.hidden_size=48", "execution.slots=1", "base_model.precision=bfloat16"]
+    "override",
+    [
+        "base_model.embedded.hidden_size=48",
+        "execution.slots=1",
+        "base_model.precision=bfloat16",
+        "execution.threads=1",
+    ],
 )
 def test_what_was_measured_under_other_conditions_does_not_count(tmp_path: Path, override: str) -> None:
     made(plan_of(tmp_path), "probe-code", 30.0)
@@ -75,6 +81,44 @@ def test_loading_does_not_grow_with_a_training_and_a_training_that_was_interrupt
     for number in range(1, 9):
         made(first, "signal-1", 9.0, number, resumed=True, metrics=phases)
     assert told(longer, "signal-1") == (110.0, "measured")
+
+
+def test_an_evaluation_that_went_on_with_what_was_kept_tells_no_speed(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    made(plan, "evaluation-base", 40.0)
+    made(plan, "evaluation-base", 0.2, 1, metrics={"kept_completions": 960})
+    assert told(plan, "evaluation-base") == (40.0, "measured")
+
+
+def test_measurements_of_held_out_problems_are_part_of_a_stage(tmp_path: Path) -> None:
+    plain = plan_of(tmp_path)
+    validated = plan_of(tmp_path, "signal.validation.every=70", "signal.validation.problems=8")
+    objective, stage = plain.config.signal.objective, plain.config.signal.stages[0]
+    rollouts, held_out = stage.steps * objective.batch_size, 2 * 8 * validated.config.signal.validation.samples
+    assert stage.steps == 70
+    made(plain, "signal-1", 60.0, metrics={"seconds_generation": 30.0, "seconds_training": 20.0})
+    seconds, source = told(validated, "signal-1")
+    assert (seconds, source) == (pytest.approx(60 + 30 * held_out / rollouts, rel=0.01), "measured")
+    manifest = {"seconds_generation": 40.0, "seconds_validation": 10.0, "seconds_training": 20.0}
+    made(validated, "signal-1", 80.0, 1, metrics=manifest)
+    (tmp_path / "artifacts" / "signal-1" / f"{0:064x}" / "manifest.json").unlink()
+    assert told(plain, "signal-1")[0] == pytest.approx(80 - 50 + 50 / (1 + held_out / rollouts), rel=0.01)
+
+
+def test_an_evaluation_s_problems_are_counted_where_they_can_be(tmp_path: Path) -> None:
+    """AIME 2024 has 30, LiveCodeBench 1,055 of which 100 are taken, the first file 3, the other nobody knows."""
+    for name in ("mine", "train"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n" * 3)
+    evaluation = "[aime24, {preset: livecodebench-all, limit: 100}, {path: mine.jsonl}, {path: other.csv, limit: 2000}]"
+    settings = ("data.source=files", f"data.directory={tmp_path}", "data.train=[{path: train.jsonl}]")
+    (tmp_path / "other.csv").write_text("problem,answer\n")
+    plan = plan_of(tmp_path / "w", *settings, f"data.evaluation={evaluation}")
+    problems, e = 30 + 100 + 3 + 1000, plan.config.evaluation
+    assert estimate(plan)["evaluation-base"]["generated_tokens"] == problems * e.samples * e.max_tokens // 2
+    limited = plan_of(tmp_path / "w", *settings, f"data.evaluation={evaluation}", "data.evaluation_limit=50")
+    assert work_of(limited.config, limited["evaluation-base"], None, None)["generated_tokens"] == (
+        (30 + 50 + 3 + 50) * e.samples * e.max_tokens // 2
+    )
 
 
 def test_of_several_measurements_the_median_of_the_newest_counts(tmp_path: Path) -> None:

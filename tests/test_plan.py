@@ -95,6 +95,22 @@ def test_a_seed_of_the_stages_leaves_all_that_comes_before(tmp_path: Path) -> No
     assert not of_spectrum & {"data", "base", "evaluation-base"}
 
 
+@pytest.mark.parametrize(
+    ("seeds", "of_spectrum", "of_signal"), [(["spectrum.seed=2"], 2, 2), (["spectrum.seed=2", "signal.seed=3"], 2, 3)]
+)
+def test_what_a_seed_draws_anew_is_measured_by_that_seed_too(
+    tmp_path: Path, seeds: list[str], of_spectrum: int, of_signal: int
+) -> None:
+    more = ["spectrum.fusion.method=dare", "spectrum.hard.samples=4", "distillation.samples=2"]
+    plan = plan_of(tmp_path, *seeds, *more)
+    found = {step.id: step.settings["seed"] for step in plan.steps if "seed" in step.settings}
+    first = {"data", "base", "evaluation-base"}
+    late = {id for id in found if "signal" in id or "distilled" in id}
+    assert {"solutions-signal-1", "distilled", "evaluation-distilled"} <= late
+    assert {"fusion", "hard-code", "solutions-code", "evaluation-fusion"} <= found.keys() - first - late
+    assert found == {id: 1 if id in first else of_signal if id in late else of_spectrum for id in found}
+
+
 def test_a_changed_probe_leaves_data_base_and_specialists(tmp_path: Path) -> None:
     found = changed(tmp_path, "spectrum.probing.k=1")
     assert {"probe-algebra", "fusion", "signal-1", "evaluation-specialist-algebra"} <= found

@@ -15,6 +15,7 @@ from vibethinker.redaction import passwords, redact
 from vibethinker.tracking import samples, system, without_password
 from vibethinker.tracking.datasets import of_step, whole
 from vibethinker.tracking.journal import Journal, read_all
+from vibethinker.tracking.registry import better
 
 
 def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):
@@ -119,7 +120,9 @@ def test_each_step_reads_its_own_part_of_the_data(tmp_path: Path) -> None:
     assert read("signal", domains=["algebra"], stage=stage, validation={}) == ["rl/algebra", "validation/algebra"]
     assert read("evaluation", sets=None) == ["evaluation/algebra", "evaluation/code"]
     assert read("evaluation", sets=["code"]) == ["evaluation/code"]
-    assert read("import", role="probe") == read("fusion") == []
+    assert read("import", role="probe") == read("fusion", domains=["code"]) == []
+    assert read("fusion", domains=["code"], probing={}) == ["probe/code", "validation/code"]
+    assert read("solutions", domains=["algebra"]) == ["rl/algebra"]
     mine = tmp_path / "mine.jsonl"
     mine.write_text("{}")
     [own] = of_step("signal", {"stage": stage | {"train_data": "mine.jsonl"}}, {"mine.jsonl": str(mine)}, None)
@@ -129,3 +132,15 @@ def test_each_step_reads_its_own_part_of_the_data(tmp_path: Path) -> None:
     assert [one.name for one in whole(data)] == [
         "sft", "rl", "probe", "validation", "evaluation/algebra", "evaluation/code"
     ]  # fmt: skip
+
+
+def test_a_few_problems_are_no_proof_that_a_candidate_is_better() -> None:
+    def rows(problems: int, correct: int) -> list[dict[str, Any]]:
+        return [{"set": "s", "id": str(i), "correct": correct, "samples": 8} for i in range(problems)]
+
+    promoted, why = better(rows(4, 2), rows(4, 6), "version 1", "s")
+    assert not promoted
+    assert "+50.0 points [+50.0, +50.0] on s, 4 problems, paired, p = 0.062, no significant difference" in why
+    assert better(rows(8, 2), rows(8, 6), "version 1", "s")[0]
+    promoted, why = better(rows(8, 6), rows(8, 2), "version 1", "s")
+    assert not promoted and why.endswith("significantly worse.")

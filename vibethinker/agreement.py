@@ -144,6 +144,11 @@ def _stage_disagreements(config: Config, stage: Stage, at: str, positions: int |
             f"{at}: batch_size {objective.batch_size} isn't divisible by updates {objective.updates} on each process: "
             "each optimizer step takes an equal share of the rollouts, so choose a multiple"
         )
+    if stage.rollouts and stage.rollouts % objective.batch_size:
+        yield (
+            f"{at}.rollouts {stage.rollouts} isn't divisible by batch_size {objective.batch_size}: choose a multiple, "
+            "so that stages of whole batches can have as many"
+        )
     if objective.ratio == "sequence" and objective.mean_over != "rollouts":
         yield (
             f"{at}: ratio sequence weighs whole rollouts, and mean_over {objective.mean_over} their tokens: set "

@@ -12,6 +12,7 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "flash-attn", "liger-kernel", "peft", "torch", "transformers", "trl",
@@ -20,7 +21,7 @@ PACKAGES = (
 GROUPS = "vibethinker."  # how the groups of plugins' entry points begin
 
 
-def look() -> dict:
+def look() -> dict[str, Any]:
     """`python`: its version; `packages`: name → version, or `?` where a package doesn't tell it; `plugins`: the same of
     distributions that bring some; `cuda`: the version that torch is built for, None for a CPU build or no torch."""
     packages = {}

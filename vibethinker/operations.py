@@ -240,9 +240,9 @@ class Storage(Settings):
     def _holds_no_secret(cls, url: str | None) -> str | None:
         parts = urlsplit(url or "")
         if "@" in parts.netloc or parts.query:
-            raise ValueError("has no place for credentials or options: set them in the environment")
+            raise ValueError("storage.url has no place for credentials or options: set them in the environment")
         if url and (not parts.scheme or (parts.scheme == "file" and parts.netloc)):
-            raise ValueError("is no address: write s3://bucket/prefix, or file:///folder")
+            raise ValueError(f"storage.url {url!r} is no address: write s3://bucket/prefix, or file:///folder")
         return url
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from vibethinker import hardware, interpreter, plugins
 from vibethinker.config import Config
@@ -169,7 +170,7 @@ def _too_old(what: str, least: tuple[int, int], gpus: tuple[Gpu, ...], mend: str
             return
 
 
-def _interpreter(name: str, found: Mapping) -> Interpreter:
+def _interpreter(name: str, found: Mapping[str, Any]) -> Interpreter:
     return Interpreter(name, found["python"], found["packages"], found["cuda"], found["plugins"])
 
 

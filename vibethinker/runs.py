@@ -362,6 +362,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{folder / 'summary.json'} can't be read: name another run.") from None
     if summary.get("schema") != SCHEMA:
         raise ConfigurationError(
-            f"{folder / 'summary.json'} has schema {summary.get('schema')!r}, this version reads {SCHEMA}."
+            f"{folder / 'summary.json'} has schema {summary.get('schema')!r}, this version reads {SCHEMA}: use "
+            "the one that wrote it."
         )
     return summary

@@ -30,9 +30,10 @@ class Settings(BaseModel):
 
 
 def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
-        child, key, said = getattr(model, name), field.alias or name, field.json_schema_extra or {}
+        child, key = getattr(model, name), field.alias or name
+        said = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         if said.get("execution") or (said.get("later") and child == field.get_default(call_default_factory=True)):
             continue
         if isinstance(child, BaseModel):
@@ -53,7 +54,7 @@ def setting(
     One that came `later`, and whose default is what was done before, is named in fingerprints only where it differs
     from it, so that what was made before stays valid.
     """
-    extra = {"unit": unit, "source": source, "execution": execution, "later": later}
+    extra: dict[str, Any] = {"unit": unit, "source": source, "execution": execution, "later": later}
     if callable(default):
         return Field(default_factory=default, description=text, json_schema_extra=extra, **kw)
     return Field(default, description=text, json_schema_extra=extra, **kw)
@@ -243,8 +244,9 @@ class Spectrum(Settings):
         "per_domain", "one run a domain, or one on the mixture whose checkpoints every domain chooses from"
     )
     seed: int | None = setting(
-        None, "seed of specialists and probes; None: `seed`. Another one shares data and base with other runs", ge=0
-    )
+        None, "seed of specialists, probes, fusion and what follows; None: `seed`. Another one shares data and base "
+        "with other runs", ge=0,
+    )  # fmt: skip
     sft: Sft = setting(Sft, "supervised training")
     hard: Hard | None = setting(None, "a second stage of it on hard problems; unset is none")
     probing: Probing = setting(Probing, "checkpoint choice")
@@ -313,6 +315,10 @@ class Stage(Settings):
     name: str = setting(..., "a short name, shown everywhere", pattern=r"^[a-z0-9][a-z0-9-]*$")
     context: int = setting(..., "prompt and completion together", unit="tokens", source="seed: MAX_SEQ_LENGTH_STAGE<n>")
     steps: int = setting(500, "updates", unit="steps", source="seed: SIGNAL_STEPS", ge=1)
+    rollouts: int | None = setting(
+        None, "rollouts in all, those of refills included, with which the stage ends even before `steps`; its last "
+        "update takes what is left. A multiple of batch_size; None: no such end", unit="rollouts", ge=1, later=True,
+    )  # fmt: skip
     reward: Annotated[str, Named(plugins.REWARDS)] = setting("math", "what judges the answers")
     domains: tuple[str, ...] | None = setting(None, "domains whose problems it trains on; None: those of its reward")
     train_data: str | None = setting(None, "a JSONL file of problems in place of the data step's")
@@ -336,8 +342,8 @@ class Signal(Settings):
     """Phase 2."""
 
     seed: int | None = setting(
-        None, "seed of the stages and of the evaluations of their models; None: `seed`. Another one shares all that "
-        "comes before with other runs", ge=0,
+        None, "seed of the stages, of the evaluations of their models and of distillation; None: `spectrum.seed`, or "
+        "`seed`. Another one shares all that comes before with other runs", ge=0,
     )  # fmt: skip
     objective: Objective = setting(Objective, "what all stages share")
     stages: tuple[Stage, ...] = setting((), "the curriculum, in order")

@@ -1,10 +1,10 @@
 """How long steps took before: what the manifests of a workspace say, and what follows for a step that is planned.
 
 A manifest's `seconds` and `work` (see `vibethinker.workload`) count where the conditions were the same and the step was
-made in one go. Preferred are measurements of the same step, then of the same kind. The seconds of phases that a
-training tells (generation, training, grading) grow with their tokens, what is beside them (loading, an engine's start,
-writing) doesn't; a step that tells no phases grows as a whole. Of several measurements the median counts, of the
-NEWEST alone, since libraries and machines change.
+made in one go, nothing of it by an earlier process. Preferred are measurements of the same step, then of the same
+kind. The seconds of phases that a training tells (generation, training, grading) grow with their tokens, what is beside
+them (loading, an engine's start, writing) doesn't; a step that tells no phases grows as a whole. Of several
+measurements the median counts, of the NEWEST alone, since libraries and machines change.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vibethinker.steps import KEPT
 from vibethinker.validation import MANIFEST
 
 NEWEST = 5  # measurements that count for a step
 READ = 12  # newest manifests that are read of each step
 PHASE = "seconds_"
-GENERATED = ("generation", "grading")  # phases that grow with generated tokens; others with trained ones
+GENERATED = ("generation", "grading", "validation")  # phases that grow with generated tokens; others with trained ones
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _of_step(folder: Path) -> Iterator[Measurement]:
         try:
             manifest = json.loads(file.read_text())
             work, metrics = manifest["work"], manifest["metrics"]
-            if not work or manifest["resumed"]:
+            if not work or manifest["resumed"] or metrics.get(KEPT):
                 continue
             phases = {k.removeprefix(PHASE): float(v) for k, v in metrics.items() if k.startswith(PHASE)}
             yield Measurement(folder.name, work, float(manifest["seconds"]), phases, float(manifest["finished"]))

@@ -2,19 +2,25 @@
 
 Tokens follow from the settings alone: traces and completions are assumed to fill half of their limit. What a step of
 the same kind took under the same conditions (machine, model, engine, share of the machine) therefore tells what
-another one will, in proportion. The worker keeps both in a step's manifest (`work`). Loads no torch.
+another one will, in proportion. Left out: rollouts by which a stage's problems are filtered for their difficulty, and
+those that fill up an update. The worker keeps both in a step's manifest (`work`). Loads no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
 from vibethinker import environment, hardware
 from vibethinker.config import Config
+from vibethinker.data import registry
+from vibethinker.data.settings import DataFile
+from vibethinker.data.sources import resolve
 from vibethinker.footprint import Shape
 from vibethinker.fusion.measuring import measurements
 from vibethinker.gpus import known
@@ -25,7 +31,7 @@ from vibethinker.settings import Objective
 from vibethinker.worker import ranks
 
 FILL = 0.5
-DEFAULT_PROBLEMS = 1000  # assumed for files, which the plan doesn't parse
+DEFAULT_PROBLEMS = 1000  # assumed of a source of which nobody knows how many it has
 
 
 def work_of(config: Config, step: Step, model: Mapping[str, Any] | None, place: Place | None) -> dict[str, Any]:
@@ -62,26 +68,57 @@ def tokens(config: Config, step: Step) -> tuple[int, int]:
         problems = data.probe * config.spectrum.sft.checkpoints + data.validation
         return 0, int(problems * probing.samples * probing.max_tokens * FILL)
     if step.kind == "fusion" and "probing" in s:
-        probing, data = config.spectrum.probing, config.data
+        probing, data, search = config.spectrum.probing, config.data, config.spectrum.fusion.search
         counts = measurements(config.spectrum.fusion, len(config.domains))
         problems = (counts["probe"] * data.probe + counts["validation"] * data.validation) * len(config.domains)
-        return 0, int(problems * probing.samples * probing.max_tokens * FILL)
+        samples = (search and search.samples) or probing.samples
+        return 0, int(problems * samples * probing.max_tokens * FILL)
     if step.kind == "signal":
         objective = Objective.model_validate(s["objective"])
         completion = (s["stage"]["context"] - objective.max_prompt_tokens) * FILL
         rollouts = s["stage"]["steps"] * objective.batch_size
-        return int(rollouts * (completion + objective.max_prompt_tokens * FILL)), int(rollouts * completion)
+        if (most := s["stage"].get("rollouts")) is not None:  # known even where there are refills
+            rollouts = min(most, rollouts * (1 + objective.refill))
+        measured = _held_out(config, s) * completion
+        return int(rollouts * (completion + objective.max_prompt_tokens * FILL)), int(rollouts * completion + measured)
     if step.kind == "data" and config.data.teacher.model is not None:
         teacher = config.data.teacher
         problems = len(config.domains) * (config.data.max_problems or DEFAULT_PROBLEMS)
         return 0, int(problems * teacher.samples * teacher.max_tokens * FILL)
     if step.kind == "evaluation":
-        data, evaluation = config.data, config.evaluation
-        each = data.procedural.evaluation if data.source == "procedural" else data.evaluation_limit
-        sets = len(s["sets"] or (config.domains if data.source == "procedural" else data.evaluation))
-        problems = sets * (each or DEFAULT_PROBLEMS)
-        return 0, int(problems * evaluation.samples * evaluation.max_tokens * FILL)
+        evaluation = config.evaluation
+        return 0, int(_evaluated(config, s["sets"]) * evaluation.samples * evaluation.max_tokens * FILL)
     return 0, 0
+
+
+def _evaluated(config: Config, sets: Sequence[str] | None) -> int:
+    """Problems that a model is evaluated on."""
+    data = config.data
+    if data.source == "procedural":
+        return len(sets or config.domains) * data.procedural.evaluation
+    return sum(min(_rows(file, data.directory), data.evaluation_limit or sys.maxsize) for file in data.evaluation)
+
+
+def _rows(file: DataFile, directory: str) -> int:
+    """Problems of a source: what its benchmark is known to have, else the lines of a JSONL file, else a guess."""
+    count = registry.problems(file.preset)
+    if count is None and file.path is not None and file.path.endswith(".jsonl"):
+        with suppress(OSError), resolve(file.path, directory).open("rb") as lines:
+            count = sum(1 for _ in lines)
+    count = DEFAULT_PROBLEMS if count is None else count
+    return min(count, file.limit or count)
+
+
+def _held_out(config: Config, settings: Mapping[str, Any]) -> int:
+    """Completions of the held-out problems that a signal stage is measured on while it trains."""
+    if "validation" not in settings:
+        return 0
+    validation, steps = settings["validation"], settings["stage"]["steps"]
+    times = len({0, *range(validation["every"], steps, validation["every"]), steps})
+    problems = validation["problems"]
+    if settings["stage"]["validation_data"] is None:
+        problems = min(problems, len(settings["domains"]) * config.data.validation)
+    return times * problems * validation["samples"]
 
 
 def context(config: Config, step: Step) -> float:
@@ -131,6 +168,8 @@ def _conditions(config: Config, step: Step, model: Mapping[str, Any] | None, pla
         }
     if step.kind in ("specialist", "distilled", "signal"):
         found |= {"method": training.get("method"), "backend": config.base_model.backend}
+    if place is None and config.execution.threads:
+        found["threads"] = config.execution.threads
     if step.kind in ("probe", "solutions", "fusion", "signal", "evaluation"):
         found["engine"] = "vllm" if samples_by_vllm(config, on_gpu) else "transformers"
     return found

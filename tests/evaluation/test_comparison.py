@@ -1,3 +1,5 @@
+"""Paired comparison of two models' outcomes, by set and over all problems."""
+
 from __future__ import annotations
 
 import pytest
@@ -55,3 +57,5 @@ def test_a_change_is_significant_by_its_p_value():
     first, second = rows(*[(1, 8)] * 12), rows(*[(3, 8)] * 12)
     [found] = comparisons(first, second, ["s"])
     assert found["p"] == 2 / 2**12 / 2 and found["significant"] and found["low"] == 0.25
+    few = compare(rows(*[(1, 8)] * 4), rows(*[(3, 8)] * 4))
+    assert few.low == 0.25 and not few.significant, "an interval of no width proves nothing"

@@ -1,3 +1,5 @@
+"""The evaluation step: its files, its seeds, what it refuses and how it goes on."""
+
 from __future__ import annotations
 
 import json
@@ -127,13 +129,14 @@ def test_what_was_measured_how_is_written_beside_the_scores(evaluate):
 
 
 def test_an_evaluation_goes_on_with_what_an_earlier_process_has_sampled(evaluate, tmp_path, monkeypatch):
-    _, first, _ = evaluate("one", execution={"generations": str(tmp_path / "kept")})
+    told, first, _ = evaluate("one", execution={"generations": str(tmp_path / "kept")})
 
     def refuse(*_, **__):
         raise AssertionError("a completion that is kept was sampled")
 
     monkeypatch.setattr("vibethinker.generation.transformers_engine.TransformersEngine.generate", refuse)
-    _, second, emitter = evaluate("two", execution={"generations": str(tmp_path / "kept")})
+    again, second, emitter = evaluate("two", execution={"generations": str(tmp_path / "kept")})
+    assert again == told | {"kept_completions": 27 * 4}
     for file in first.iterdir():
         assert file.read_bytes() == (second / file.name).read_bytes()
     assert emitter.positions[-1][0] == emitter.positions[-1][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from vibethinker.artifacts import Store, write_json
 from vibethinker.errors import ConfigurationError
-from vibethinker.exporting import checking
+from vibethinker.exporting import card, checking
 from vibethinker.exporting.finding import find
 from vibethinker.exporting.placing import check_place, placed
 from vibethinker.models import load_model, load_tokenizer, save_model
@@ -136,6 +137,42 @@ def test_a_step_names_the_checkpoint_that_probing_chose_and_its_base(workspace):
     assert found.folder.name == "step-2" and found.id == "specialist-x"
     assert found.base == workspace / "artifacts" / "base" / ("b" * 64)
     assert find(str(found.folder), Path("elsewhere")).base == found.base.resolve()
+
+
+def test_a_model_goes_by_its_step_whichever_training_it_is_of(tmp_path, tiny_model_folder):
+    """A specialist with a second stage, two of one training on all domains, and a distilled model."""
+    store, record = Store(tmp_path / "ws"), {"metrics": {}, "settings": {}, "run_id": "r", "seconds": 1.0}
+    reads = {"probe-x": ["base", "hard-x"], "probe-y": ["specialist-mixture"], "probe-z": ["specialist-mixture"]}
+    steps = []
+    for step in ("specialist-x", "hard-x", "specialist-mixture", "distilled", *reads):
+        staging = store.staging(step, "f" * 64)
+        if step in reads:
+            write_json(staging / "probe.json", {"selected": "step-1" if step == "probe-y" else "step-2"})
+        for number in (1, 2) if step not in reads and step != "distilled" else ():
+            shutil.copytree(tiny_model_folder, staging / "checkpoints" / f"step-{number}")
+        if step == "distilled":
+            shutil.copytree(tiny_model_folder, staging, dirs_exist_ok=True)
+        store.publish(staging, step, "f" * 64, inputs={}, record=record)
+        steps.append({"id": step, "fingerprint": "f" * 64, "depends_on": reads.get(step, [])})
+    run = store.workspace / "runs" / "r"
+    models = [
+        {"id": "specialist-y", "path": str(store.folder("specialist-mixture", "f" * 64) / "checkpoints" / "step-1"),
+         "scores": {"y": {"avg@4": {"value": 0.75, "low": 0.5, "high": 1.0}}}},
+        {"id": "specialist-z", "path": str(store.folder("specialist-mixture", "f" * 64) / "checkpoints" / "step-2"),
+         "scores": {"z": {"avg@4": {"value": 0.25, "low": 0.0, "high": 0.5}}}},
+    ]  # fmt: skip
+    write_json(run / "summary.json", {"schema": 1, "run_id": "r", "steps": steps, "models": models, "warnings": []})
+    write_json(run / "state.json", {"number": 1, "started": 1.0, "resume": ""})
+
+    def place(name: str) -> tuple[str, ...]:
+        return find(name, store.workspace).folder.relative_to(store.workspace / "artifacts").parts
+
+    assert place("specialist-x") == ("hard-x", "f" * 64, "checkpoints", "step-2")
+    assert place("specialist-y") == ("specialist-mixture", "f" * 64, "checkpoints", "step-1")
+    assert place("specialist-z") == ("specialist-mixture", "f" * 64, "checkpoints", "step-2")
+    assert place("distilled") == ("distilled", "f" * 64)
+    text = card.render(find("specialist-y", store.workspace))
+    assert "| y | avg@4 | 75.0 % |" in text and "25.0 %" not in text
 
 
 def test_adapters_are_merged_into_their_unquantised_base(workspace, tmp_path):

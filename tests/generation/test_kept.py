@@ -1,3 +1,5 @@
+"""Completions that are kept: what is sampled again, and what is not."""
+
 from __future__ import annotations
 
 import shutil
@@ -8,9 +10,11 @@ import sys
 import pytest
 
 from vibethinker.errors import DataError
+from vibethinker.generation import Completion
 from vibethinker.generation.kept import KeptEngine, model_digest, sampler
 from vibethinker.generation.opening import Engines
 from vibethinker.generation.replies import ReplyStore
+from vibethinker.models.files import positions
 
 EXECUTION = {"device": "cpu", "generation_batch": 4}
 SAMPLING = {"samples": 3, "max_tokens": 6, "temperature": 1.0, "top_p": 0.95, "seed": 5}
@@ -112,6 +116,52 @@ def test_a_models_digest_is_of_its_content_wherever_it_lies(
     assert model_digest(published.folder / "checkpoints" / "step-1") == digest
     save_model(new_tiny_model(1), tiny_tokenizer, tmp_path / "other")
     assert model_digest(tmp_path / "other") != digest
+
+
+def test_a_folder_within_an_output_that_is_none_of_its_files_counts_by_its_own(
+    tmp_path, new_tiny_model, tiny_tokenizer
+):
+    from vibethinker.artifacts import Store
+    from vibethinker.models import save_model
+
+    store = Store(tmp_path / "w")
+    staging = store.staging("base", "f")
+    (staging / "config.json").write_text("{}")
+    published = store.publish(staging, "base", "f", inputs={}, record={"metrics": {}})
+    for seed in (1, 2):
+        save_model(new_tiny_model(seed), tiny_tokenizer, published.folder / f"mine-{seed}")
+    assert model_digest(published.folder / "mine-1") != model_digest(published.folder / "mine-2")
+
+
+class Short:
+    """An engine whose memory ends a completion after two tokens."""
+
+    meter = None
+
+    def generate(self, prompts, *, ended, **_):
+        for index in range(len(prompts)):
+            ended(index, 0, Completion("cut", 2, True, ()))
+            ended(index, 1, Completion("whole", 2, False, ()))
+
+
+@pytest.mark.parametrize(("positions", "kept"), [(None, 2), (9, 2), (4, 3)])
+def test_what_memory_has_cut_off_is_not_kept(tmp_path, tiny_tokenizer, positions, kept):
+    how = {**SAMPLING, "samples": 2}
+    with ReplyStore(tmp_path / "c.sqlite") as store:
+        first, again = (KeptEngine(Short, tiny_tokenizer, store, "m", "e", positions=positions) for _ in range(2))
+        prompts = [[5], [5, 6]]
+        assert [[c.text for c in some] for some in first.generate(prompts, **how)] == [["cut", "whole"]] * 2
+        again.generate(prompts, **how)
+        assert again.found == kept
+
+
+def test_what_the_model_s_positions_end_is_kept(tiny_model_folder, tmp_path):
+    long = {**SAMPLING, "max_tokens": 10_000, "samples": 1}
+    prompts = [[5] * (positions(tiny_model_folder) - 3), [5] * positions(tiny_model_folder)]
+    for found in (0, 2):
+        with sampler(Engines(EXECUTION, lambda _: None), tiny_model_folder, None, EXECUTION, tmp_path) as engine:
+            some = engine.generate(prompts, **long)
+        assert engine.found == found and some[1][0].tokens == 0
 
 
 KILLED = """

@@ -68,6 +68,29 @@ def test_what_a_crash_left_reserved_is_charged_by_the_next_to_ask(store):
     assert store.reserved("other") == worst
 
 
+@pytest.mark.parametrize("statement", ["BEGIN", "INSERT", "COMMIT"])
+def test_a_signal_right_after_any_statement_leaves_no_transaction_open(store, monkeypatch, statement):
+    connection, waiting = store._connection, [statement]
+
+    class Interrupted:
+        in_transaction = property(lambda self: connection.in_transaction)
+
+        def execute(self, text, *values):
+            done = connection.execute(text, *values)
+            if waiting and text.startswith(waiting[0]):
+                waiting.clear()
+                raise KeyboardInterrupt
+            return done
+
+    monkeypatch.setattr(store, "_connection", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        store.put("scope", Reply("k", "", False, 3, 4), PRICE)
+    kept = statement == "COMMIT"
+    assert (store.get("k") is not None) == kept
+    store.put("scope", Reply("k", "", False, 3, 4), PRICE)
+    assert store.spent("scope") == PRICE
+
+
 def test_one_process_at_a_time_asks_for_a_scope(store, tmp_path):
     with ReplyStore(tmp_path / "replies.sqlite") as other, store.claimed("scope"):
         with pytest.raises(InfrastructureError, match="Another process"), other.claimed("scope"):

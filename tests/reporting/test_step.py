@@ -10,7 +10,8 @@ from tests.reporting.synthetic import ACCURACY, DOMAINS, SyntheticRun, write
 from vibethinker.data.schema import Problem, write_records
 from vibethinker.errors import DataError
 from vibethinker.evaluation.estimators import pass_at_k
-from vibethinker.reporting import step
+from vibethinker.reporting import html, step
+from vibethinker.reporting.highlights import highlights
 from vibethinker.reporting.results import Model, Results, warnings
 
 
@@ -60,8 +61,35 @@ def test_every_comparison_of_the_recipe_is_there(report):
     assert {c["candidate"] for c in find(comparisons, kind="stage", baseline="fusion")} == {"signal-1", "signal-2"}
     (gain,) = find(comparisons, kind="stage", candidate="signal-2", scope="math", metric="avg@8")
     assert gain["low"] < gain["difference"] < gain["high"] and gain["problems"] == 40
-    assert gain["significant"] is (gain["low"] > 0 or gain["high"] < 0)
+    assert gain["significant"] is (gain["p"] < 0.05)
     assert {c["candidate"] for c in find(comparisons, kind="final", baseline="base")} == {"signal-2"}
+
+
+def test_published_benchmarks_have_scores_of_their_own_whatever_their_domain():
+    """AIME says no domain, MATH-500 says those that are trained, and HumanEval is code, which isn't trained here."""
+
+    def measured(correct: int) -> list[dict]:
+        aime = [{**row, "domain": "math"} for row in rows("aime24", [correct] * 6)]
+        math500 = [{**row, "domain": ("algebra", "geometry")[i % 2]} for i, row in enumerate(rows("math500", [4] * 6))]
+        return [*aime, *math500, *[{**row, "domain": "code"} for row in rows("humaneval", [1] * 6)]]
+
+    models = [Model("base", measured(0)), Model("fusion", measured(2)), Model("signal-1", measured(6))]
+    results = Results(models, ["algebra", "geometry"], ["algebra", "geometry"], 8)
+    means = {scope: found["avg@8"]["value"] for scope, found in results.means("signal-1").items()}
+    assert means == {
+        "algebra": 0.5, "geometry": 0.5, "math": (6 * 6 / 8 + 6 * 4 / 8) / 12, "code": 1 / 8,
+        "all": (6 * 6 + 6 * 4 + 6) / 8 / 18, "aime24": 6 / 8, "math500": 0.5, "humaneval": 1 / 8,
+    }  # fmt: skip
+    (gain,) = find(results.comparisons(), kind="final", scope="aime24", metric="avg@8")
+    assert (gain["difference"], gain["problems"], gain["significant"]) == (6 / 8, 6, True)
+    assert highlights(results.comparisons())[0][1]["scope"] == "math"
+
+
+def test_a_benchmark_called_as_a_group_is_told_apart():
+    models = [Model("base", [{**row, "domain": "algebra"} for row in rows("math", [4])] + rows("geometry", [8]))]
+    means = Results(models, ["algebra", "geometry"], ["algebra", "geometry"], 8).means("base")
+    assert means["math"]["avg@8"]["value"] == 0.75 and means["set math"]["avg@8"]["value"] == 0.5
+    assert "set geometry" not in means
 
 
 def test_a_difference_is_paired_by_problem():
@@ -154,3 +182,22 @@ def test_a_run_without_evaluations_is_refused(tmp_path):
     write(tmp_path / "in" / "data" / "card.json", {})
     with pytest.raises(DataError, match="no evaluation"):
         SyntheticRun(tmp_path / "in").report(tmp_path / "out")
+
+
+def test_the_page_shows_a_benchmark_with_its_gain_and_its_curve(synthetic, tmp_path, summary, config):
+    """The synthetic run's sets under the names of benchmarks."""
+    run = SyntheticRun(tmp_path / "in", accuracy={"base": 0.1, "fusion": 0.2, "signal-1": 0.4}).build()
+    for model in run.accuracy:
+        file = run.root / f"evaluation-{model}" / "outcomes.jsonl"
+        file.write_text(file.read_text().replace('"set": "algebra"', '"set": "aime24"'))
+    evaluation = run.root / "data" / "evaluation"
+    (evaluation / "algebra.parquet").rename(evaluation / "aime24.parquet")
+    report = run.report(tmp_path / "out")
+    assert report["benchmarks"] == ["aime24"]
+    names = html.model_names(report)
+    table = html.score_tables(report, names)[0]
+    at = table["scopes"].index("aime24")
+    cells = {row["name"]: row["cells"][at] for row in table["rows"]}
+    assert "gain" in cells["Signal 1 (math)"] and cells["Base"]["value"]
+    assert any("Pass@K, aime24" in figure for figure in html._figures(report, names)["pass_at_k"])
+    assert "aime24" in html.render(report, summary, config)

@@ -17,8 +17,10 @@ import psutil
 import pytest
 
 from tests.worker import failing_steps
-from vibethinker.artifacts import Store
+from vibethinker import preemption
+from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import KINDS, DataError, InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.worker import child
 from vibethinker.worker.host import Event, Host
 
 pytestmark = pytest.mark.slow
@@ -77,6 +79,28 @@ def test_a_published_step_is_not_run_again(host: Host, tmp_path: Path) -> None:
     first = host.run(request(tmp_path, failing_steps.succeed), lambda e: None)
     second = host.run(request(tmp_path, failing_steps.succeed), lambda e: None)
     assert (first["reused"], second["reused"]) == (False, True)
+
+
+def test_what_its_inputs_take_to_be_read_is_part_of_a_step_s_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now, passed = Store(tmp_path), time.monotonic, [0.0]
+    staging = store.staging("data", "d")
+    (staging / "file").write_text("x")
+    store.publish(staging, "data", "d", inputs={}, record={"metrics": {}, "seconds": 1.0})
+    read = Store.read_whole
+
+    def slow(*named: Any) -> Artifact:
+        passed[0] += 500
+        return read(*named)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])
+    monkeypatch.setattr(Store, "read_whole", slow)
+    monkeypatch.setattr(preemption, "finish", lambda: None)
+    monkeypatch.setattr(child, "set_up_libraries", lambda *_: None)
+    asked = request(tmp_path, failing_steps.succeed, inputs={"data": ["data", "d"]})
+    result = child.execute(asked, child.PipeEmitter(os.open(os.devnull, os.O_WRONLY), 1))
+    assert result["seconds"] >= 500
 
 
 @pytest.mark.parametrize("kind", sorted(failing_steps.ERRORS))

@@ -18,6 +18,7 @@ from vibethinker.artifacts import Store
 from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import planning
+from vibethinker.messages import did_you_mean
 from vibethinker.needs import slow_to_save, together
 from vibethinker.plan import plugin_notes, reuse_warnings, states
 
@@ -150,8 +151,9 @@ def logs(workspace: str | None, run_id: str | None, lines: int, step: str | None
     paths = [folder / f"{step}.log"] if step else sorted(folder.glob("*.log"))
     for path in paths:
         if not path.is_file():
-            names = ", ".join(p.stem for p in sorted(folder.glob("*.log")))
-            raise ConfigurationError(f"There is no log of {step!r} in this run; there are {names or 'none'}.")
+            names = [p.stem for p in sorted(folder.glob("*.log"))]
+            mend = did_you_mean(step or "", names) if names else "no step has begun yet"
+            raise ConfigurationError(f"There is no log of {step!r} in this run; {mend}.")
         text = path.read_text(errors="replace").splitlines()[-lines:]
         if not step:
             click.echo(f"==> {path.stem} <==")

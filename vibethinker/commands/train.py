@@ -196,7 +196,7 @@ def _run_alone(
             "stop_seconds": config.execution.stop_seconds,
             "gpu": gpu,
         }
-        requests = [
+        requests: list[dict[str, Any]] = [
             {
                 "step": step,
                 "kind": kind,

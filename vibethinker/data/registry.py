@@ -52,6 +52,12 @@ def names() -> list[str]:
     return list(dict.fromkeys([*_registry()["benchmarks"], *plugins.names(plugins.BENCHMARKS)]))
 
 
+def problems(preset: str | None) -> int | None:
+    """How many problems the benchmark of this preset has, all dates together; None for what is none."""
+    entries = [part for e in _registry()["benchmarks"].values() for part in (e, e.get("dated", e))]
+    return next((entry["problems"] for entry in entries if entry["preset"] == preset), None)
+
+
 def benchmark(text: str) -> Benchmark | None:
     """The benchmark that a name means, whatever its case; None where none is called so.
 

@@ -125,7 +125,8 @@ def _load(name: str, config: Config, columns: Mapping[str, str] | None) -> tuple
         return _stem(path), read_set(path, columns)
     raise ConfigurationError(
         f"{name!r} is neither a file nor an evaluation set of the profile {config.profile!r} "
-        f"({', '.join(own) or 'it has none'}), nor a benchmark: {did_you_mean(said.lower(), registry.names())}."
+        f"({', '.join(own) or 'it has none'}), nor a benchmark: "
+        f"{did_you_mean(said.lower(), [*own, *registry.names()])}."
     )
 
 
@@ -163,7 +164,10 @@ def _from_source(file: DataFile, config: Config, protocol: Mapping[str, float] |
     protected = protect(alone, config.domains, config.seed, paths, _leave_out)
     if file.path:
         place = Path(paths[file.path])
-        where = {"path": str(place), "sha256": folder_digest(place) if place.is_dir() else file_digest(place)}
+        where: dict[str, Any] = {
+            "path": str(place),
+            "sha256": folder_digest(place) if place.is_dir() else file_digest(place),
+        }
     else:
         assert file.hub is not None
         where = {"hub": file.hub.id, "revision": file.hub.revision, "files": list(file.hub.files)}

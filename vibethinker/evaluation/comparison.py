@@ -1,6 +1,8 @@
 """Two models on the same problems: the mean difference of a metric with its paired bootstrap interval and p-value.
 
-Rows are those of outcomes.jsonl. Only problems that both models have enough samples of are compared.
+Rows are those of outcomes.jsonl. Only problems that both models have enough samples of are compared. A difference is
+significant by its p-value, wherever one is called so: of a few problems the bootstrap interval is too narrow, that of
+a single one has no width at all.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from typing import Any, NamedTuple
 
 from vibethinker.errors import DataError
 from vibethinker.evaluation.estimators import paired_bootstrap, pass_at_k, sign_flip
+
+SIGNIFICANT = 0.05  # a p-value below it
 
 
 class Difference(NamedTuple):
@@ -21,6 +25,11 @@ class Difference(NamedTuple):
     high: float
     problems: int
     p: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether equal models would differ so much less often than one time in twenty."""
+        return self.p < SIGNIFICANT
 
 
 def compare(
@@ -42,9 +51,6 @@ def compare(
     return paired([a[key] for key in common], [b[key] for key in common])
 
 
-SIGNIFICANT = 0.05  # a p-value below it
-
-
 def comparisons(
     first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], sets: Sequence[str], k: int | None = None
 ) -> list[dict[str, Any]]:
@@ -52,7 +58,7 @@ def comparisons(
     rows have one, for each set and, where there are several, for all problems together (`set` None).
 
     Each has `a` and `b`, the means over the problems of both, the difference b − a with `low`, `high` and `p`, and
-    whether it is significant, by p alone. No correction is made for the number of comparisons.
+    whether it is significant. No correction is made for the number of comparisons.
 
     Raises:
         DataError: no problem of a set is in both.
@@ -73,7 +79,7 @@ def comparisons(
             change = paired([a[key] for key in both], [b[key] for key in both])
             means = {"a": sum(a[key] for key in both) / len(both), "b": sum(b[key] for key in both) / len(both)}
             found.append(
-                {"set": scope, "metric": metric, **means, **change._asdict(), "significant": change.p < SIGNIFICANT}
+                {"set": scope, "metric": metric, **means, **change._asdict(), "significant": change.significant}
             )
     return found
 

@@ -25,6 +25,8 @@ from vibethinker.verification import Item, Verdict, Verifier
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from vibethinker.generation.kept import KeptEngine
+
 Score = dict[str, float | int]
 Progress = Callable[[int, int, str], None]
 
@@ -98,7 +100,7 @@ class Outcome:
 
 
 def measure(
-    engine: Engine,
+    engine: Engine | KeptEngine,
     tokenizer: PreTrainedTokenizerBase,
     verifier: Verifier,
     problems: Sequence[Problem],
@@ -211,7 +213,7 @@ def scores(
     graded = [o for o in outcomes if o.samples]
     result = {f"avg@{n}": score([o.correct / o.samples for o in graded], n)}
     result |= {f"pass@{k}": value for k, value in pass_scores(outcomes, settings.k).items()}
-    if cast := [voted[o.problem.id] for o in graded if o.problem.id in (voted or {})]:
+    if cast := [voted[o.problem.id] for o in graded if voted and o.problem.id in voted]:
         result[f"cons@{n}"] = score(cast, n)
     result["truncated"] = score([o.truncated for o in outcomes], n)
     result["mean_tokens"] = score([o.mean_tokens for o in outcomes], n)

@@ -35,7 +35,7 @@ from vibethinker.evaluation.measuring import (
     write_rows,
 )
 from vibethinker.settings import Evaluation, Prompts
-from vibethinker.steps import Metrics, StepContext
+from vibethinker.steps import KEPT, Metrics, StepContext
 
 READABLE_PROBLEMS = 20
 
@@ -103,7 +103,8 @@ def run(context: StepContext) -> Metrics:
         context.output / "generations.jsonl",
         ({"set": s, **o.generations()} for s, some in outcomes.items() for o in some[:READABLE_PROBLEMS]),
     )
-    return {f"{name}/{metric}": value["value"] for name, of_set in found.items() for metric, value in of_set.items()}
+    metrics = {f"{name}/{metric}": value["value"] for name, of_set in found.items() for metric, value in of_set.items()}
+    return metrics | ({KEPT: engine.found} if engine.found else {})
 
 
 def read_sets(folder: Path, names: Sequence[str] | None) -> dict[str, list[Problem]]:

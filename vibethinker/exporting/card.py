@@ -70,7 +70,7 @@ def metadata(found: Found, licence: str | None = None, gguf: str | None = None) 
         for name, metric, score in _scores(found)
         if _is_rate(metric)
     ]  # fmt: skip
-    data = ModelCardData(
+    return ModelCardData(
         base_model=on_hub,
         base_model_relation="finetune" if on_hub else None,
         datasets=_hub_data(found) or None,
@@ -84,7 +84,6 @@ def metadata(found: Found, licence: str | None = None, gguf: str | None = None) 
         pipeline_tag=TEXT_GENERATION,
         tags=["vibethinker", *(["mgpo"] if found.id.startswith("signal-") else []), *(["gguf"] if gguf else [])],
     )
-    return data
 
 
 def _licence(base: str | None) -> str:
@@ -116,11 +115,20 @@ def _use(gguf: str | None) -> str:
 
 
 def _scores(found: Found) -> Iterator[tuple[str, str, Mapping[str, float]]]:
-    model = next((m for m in found.summary.get("models", ()) if Path(m["path"]).name == found.folder.name
-                  and m["id"] == found.id), None)  # fmt: skip
-    for name, metrics in (model or {"scores": {}})["scores"].items():
+    scores: dict[str, Mapping[str, Mapping[str, float]]] = {}
+    for model in found.summary.get("models", ()):
+        # One checkpoint may serve several domains.
+        if _published_as(Path(model["path"])) == _published_as(found.folder):
+            scores |= model["scores"]
+    for name, metrics in scores.items():
         for metric, score in metrics.items():
             yield name, metric, score
+
+
+def _published_as(folder: Path) -> tuple[str, ...]:
+    """Step, fingerprint and place of a model in its output, wherever the workspace lies."""
+    parts = folder.absolute().parts
+    return parts[len(parts) - parts[::-1].index("artifacts") :] if "artifacts" in parts else parts
 
 
 def _measured(found: Found) -> Iterator[str]:

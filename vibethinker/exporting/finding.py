@@ -1,8 +1,9 @@
 """Which folder a user means by MODEL, and what the workspace knows of it.
 
 MODEL is a model or adapter folder, a published output with a model at its top level, or the id of a step of a run
-(`fusion`, `signal-2`; of a specialist it is the checkpoint that probing chose). Of a published one the run that made it
-is known, and with it configuration, scores and data.
+(`fusion`, `signal-2`, `distilled`). `specialist-<domain>` is the checkpoint that probing chose for the domain,
+whichever training it is of: the specialist's own, its second stage, or that of all domains together. Of a published one
+the run that made it is known, and with it configuration, scores and data.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vibethinker.errors import ConfigurationError
 from vibethinker.models.files import ADAPTER_CONFIG, CONFIG, check_model_folder, is_adapter
 
 MODEL_FILES = (CONFIG, ADAPTER_CONFIG)
+SPECIALISTS = ("specialist", "hard")  # steps, before the first dash, that leave checkpoints
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,22 @@ def _of_step(step: str, workspace: Path, run: Path) -> Path:
     """The folder of the model that a step of this run left."""
     summary = runs.read_summary(run)
     steps = {entry["id"]: entry for entry in summary["steps"]}
-    known = [i for i in steps if i.split("-")[0] in ("base", "specialist", "fusion", "signal")]
+    probes = {f"specialist-{i.removeprefix('probe-')}": i for i in steps if i.startswith("probe-")}
+    models = [i for i in steps if i.split("-")[0] in ("base", *SPECIALISTS, "fusion", "signal", "distilled")]
+    known = list(dict.fromkeys([*models, *probes]))
     if step not in known:
         raise ConfigurationError(
             f"There is no folder {step}, and no model of that name in the run {run.name}: it has {', '.join(known)}."
         )
-    artifact = Store(workspace).read(step, steps[step]["fingerprint"])
+    probe, made = steps.get(probes.get(step, "")), step
+    if probe is not None:
+        made = next((i for i in probe.get("depends_on", ()) if i.split("-")[0] in SPECIALISTS), step)
+    artifact = Store(workspace).read(made, steps[made]["fingerprint"])
     if artifact is None:
-        raise ConfigurationError(f"{step} isn't published in the run {run.name} (yet): `vibethinker status` says why.")
-    if not step.startswith("specialist-"):
-        return artifact.folder
-    probe = f"probe-{step.removeprefix('specialist-')}"
-    chosen = Store(workspace).read(probe, steps[probe]["fingerprint"]) if probe in steps else None
+        raise ConfigurationError(f"{made} isn't published in the run {run.name} (yet): `vibethinker status` says why.")
+    chosen = Store(workspace).read(probe["id"], probe["fingerprint"]) if probe is not None else None
     if chosen is None:
-        return artifact.folder  # whose checkpoints are named then
+        return artifact.folder  # of a specialist, whose checkpoints are named then
     return artifact.folder / "checkpoints" / json.loads((chosen.folder / "probe.json").read_text())["selected"]
 
 

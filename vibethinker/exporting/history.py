@@ -57,12 +57,16 @@ def _said(manifest: Mapping[str, Any], folder: Path) -> str:
         return f"{metrics.get('train', 0)} training problems with {metrics.get('traces', 0)} verified traces"
     if kind == "base":
         return _base(settings["base_model"], metrics)
-    if kind == "specialist":
-        sft = settings["sft"]
+    if kind in ("specialist", "distilled"):
+        sft, on = settings["sft"], "the domain's traces" if kind == "specialist" else "the selected traces"
+        epochs = settings.get("epochs") or settings.get("hard", {}).get("epochs")
+        updates = f"{epochs} epochs in updates" if epochs else f"{sft['steps']} updates"
         return (
-            f"fine-tuned on the domain's traces, {sft['steps']} updates of {sft['batch_size']} sequences, "
-            f"{_method(sft)}, learning rate {sft['learning_rate']:g} with a cosine"
+            f"fine-tuned on {on}, {updates} of {sft['batch_size']} sequences, {_method(sft)}, learning rate "
+            f"{sft['learning_rate']:g} with a cosine"
         )
+    if kind == "selection":
+        return f"chose {metrics['traces_kept']} of {metrics['traces']} verified traces of the stages' models"
     if kind == "probe":
         chosen = json.loads((folder / "probe.json").read_text()) if (folder / "probe.json").is_file() else {}
         return f"chose {chosen['selected']} by Pass@K" if "selected" in chosen else ""

@@ -1,10 +1,11 @@
 """Completions that are kept under what they were sampled from, so that none is sampled twice.
 
-A completion's key is a hash of the model's files, the engine with its version, the prompt's tokens, the sampling
-settings, the seed, and the indices of prompt and sample, which its random numbers come from. So a changed model, prompt
-or setting is sampled anew; scoring again what was sampled once loads no model; and what a killed process had sampled,
-but for its last seconds, is used by the next one. Where the transformers engine goes on, the results have the bytes of
-a run that nothing happened to (see its `generate`).
+A completion's key is a hash of the model's files, the engine with its version and device, the prompt's tokens, the
+sampling settings, the seed, and the indices of prompt and sample, which its random numbers come from. So a changed
+model, prompt or setting is sampled anew; a completion that the engine's memory has cut off isn't kept; scoring again
+what was sampled once loads no model; and what a killed process had sampled, but for its last seconds, is used by the
+next one. Where the transformers engine goes on, the results have the bytes of a run that nothing happened to (see its
+`generate`).
 
 They lie in a file a model, of the same form as a teacher's replies. Left out: token ids and log-probabilities, which
 scoring needs none of.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from vibethinker.generation import Completion, Ended, Engine, Progress
 from vibethinker.generation.chat import Reply
 from vibethinker.generation.opening import engine_name
 from vibethinker.generation.replies import ReplyStore
-from vibethinker.models.files import check_model_folder, is_adapter
+from vibethinker.models.files import check_model_folder, is_adapter, positions
 from vibethinker.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def _digests(folder: Path) -> dict[str, str]:
             inside = folder.relative_to(output).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             named = {n.removeprefix(prefix): e["sha256"] for n, e in manifest["files"].items() if n.startswith(prefix)}
-            return {name: sha for name, sha in named.items() if _counts(name)}
+            if found := {name: sha for name, sha in named.items() if _counts(name)}:
+                return found
     return {p.name: file_digest(p) for p in sorted(folder.iterdir()) if p.is_file() and _counts(p.name)}
 
 
@@ -71,7 +73,9 @@ def engine_label(execution: Mapping[str, Any]) -> str:
     """The engine that `execution` comes to here, with the versions that its numbers may depend on."""
     name, found = engine_name(execution), versions()
     libraries = ("vllm", "torch") if name == "vllm" else ("transformers", "torch")
-    return f"{name}: " + ", ".join(f"{library} {found[library]}" for library in libraries if library in found)
+    return f"{name} on {execution['device']}: " + ", ".join(
+        f"{library} {found[library]}" for library in libraries if library in found
+    )
 
 
 @contextmanager
@@ -100,7 +104,8 @@ def sampler(
         return
     digest = model_digest(folder, base if is_adapter(folder) else None)
     with ReplyStore(kept / f"{digest[:16]}.sqlite") as store:
-        yield KeptEngine(lambda: engines.at(folder, base), tokenizer, store, digest, engine, only_kept)
+        opened = lambda: engines.at(folder, base)  # noqa: E731
+        yield KeptEngine(opened, tokenizer, store, digest, engine, only_kept, positions(base or folder))
 
 
 class KeptEngine:
@@ -112,6 +117,8 @@ class KeptEngine:
         model: see `model_digest`.
         engine: see `engine_label`.
         only_kept: sample nothing: score what there is, whichever engine has sampled it.
+        positions: the longest sequence that the model allows, if it says so. A completion that ends before, and before
+            max_tokens, was cut off for lack of memory, and isn't kept.
 
     Attributes:
         tokenizer: the model's.
@@ -126,8 +133,9 @@ class KeptEngine:
         model: str = "",
         engine: str = "",
         only_kept: bool = False,
+        positions: int | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer, self._positions = tokenizer, positions
         self._opened, self._store, self._model, self._engine = cache(opened), store, model, engine
         self._only_kept = only_kept
         self._waiting: list[Reply] = []
@@ -211,14 +219,17 @@ class KeptEngine:
                 return
             fresh[place] = completion
             self.sampled += 1
-            reply = (named[place], completion.text, completion.truncated, len(prompts[index]), completion.tokens)
-            self._waiting.append(Reply(*reply))
+            prompt = len(prompts[index])
+            room = how["max_tokens"] if self._positions is None else min(how["max_tokens"], self._positions - prompt)
+            if not completion.truncated or completion.tokens >= room:
+                key, tokens = named[place], completion.tokens
+                self._waiting.append(Reply(key, completion.text, completion.truncated, prompt, tokens))
             if len(self._waiting) >= _FLUSH_COUNT or time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._flush()
             if ended:
                 ended(index, sample, completion)
 
-        there: dict[str, Collection[Place]] = {"known": known.keys()} if known else {}
+        there: dict[str, Any] = {"known": known.keys()} if known else {}
         try:
             self._opened().generate(prompts, progress=progress, ended=keep, **how, **there)
         finally:

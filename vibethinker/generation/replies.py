@@ -237,8 +237,10 @@ class ReplyStore:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._lock, self._explained():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # a signal's exception can come after any statement, the first included, or before the body begins
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:

@@ -43,7 +43,7 @@ def interval(of: Mapping[str, float], share: bool = False) -> str:
 
 
 def sort(comparison: Mapping[str, Any]) -> str:
-    """`up` or `down` where the interval excludes 0, else `unsure`."""
+    """`up` or `down` where the difference is significant, else `unsure`."""
     if not comparison["significant"]:
         return "unsure"
     return "up" if comparison["difference"] > 0 else "down"

@@ -28,6 +28,7 @@ EMPTY: dict[str, Any] = {
     "comparisons": [],
     "domains": [],
     "groups": {},
+    "benchmarks": [],
     "data": {},
     "probes": {},
     "fusion": {},
@@ -108,7 +109,7 @@ def headlines(report: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[
 
 def score_tables(report: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """One table a metric: a row a model, a column a scope; each cell with its interval and its gain."""
-    scopes = list(dict.fromkeys([*report["domains"], *charts.groups(report)]))
+    scopes = list(dict.fromkeys([*report["domains"], *charts.groups(report), *report["benchmarks"]]))
     metrics = list(dict.fromkeys(k for m in report["models"] for of in m["means"].values() for k in of))
     gains = {
         (c["candidate"], c["scope"], c["metric"]): c
@@ -119,10 +120,10 @@ def score_tables(report: Mapping[str, Any], names: Mapping[str, str]) -> list[di
     for metric in metrics:
         rows = []
         for name, models in _rows(report, names):
-            cells = []
+            cells: list[dict[str, str] | None] = []
             for scope in scopes:
                 means = {m["id"]: m["means"][scope][metric] for m in models if scope in m["means"]}
-                cells += [_cell(v, gains.get((id, scope, metric))) for id, v in means.items()] or [None]
+                cells.extend([_cell(v, gains.get((id, scope, metric))) for id, v in means.items()] or [None])
             rows.append({"name": name, "colour": charts.colour(models[0]["id"]), "cells": cells})
         tables.append({"metric": metric, "scopes": scopes, "rows": rows})
     return tables
@@ -153,7 +154,10 @@ def _cell(value: Mapping[str, float], gain: Mapping[str, Any] | None) -> dict[st
 
 def worse(report: Mapping[str, Any], names: Mapping[str, str]) -> list[dict[str, str]]:
     """Every comparison in which the later model is worse, the surest first."""
-    lower = sorted((c for c in report["comparisons"] if c["difference"] < 0), key=lambda c: (c["high"], c["low"]))
+    lower = sorted(
+        (c for c in report["comparisons"] if c["difference"] < 0),
+        key=lambda c: (not c["significant"], c["high"], c["low"]),
+    )
     return [
         {
             "what": f"{names[c['candidate']]} against {names[c['baseline']]}",

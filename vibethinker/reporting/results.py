@@ -1,22 +1,25 @@
 """What the models' outcomes say: means over the mathematical domains, Pass@K curves, paired comparisons,
 warnings.
 
-A *scope* is what a number is averaged over: one domain, `math`, `code`, or `all`. A mean over several domains
-is the mean over their problems; where all domains have equally many, as generated ones do, that is the mean
-of the domains too. Every difference is paired by problem (vibethinker.evaluation.comparison).
+A *scope* is what a number is averaged over: one domain, `math`, `code`, `all`, or one benchmark, a set that isn't the
+domain of its name (as those of generated problems are). `math` is every problem that isn't code, in a domain that is
+trained or not, as AIME's. A mean over several domains is the mean over their problems; where all domains have equally
+many, as generated ones do, that is the mean of the domains too. Every difference is paired by problem
+(vibethinker.evaluation.comparison).
 
-Left out: a correction for the number of comparisons; with dozens of 95 % intervals some exclude 0 by chance.
+Left out: a correction for the number of comparisons; of dozens some are significant by chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from vibethinker.evaluation.comparison import compare
 from vibethinker.evaluation.estimators import bootstrap, pass_at_k
 from vibethinker.reporting.highlights import interval, points
+from vibethinker.settings import CODE_DOMAIN
 
 TRUNCATION_LIMIT = 0.2  # share of completions cut off above which scores say more about the limit than the model
 
@@ -38,6 +41,13 @@ class Model:
         return max((len(row["verdicts"]) for row in self.rows), default=0)
 
 
+class Scope(NamedTuple):
+    """The problems whose `column` is one of `members`."""
+
+    column: Literal["domain", "set"]
+    members: Sequence[str]
+
+
 class Results:
     """All measured models of a run, in the order of the recipe.
 
@@ -50,19 +60,29 @@ class Results:
     def __init__(self, models: Sequence[Model], domains: Sequence[str], math_domains: Sequence[str], k: int) -> None:
         self.models = {model.id: model for model in models}
         self.k = k
-        measured = {row["domain"] for model in models for row in model.rows}
+        of_sets: dict[str, set[str]] = {}
+        for model in models:
+            for row in model.rows:
+                of_sets.setdefault(row["set"], set()).add(row["domain"])
+        measured = {domain for some in of_sets.values() for domain in some}
+        others = sorted(measured - {*math_domains, CODE_DOMAIN})  # which aren't trained
         groups = {
-            "math": [d for d in math_domains if d in measured],
-            "code": [d for d in domains if d not in math_domains and d in measured],
+            "math": [d for d in math_domains if d in measured] + others,
+            "code": [d for d in (CODE_DOMAIN,) if d in measured],
         }
         groups["all"] = groups["math"] + groups["code"]
         self.domains = [d for d in domains if d in measured]
         self.groups = {name: members for name, members in groups.items() if members}
-
-    @property
-    def scopes(self) -> dict[str, list[str]]:
-        """scope → its domains."""
-        return {**{d: [d] for d in self.domains}, **self.groups}
+        alone = {domain: Scope("domain", [domain]) for domain in self.domains}
+        self.scopes = alone | {name: Scope("domain", members) for name, members in self.groups.items()}
+        sets = [
+            name
+            for name, found in of_sets.items()
+            if found != {name} or self.scopes.get(name) != Scope("domain", [name])
+        ]
+        called = {name if name not in self.scopes else f"set {name}": name for name in sets}
+        self.benchmarks = list(called)
+        self.scopes |= {title: Scope("set", [name]) for title, name in called.items()}
 
     @property
     def fused(self) -> str | None:
@@ -83,8 +103,8 @@ class Results:
         """scope → metric → value with interval, for each scope of which the model was measured on all
         domains."""
         found = {}
-        for scope, members in self.scopes.items():
-            rows = self._rows(model, members)
+        for scope in self.scopes:
+            rows = self._rows(model, scope)
             if rows:
                 n = self.models[model].samples
                 found[scope] = {f"avg@{n}": _mean(rows, None), f"pass@{self.k}": _mean(rows, self.k)}
@@ -94,8 +114,8 @@ class Results:
         """scope → K → mean Pass@K, for K = 1, 2, 4… up to the number of samples."""
         ks = [1 << i for i in range(self.models[model].samples.bit_length())]
         curves = {}
-        for scope, members in self.scopes.items():
-            if rows := self._rows(model, members):
+        for scope in self.scopes:
+            if rows := self._rows(model, scope):
                 values = {k: [pass_at_k(r["samples"], r["correct"], k) for r in rows if r["samples"] >= k] for k in ks}
                 curves[scope] = {str(k): sum(v) / len(v) for k, v in values.items() if v}
         return curves
@@ -104,8 +124,7 @@ class Results:
         """Every comparison that the recipe asks for, each as avg@n and as pass@k; see `_pairs` for which."""
         found = []
         for kind, baseline, candidate, scope in self._pairs():
-            first = self._rows(baseline, self.scopes[scope])
-            second = self._rows(candidate, self.scopes[scope])
+            first, second = self._rows(baseline, scope), self._rows(candidate, scope)
             if not first or not second:
                 continue
             for k in (None, self.k):
@@ -122,7 +141,8 @@ class Results:
                         "low": d.low,
                         "high": d.high,
                         "problems": d.problems,
-                        "significant": d.low > 0 or d.high < 0,
+                        "p": d.p,
+                        "significant": d.significant,
                     }
                 )
         return found
@@ -146,11 +166,11 @@ class Results:
         if base and final and final not in (base, self.fused):
             yield from (("final", base, final, scope) for scope in self.scopes)
 
-    def _rows(self, model: str, domains: Iterable[str]) -> list[Row]:
-        """The model's graded rows of these domains; none unless it was measured on all of them."""
-        wanted = set(domains)
-        rows = [r for r in self.models[model].rows if r["domain"] in wanted and r["samples"]]
-        return rows if {r["domain"] for r in rows} == wanted else []
+    def _rows(self, model: str, scope: str) -> list[Row]:
+        """The model's graded rows of this scope; none unless it was measured on all its domains, or its set."""
+        column, members = self.scopes[scope]
+        rows = [r for r in self.models[model].rows if r[column] in members and r["samples"]]
+        return rows if {r[column] for r in rows} == set(members) else []
 
 
 def warnings(results: Results, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -185,7 +205,7 @@ def _worse_at_the_end(results: Results, comparisons: Sequence[Mapping[str, Any]]
         worse = [
             f"{c['metric']} on {c['scope']} ({_points(c)})"
             for c in comparisons
-            if c["kind"] == kind and c["candidate"] == results.final and c["high"] < 0
+            if c["kind"] == kind and c["candidate"] == results.final and c["significant"] and c["difference"] < 0
         ]
         if worse:
             yield f"The final model is worse than the {what} model: {'; '.join(worse)}."

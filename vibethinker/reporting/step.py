@@ -51,6 +51,7 @@ def run(context: StepContext) -> Metrics:
         "profile": settings["profile"],
         "domains": results.domains,
         "groups": results.groups,
+        "benchmarks": results.benchmarks,
         "sets": {name: len(rows) for name, rows in problems.items()},
         "k": results.k,
         "final": results.final,

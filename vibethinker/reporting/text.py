@@ -130,7 +130,7 @@ def _specialists(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _gain(comparison: Mapping[str, Any]) -> str:
-    unsure = "" if comparison["significant"] else ", includes 0"
+    unsure = "" if comparison["significant"] else ", not significant"
     return f"{points(comparison['difference'])} points {interval(comparison)}{unsure}"
 
 

@@ -69,8 +69,12 @@ def _parts(kind: str, settings: Mapping[str, Any]) -> list[str]:
         return ["sft"] if settings.get("base_model", {}).get("source") == "embedded" else []
     if kind == "specialist":
         return [f"sft/{domain}" for domain in domains]
+    if kind == "solutions":
+        return [f"rl/{domain}" for domain in domains]
     if kind == "probe":
         return [f"{split}/{settings['domain']}" for split in ("probe", "validation")]
+    if kind == "fusion" and "probing" in settings:
+        return [f"{split}/{domain}" for split in ("probe", "validation") for domain in domains]
     if kind == "signal" and "stage" in settings:
         stage = settings["stage"]
         splits = ["rl"] if stage["train_data"] is None else []

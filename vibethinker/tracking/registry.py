@@ -1,9 +1,9 @@
 """The registry: every finished run's model is its name's `candidate`, and the `champion` is the best one so far.
 
 A candidate takes the champion's place only if it is better on the configured benchmark: of the problems that both were
-measured on, with the same settings and the same content, its share of right samples is higher, paired by problem, and
-the 95 % interval of the mean difference excludes 0. The first that was measured has nobody to beat. What was decided,
-and why, is recorded on the version, also where the champion stays.
+measured on, with the same settings and the same content, its share of right samples is higher, and significantly so by
+the paired sign-flip test (`vibethinker.evaluation.comparison`). The first that was measured has nobody to beat. What
+was decided, and why, is recorded on the version, also where the champion stays.
 
 The outcomes that are compared lie beside the model as the run's artefact `evaluation/outcomes.jsonl`, so that a run on
 another machine can compare its own with them.
@@ -163,11 +163,11 @@ def better(champion: Rows, candidate: Rows, rival: str, scope: str) -> tuple[boo
         return False, f"It doesn't replace {rival}: {error}"
     samples = max((len(row["verdicts"]) for row in candidate if "verdicts" in row), default=0)
     numbers = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    how = f"avg@{samples} {numbers} on {scope}, {found.problems} problems, paired, 95 % bootstrap interval"
-    if found.low > 0:
+    how = f"avg@{samples} {numbers} on {scope}, {found.problems} problems, paired, p = {found.p:.2g}"
+    if found.difference > 0 and found.significant:
         return True, f"It replaces {rival}: {how}."
-    worse = found.high < 0
-    return False, f"It doesn't replace {rival}: {how}, which {'is below' if worse else 'includes'} 0."
+    judged = "significantly worse" if found.significant else "no significant difference"
+    return False, f"It doesn't replace {rival}: {how}, {judged}."
 
 
 def _outcomes(client: Any, run: str) -> list[dict[str, Any]]:

@@ -251,6 +251,7 @@ class SignalTraining:
             micro_tokens=run.micro_tokens,
             end_to_end=run.backend == "transformers" and packed.prepare(model, run.dtype, compiled=compiled),
             spare=spare,
+            budget=stage.rollouts,
             validating=self.validating,
             model=model,
             args=GRPOConfig(
@@ -301,6 +302,7 @@ class SignalTraining:
 
     def validate(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """The trained model's scores on the stage's validation file, `group_size` samples a problem."""
+        assert self.stage.validation_data is not None
         problems = self.sources.read(self.stage.validation_data)
         size = self.objective.group_size
         if self.own_weights:

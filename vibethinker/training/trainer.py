@@ -12,6 +12,8 @@ What differs from TRL's own GRPO, and through which of its hooks:
   and with one micro-batch on a CPU the whole is TRL's GRPO bit for bit, and so are its other objectives (`objectives`);
 - refills: groups of one verdict teach nothing; with `refill` other problems take their place, before the update. That
   overlong completions are punished makes no group worth keeping;
+- a budget: training ends once so many rollouts are sampled, refills included. No refill takes more than is left, and
+  the last update has fewer prompts where no whole batch is;
 - several updates: with `updates` each takes its share of the shuffled rollouts, whose log-probabilities by the policy
   that sampled them are known before the first. To the library it is one step: one of the schedule, of the log and of
   checkpoints, so that no rollouts need to be saved;
@@ -28,6 +30,7 @@ loss; the mean over rollouts still divides by all of them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -61,6 +64,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         micro_tokens: most tokens of a forward and backward pass.
         end_to_end: whether `packed.prepare` has made the model ready for sequences laid end to end.
         spare: rows like the dataset's, for refills.
+        budget: rollouts of all processes, with which training ends even before `max_steps`; whole batches.
         validating: measures the weights that an update begins with, where it is time to.
         **trl: what GRPOTrainer takes; its rollout_func is a `Rollouts`. The dataset's rows have `prompt`, token ids,
             and `number`, the problem's, in the order of training.
@@ -80,6 +84,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         micro_tokens: int,
         end_to_end: bool = False,
         spare: Iterator[Batch] | None = None,
+        budget: int | None = None,
         validating: Validating | None = None,
         **trl: Any,
     ) -> None:
@@ -87,7 +92,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self._grade = grade
         self._micro_tokens, self.end_to_end, self._spare = micro_tokens, end_to_end, spare or iter(())
         self._rollouts: Rollouts = trl["rollout_func"]
-        self._validating = validating
+        self._validating, self._budget = validating, budget
         self.numbers: list[int] = []
         self._trained = 0  # tokens that went through the model
         self._spared = 0  # spare rows that were taken
@@ -161,7 +166,20 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
             self._move(model)
             total = total + self._gradients(model, share)
         self._step += 1
+        if self._groups_left == 0:
+            self.control.should_training_stop = True
         return total / len(shares)
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        if self._groups_left:  # else a training goes on that was stopped after its last update
+            super()._run_epoch(*args, **options)
+
+    @property
+    def _groups_left(self) -> int:
+        """Groups that each process may still sample."""
+        if self._budget is None:
+            return sys.maxsize
+        return (self._budget - self.totals["rollouts"]) // (self.num_generations * processes.count())
 
     def _shares(self, model: torch.nn.Module, inputs: list[Batch]) -> list[Batch]:
         """The rollouts of each update."""
@@ -170,9 +188,9 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         updates = self._objective.updates
         if updates == 1:
             return [batch]
-        batch["num_items_in_batch"] = batch["num_items_in_batch"] / updates
-        rows = torch.arange(len(batch["advantages"]), device=batch["advantages"].device)
-        shares = [rectangles.rows_of(batch, share) for share in rows.chunk(updates)]
+        rows = torch.arange(len(batch["advantages"]), device=batch["advantages"].device).chunk(updates)
+        batch["num_items_in_batch"] = batch["num_items_in_batch"] / len(rows)
+        shares = [rectangles.rows_of(batch, share) for share in rows]
         for share in shares:
             self._note_policy(model, share)
         return shares
@@ -230,16 +248,20 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         size = self.num_generations
         self.row, self._groups, self._sampled = {}, [], []
         self._counts.zero_()
+        left = self._groups_left
+        inputs = inputs[: left * size]
         batch = self._generate_and_score_completions(inputs)
+        left -= len(inputs) // size
         teaching = self._teaching
         for _ in range(self._objective.refill):
-            flat = (~teaching).nonzero().squeeze(-1).tolist()
+            flat = (~teaching).nonzero().squeeze(-1).tolist()[:left]
             wanted = agreed(len(flat))
             fresh = [row for _, row in zip(range(wanted), self._spare, strict=False)]
             self._spared += len(fresh)
             if not wanted or len(fresh) < wanted:
                 break
             more = self._generate_and_score_completions([dict(row) for row in fresh for _ in range(size)])
+            left -= wanted
             self.totals["refilled"] += sum(processes.gathered([len(flat)]))
             batch = rectangles.replaced(batch, flat, more, size, self._tokenizer.pad_token_id)
             teaching[flat] = self._teaching[: len(flat)]
@@ -248,7 +270,9 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self._measure()
         return batch
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: list[Batch], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         verdicts = self._verdicts = rewards[:, 0].view(-1, self.num_generations).clone()
         objective, shaped = self._objective, verdicts
@@ -361,6 +385,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self._rollouts.recall(state["canary"], self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the row of this update to TRL's log."""
         logs.update(self.row)
         super().log(logs, start_time)
 

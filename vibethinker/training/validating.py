@@ -39,7 +39,7 @@ class Validating(TrainerCallback):
     Args:
         settings: how often; whether the best is to be kept.
         run: of the training; its file of metrics gets a row a measurement, as its emitter does.
-        steps: of the training.
+        steps: of the training, at most.
         folder: where the best update's model, or adapter, is kept: `step-%06d`.
         measure: see `Measure`.
         phases: where the time is booked.
@@ -73,6 +73,8 @@ class Validating(TrainerCallback):
             last: whether the training is over, so that they count whatever their update.
         """
         update = trainer.state.global_step
+        if last:
+            self._steps = update  # fewer than planned where the stage's rollouts were used up before
         if update in self.values or not (last or update % self._settings.every == 0):
             return
         with self._phases("validation") as phase, trainer.interruptible():
@@ -111,7 +113,7 @@ class Validating(TrainerCallback):
 
     def recall(self, state: dict[str, Any]) -> None:
         """See `resumable.Remembers`."""
-        self.values = {update: value for update, value in state["values"]}
+        self.values = dict(state["values"])
 
     def _tell(self, update: int, outcomes: Sequence[Outcome], graded: Sequence[Outcome]) -> None:
         count = self._settings.samples

@@ -195,7 +195,7 @@ class _Process:
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", WORKER, kind, json.dumps(settings), str(os.getpid())],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.log,
                 env=environment,

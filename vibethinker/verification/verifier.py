@@ -199,8 +199,10 @@ class Grading:
         replies |= {key: reply.result() for key, reply in again.items()}
         verdicts: list[Verdict] = []
         for place, entry in enumerate(self._entries):
-            reply = replies.get(entry.key)
-            verdict = entry.verdict or Verdict(reply["verdict"], entry.extracted, reply["seconds"])
+            verdict = entry.verdict
+            if verdict is None:
+                said = replies[entry.key]
+                verdict = Verdict(said["verdict"], entry.extracted, said["seconds"])
             verdicts.append(verdict)
             if place >= len(self._found):  # the others were counted by an earlier call
                 self._statistics.add(entry.item.kind, verdict)

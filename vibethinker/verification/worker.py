@@ -103,6 +103,7 @@ def _say(channel: Any, **message: Any) -> None:
 
 
 def main(kind: str, settings: str, parent: str) -> None:
+    """Serve the requests that come over stdin, for as long as the parent lives."""
     channel = socket.socket(fileno=os.dup(0)).makefile("rwb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)  # whatever prints or reads mustn't touch the protocol

@@ -136,15 +136,15 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         if reason:
             emitter.warning(f"The published output of {step} moved to {store.retire(step, fingerprint)}: {reason}.")
         faults.point("child.locked", step)
+        started = time.monotonic()
         reading = partial(emitter.alive, "reading its inputs")
-        inputs = {role: store.read_whole(*named, reading) for role, named in request["inputs"].items()}
+        inputs = {role: store.read_whole(source, made, reading) for role, (source, made) in request["inputs"].items()}
         digests = {role: artifact.digest for role, artifact in inputs.items()}
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
         folders = {role: a.folder for role, a in inputs.items()}
         resumed = any(entry.name != INPUTS for entry in checkpoints.iterdir())
         set_up_libraries(request["kind"], checkpoints)
-        started = time.monotonic()
         context = steps.StepContext(
             step, request["settings"], request["execution"], folders, staging, checkpoints, emitter
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -42,7 +43,7 @@ class Slerp:
 
     def facts(self, tensor: Tensor) -> tuple[float, float]:
         """See `Method`."""
-        aa, bb, ab = sum(tensor.each(_products)).tolist()
+        aa, bb, ab = reduce(np.add, tensor.each(_products)).tolist()
         length = math.sqrt(aa) * math.sqrt(bb)
         cosine = ab / length if length else 1.0
         if 1 - abs(cosine) < STRAIGHT:

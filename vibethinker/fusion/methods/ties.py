@@ -13,6 +13,7 @@ fraction says in which class it is, and only that class's sizes are looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -44,7 +45,7 @@ class Ties:
         if self._density >= 1:
             return [0.0] * len(tensor.models)
         rank = max(1, int(self._density * tensor.count))
-        counts = sum(tensor.each(_counted))
+        counts = reduce(np.add, tensor.each(_counted))
         inside, ranks = [], []
         for row in counts:
             larger = row[::-1].cumsum()  # by class, from the largest
