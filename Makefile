@@ -35,7 +35,7 @@ faults: $(VENV)/installed-dev
 # The pages as a site, in build/site.
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m docs.tools.configuration
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
