@@ -1,3 +1,5 @@
+"""Which checkpoint probing chooses, and what its step writes."""
+
 from __future__ import annotations
 
 import json
@@ -159,6 +161,13 @@ def test_the_step_measures_every_checkpoint_and_the_chosen_one_again(probe):
     names = ["generated_tokens", "pass@1", "pass@2", "pass@4", "tokens_per_second"]
     assert measured == [(1, names), (2, names)]
     assert {"verifier/math/no_answer", "verifier/math/seconds_p95"} <= set(verified)
+
+
+def test_the_only_checkpoint_is_chosen_by_loss_though_nothing_tells_one(probe, inputs):
+    """As where a second stage finds no hard problem."""
+    (inputs["specialist"] / "checkpoints" / "step-000002").rename(inputs["specialist"] / "unused")
+    output = probe("out", probing={**SETTINGS["probing"], "select": "loss"})[1]
+    assert json.loads((output / "probe.json").read_text())["selected"] == "step-000001"
 
 
 def test_a_repetition_gives_the_same_bytes(probe):

@@ -50,7 +50,8 @@ def run(context: StepContext) -> Metrics:
     prompts = Prompts.model_validate(context.settings["prompts"])
     splits = {s: read_split(context.inputs["data"], s, domain) for s in ("probe", "validation")}
     folders = checkpoints(context.inputs["specialist"])
-    losses = training_losses(context.inputs["specialist"], folders) if settings.select == "loss" else {}
+    by_loss = settings.select == "loss" and len(folders) > 1  # a second stage that learned nothing has no losses
+    losses = training_losses(context.inputs["specialist"], folders) if by_loss else {}
     set_threads(context.execution["threads"])
     total = settings.samples * (len(folders) * len(splits["probe"]) + len(splits["validation"]))
     rows: list[dict[str, Any]] = []
@@ -109,7 +110,7 @@ def choose(candidates: Sequence[Mapping[str, Any]], k: int, select: str = "pass_
         k: of Pass@k.
         select: as in the settings.
     """
-    if select == "last":
+    if select == "last" or len(candidates) == 1:
         return candidates[-1]["checkpoint"]
     if select == "loss":
         return min(candidates, key=lambda found: found["loss"])["checkpoint"]

@@ -112,9 +112,9 @@ def _step(entry: Mapping[str, Any], noted: Mapping[str, Any], now: float) -> Ste
         return StepView(entry["id"], entry["state"], entry["seconds"], text=text, metrics=metrics)
     seconds = max(0.0, now - noted["began"]) if "began" in noted else None
     done, total, text = noted.get("done"), noted.get("total"), noted.get("text", "")
-    share = done / total if total else None
-    left = None
-    if share is not None:
+    share = left = None
+    if done is not None and total:
+        share = done / total
         begun, since, _ = noted["first"]
         speed = (done - begun) / (now - since) if now > since else 0.0
         left = (total - done) / speed if speed > 0 else None

@@ -99,7 +99,7 @@ def _evaluated(config: Config, sets: Sequence[str] | None) -> int:
     return sum(min(_rows(file, data.directory), data.evaluation_limit or sys.maxsize) for file in data.evaluation)
 
 
-def _rows(file: DataFile, directory: str | None) -> int:
+def _rows(file: DataFile, directory: str) -> int:
     """Problems of a source: what its benchmark is known to have, else the lines of a JSONL file, else a guess."""
     count = registry.problems(file.preset)
     if count is None and file.path is not None and file.path.endswith(".jsonl"):

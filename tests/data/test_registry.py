@@ -1,3 +1,5 @@
+"""Benchmarks by name: their pinned sources, protocols and columns, on rows made up in their form."""
+
 from __future__ import annotations
 
 import json

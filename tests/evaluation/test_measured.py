@@ -1,3 +1,5 @@
+"""Where earlier measurements are found, and how two of them differ in what they were measured on."""
+
 from __future__ import annotations
 
 import json

@@ -58,6 +58,23 @@ def test_the_adapter_of_the_sum_is_the_sum_of_the_adapters(two, base, tmp_path, 
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (6, 6, False)
 
 
+def test_modules_that_were_named_by_a_pattern_or_by_layers_are_all_there(adapter, base, tmp_path):
+    some = [
+        adapter(5, r=2, target_modules=["q_proj", "k_proj"], layers_to_transform=[0], exclude_modules=["k_proj"]),
+        adapter(6, r=2, target_modules=["q_proj", "k_proj"], layers_to_transform=[1]),
+    ]
+    config = some[1] / "adapter_config.json"
+    named = {"target_modules": r".*1\.self_attn\.(q|k)_proj", "layers_to_transform": None}
+    config.write_text(json.dumps(json.loads(config.read_text()) | named))
+    fuse_adapters(some, tmp_path / "adapter", settings=Fusion())
+    fuse(some, tmp_path / "whole", base=base)
+    found = load_model(tmp_path / "adapter", base=base).state_dict()
+    wanted, start = load_model(tmp_path / "whole").state_dict(), load_model(base).state_dict()
+    assert all(torch.allclose(found[name], wanted[name], rtol=1e-5, atol=1e-6) for name in wanted)
+    changed = {".".join(name.split(".")[2:5:2]) for name in wanted if not torch.equal(wanted[name], start[name])}
+    assert changed == {"0.q_proj", "1.q_proj", "1.k_proj"}
+
+
 def test_a_repetition_gives_the_same_bytes(two, tmp_path):
     for name in "ab":
         fuse_adapters(two, tmp_path / name, settings=Fusion())

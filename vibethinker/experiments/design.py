@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from vibethinker import config as configuration
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
+from vibethinker.experiments import statistics
 from vibethinker.messages import explain
 from vibethinker.plan import Plan, build
 from vibethinker.settings import Settings, setting
@@ -115,6 +116,7 @@ class Experiment:
         content = {
             "cells": [[cell.arm, cell.seed, cell.plan.fingerprints] for cell in self.cells],
             "rules": self.rules,
+            "statistics": statistics.VERSION,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.design.name}-{digest[:8]}"
@@ -145,16 +147,14 @@ class _Loader(yaml.SafeLoader):
     """YAML whose keys are unique: PyYAML would silently take the last of two arms of one name."""
 
 
-def _unique(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+def _unique(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
         raise ConfigurationError(f"{twice!r} is there twice (line {node.start_mark.line + 1}): rename or remove one.")
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _unique(loader, node, True)
-)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -163,11 +163,10 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it can't be read, or isn't YAML with unique keys.
     """
+    text = configuration.read_text(file, f"The experiment {file}")
     try:
-        values = yaml.load(file.read_text(), _Loader)
-    except OSError as error:
-        raise ConfigurationError(f"The experiment {file} can't be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
         raise ConfigurationError(f"The experiment {file} isn't valid YAML: {' '.join(str(error).split())}.") from None
     except ConfigurationError as error:
         raise ConfigurationError(f"The experiment {file}: {error}") from None

@@ -34,6 +34,8 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none", None), "use_dora": (False, None), "modules_to_save": (None, []),
     "alpha_pattern": ({}, None), "fan_in_fan_out": (False, None), "lora_bias": (False, None),
 }  # fmt: skip
+CHOSEN = ("layers_to_transform", "layers_pattern", "exclude_modules")  # settings that take from target_modules
+PREFIX = "base_model.model."  # of a module's name in the file
 
 
 def fuse_adapters(
@@ -84,12 +86,20 @@ def fuse_adapters(
             for name, values in sorted(fused.items())
         }
         write_file(partial / ADAPTER_WEIGHTS, entries, (Numpy().stored(fused[n].reshape(-1), dtype) for n in entries))
-        targets = sorted({target for config in configs for target in config["target_modules"]})
-        made = {
-            "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "target_modules": targets,
+        made: dict[str, Any] = {
+            "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {},
+            "target_modules": _targets(configs, modules), **dict.fromkeys(CHOSEN),
         }  # fmt: skip
         (partial / ADAPTER_CONFIG).write_text(json.dumps(configs[0] | made, indent=2, sort_keys=True) + "\n")
         take_along(adapters[0], partial)
+
+
+def _targets(configs: Sequence[dict[str, Any]], modules: Sequence[str]) -> list[str]:
+    """What the fused adapter changes: what all name together, or each module by its own name where one chooses by a
+    pattern or by layers, which would leave out others' modules."""
+    if all(isinstance(c["target_modules"], list) and not any(c.get(name) for name in CHOSEN) for c in configs):
+        return sorted({target for config in configs for target in config["target_modules"]})
+    return [module.removeprefix(PREFIX) for module in modules]
 
 
 class _Factors:

@@ -85,7 +85,9 @@ def _tokens(step: Mapping[str, Any], summary: Mapping[str, Any]) -> int | None:
             found += metrics[f"seconds_{phase}"] * metrics[rate]
     found += metrics.get("generated_tokens", 0)
     if not found and step["state"] in MADE and step["id"].startswith("evaluation-"):
-        scores = next((m["scores"] for m in summary["models"] if f"evaluation-{m['id']}" == step["id"]), {})
+        scores: dict[str, Any] = next(
+            (m["scores"] for m in summary["models"] if f"evaluation-{m['id']}" == step["id"]), {}
+        )
         counts = [of["mean_tokens"] for of in scores.values() if "mean_tokens" in of]
         found = sum(of["value"] * of.get("problems", 0) * of.get("samples", 0) for of in counts)
     return round(found) or None
