@@ -11,13 +11,13 @@ CPU_ONLY := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidi
 # Else each of the many processes that a run or a test starts compiles all that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-quick test-long faults lint constraints check-constraints clean
+.PHONY: run test test-quick test-long faults lint docs constraints check-constraints dist clean
 
 run: $(VENV)/installed-dev
 	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
 
 test: $(VENV)/installed-dev lint check-constraints
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile
 
 # What needs neither a server nor a training.
 test-quick: $(VENV)/installed-dev
@@ -32,10 +32,16 @@ faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults --profile tiny --random 40 --no-points --alone --folder workspace-faults-tiny \
 	  --output docs/results/faults-tiny.md
 
+# The pages as a site, in build/site.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m docs.tools.configuration
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed: set PYTHON")'
@@ -72,6 +78,13 @@ check-constraints: | $(BIN)/uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --constraint constraints.txt --quiet --output-file /dev/null
 	$(BIN)/uv pip compile pyproject.toml --extra train --extra unsloth --extra vllm --constraint constraints-gpu.txt \
 	  --python-version 3.12 --python-platform x86_64-manylinux_2_31 --quiet --output-file /dev/null
+
+# The sdist, the wheel that is built from it, and what the environment in which both were tested holds (CycloneDX).
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/uv build --quiet --build-constraints constraints.txt --out-dir dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/sbom.cdx.json $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

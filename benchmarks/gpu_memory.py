@@ -166,6 +166,7 @@ def signal(arguments: argparse.Namespace, start: Path, folder: Path) -> dict[str
 
 
 def sets(settings: dict[str, Any]) -> list[str]:
+    """The settings as options of the command line."""
     return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
 

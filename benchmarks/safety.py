@@ -96,6 +96,7 @@ def model(gib: float, workspace: Path) -> dict[str, Any]:
 
 
 def check(folder: Path, level: str) -> None:
+    """Ends the benchmark where the model is invalid at this level."""
     if reason := validation.check(folder, level):
         raise SystemExit(f"The model is invalid: {reason}.")
 

@@ -204,7 +204,7 @@ def details(gate: Gate, session: Session, summary: Mapping[str, Any], plain: boo
 def _scores(summary: Mapping[str, Any]) -> Iterator[list[str]]:
     """A header, and a row a model and set of problems: the average and the best of k, as percentages with intervals.
     The newest model comes first, since that is what goes on, and specialists last."""
-    models = sorted(reversed(summary["models"]), key=lambda model: model["id"].startswith("specialist-"))
+    models = sorted(reversed(summary["models"]), key=lambda model: model["id"].startswith("specialist-"))  # noqa: C414 - stable
     sets = [(model["id"], *scores) for model in models for scores in model["scores"].items()]
     names = list(dict.fromkeys(name for _, _, metrics in sets for name in metrics))
     columns = [name for name in names if name.startswith("avg@")][:1]

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import click
+from pydantic import ValidationError
 
 from flows.server import deliver
 from vibethinker.errors import ConfigurationError, InfrastructureError
+from vibethinker.messages import explain
 from vibethinker.operations import Notifications
 
 VARIABLE = "SLACK_WEBHOOK_URL"
@@ -57,7 +59,9 @@ def setup(webhook_variable: str, block: str) -> None:
 @click.option("--block", default=BLOCK, show_default=True, help="Prefect block that keeps the webhook.")
 @click.option("--apprise-variable", default=Notifications().apprise_variable, show_default=True,
               help="Environment variable with apprise URLs.")  # fmt: skip
-def test(block: str, apprise_variable: str) -> None:
+@click.option("--channel", "channels", multiple=True, default=Notifications().channels, show_default=True,
+              help="A channel to post to, a plugin's too; may be repeated.")  # fmt: skip
+def test(block: str, apprise_variable: str, channels: tuple[str, ...]) -> None:
     """Post a message to every channel that is set up; exits 1 if one of them fails.
 
     Example: vibethinker notify test
@@ -65,17 +69,21 @@ def test(block: str, apprise_variable: str) -> None:
     from tasks.channels import Channels
     from tasks.messages import Message
 
+    try:
+        settings = Notifications(slack_block=block, apprise_variable=apprise_variable, channels=channels)
+    except ValidationError as error:
+        raise ConfigurationError(explain(error, Notifications)) from None
     with _heard():
-        channels = Channels.of(Notifications(slack_block=block, apprise_variable=apprise_variable))
-    if not channels:
+        found = Channels.of(settings)
+    if not found:
         raise InfrastructureError(
             f"There is nowhere to post to: set {VARIABLE}, run `vibethinker notify setup`, or name addresses in "
             f"{apprise_variable}."
         )
-    failures = channels.send(Message("test", "vibethinker can be heard", "Messages about runs will arrive here."))
+    failures = found.send(Message("test", "vibethinker can be heard", "Messages about runs will arrive here."))
     if failures:
         raise InfrastructureError(" ".join(failures))
-    click.echo(f"Posted to {channels.described()}.")
+    click.echo(f"Posted to {found.described()}.")
     deliver()
 
 

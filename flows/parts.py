@@ -38,6 +38,7 @@ class Part:
 
     @property
     def alive(self) -> bool:
+        """Whether the process that was started runs still."""
         return self.process is not None and self.process.alive
 
 

@@ -53,7 +53,6 @@ def deploy(environ: Mapping[str, str]) -> list[str]:
         environ: of the command that is run.
 
     Raises:
-        ConfigurationError: there is no prefect.yaml.
         InfrastructureError: the server refused a deployment.
     """
     from prefect.exceptions import ObjectAlreadyExists
@@ -168,13 +167,7 @@ def _automations() -> list[str]:
 
 
 def _definition() -> dict[str, Any]:
-    try:
-        return yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"There is no prefect.yaml in {ROOT}: run `up` from a clone of vibethinker, installed by `make` or "
-            "`pip install --editable`."
-        ) from None
+    return yaml.safe_load(Path(__file__).with_name("prefect.yaml").read_text())
 
 
 def _names() -> set[str]:

@@ -26,6 +26,7 @@ from vibethinker.errors import ConfigurationError, InfrastructureError
 START_SECONDS = 120.0
 REPLACE_SECONDS, REPLACEMENTS = 2.0, 5  # wait before a dead one is replaced, and how often that is done
 DELIVERY_SECONDS = 10.0
+UNKNOWN_REVISION = "Can't locate revision identified by"  # alembic of a database that it doesn't know
 # Where a server that outlives runs keeps leases: on its disk, in its home.
 LEASES = {"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem"}
 
@@ -36,7 +37,7 @@ class Server:
     def __init__(self, home: Path, log: Path) -> None:
         self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}/api"
-        self._log = log
+        self._log, self._home = log, home
         self._environ = {**os.environ, **environment(home), "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
         home.mkdir(parents=True, exist_ok=True)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,12 @@ class Server:
                     return
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
-        raise InfrastructureError(f"Prefect's server didn't start; {self._log} has its last words.")
+        if UNKNOWN_REVISION in self._log.read_text(errors="replace"):
+            raise InfrastructureError(
+                f"Prefect's server didn't start, since a later version of it has written its database in {self._home}: "
+                "install that version, or move the database away."
+            )
+        raise InfrastructureError(f"Prefect's server didn't start: {self._log} has its last words.")
 
     def give_way(self, niceness: int) -> None:
         """Lower the priority of the server and all its threads."""

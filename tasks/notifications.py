@@ -18,7 +18,7 @@ from contextvars import copy_context
 from pathlib import Path
 
 from tasks import quiet
-from tasks.channels import Channels, kept_webhook
+from tasks.channels import Channels
 from tasks.messages import Message, owed_message, with_owed
 from tasks.quiet import Owed
 from vibethinker.operations import Notifications
@@ -67,11 +67,11 @@ def tell(
             gather()
             for sentence in news.sent_to(channels):
                 say(sentence)
-        if channels.webhook is not None or (channels and not news):
+        if channels.has_slack or (channels and not news):
             return
         # Only now, since the server may be away: that keeps no mail back.
         try:
-            kept = Channels(kept_webhook(settings))
+            kept = Channels.kept(settings)
         except Exception as error:
             say(redact(f"Prefect's server can't be asked for Slack's webhook ({type(error).__name__}: {error})."))
             return
@@ -175,9 +175,9 @@ def start_later(workspace: Path, settings: Notifications, seconds: float) -> Non
 def tell_owed(workspace: Path, settings: Notifications, seconds: float) -> None:
     """Tell what is owed of all kinds of which nothing was told for `seconds`; what nobody takes goes on being owed."""
     channels = Channels.at_hand(settings)
-    if channels.webhook is None:
+    if not channels.has_slack:
         with suppress(Exception):  # a server that went with its run keeps no mail back
-            channels.webhook = kept_webhook(settings)
+            channels |= Channels.kept(settings)
     for owed in quiet.take(workspace, seconds) if channels else ():
         if len(channels.send(owed_message(owed))) == len(channels):
             quiet.put_back(workspace, owed)

@@ -176,10 +176,12 @@ class Workbench:
 
 def revision() -> str | None:
     """The commit of the code that runs, `+` appended if files differ from it; None outside a clone."""
-    folder = Path(__file__).parent
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # an installed copy may lie in a clone of something else
+        return None
     try:
         described = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

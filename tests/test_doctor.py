@@ -14,7 +14,7 @@ from vibethinker import config as configuration
 from vibethinker import doctor
 from vibethinker.cli import cli
 
-NAMES = ["gpu", "versions", "sandbox", "disk", "prefect", "mlflow", "hub", "slack", "leases"]
+NAMES = ["gpu", "versions", "plugins", "sandbox", "disk", "prefect", "mlflow", "hub", "slack", "leases"]
 
 
 @pytest.fixture

@@ -105,6 +105,22 @@ def test_measurements_of_held_out_problems_are_part_of_a_stage(tmp_path: Path) -
     assert told(plain, "signal-1")[0] == pytest.approx(80 - 50 + 50 / (1 + held_out / rollouts), rel=0.01)
 
 
+def test_an_evaluation_s_problems_are_counted_where_they_can_be(tmp_path: Path) -> None:
+    """AIME 2024 has 30, LiveCodeBench 1,055 of which 100 are taken, the first file 3, the other nobody knows."""
+    for name in ("mine", "train"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n" * 3)
+    evaluation = "[aime24, {preset: livecodebench-all, limit: 100}, {path: mine.jsonl}, {path: other.csv, limit: 2000}]"
+    settings = ("data.source=files", f"data.directory={tmp_path}", "data.train=[{path: train.jsonl}]")
+    (tmp_path / "other.csv").write_text("problem,answer\n")
+    plan = plan_of(tmp_path / "w", *settings, f"data.evaluation={evaluation}")
+    problems, e = 30 + 100 + 3 + 1000, plan.config.evaluation
+    assert estimate(plan)["evaluation-base"]["generated_tokens"] == problems * e.samples * e.max_tokens // 2
+    limited = plan_of(tmp_path / "w", *settings, f"data.evaluation={evaluation}", "data.evaluation_limit=50")
+    assert work_of(limited.config, limited["evaluation-base"], None, None)["generated_tokens"] == (
+        (30 + 50 + 3 + 50) * e.samples * e.max_tokens // 2
+    )
+
+
 def test_of_several_measurements_the_median_of_the_newest_counts(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     for number, seconds in enumerate([900.0, 900.0, 900.0, 10.0, 11.0, 12.0, 13.0, 50.0]):

@@ -1,3 +1,5 @@
+"""Which checkpoint probing chooses, and what its step writes."""
+
 from __future__ import annotations
 
 import json

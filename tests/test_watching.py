@@ -104,6 +104,13 @@ def test_how_a_run_ends_is_its_exit_code(played):
     assert look(played.folder).gone and look(played.folder).exit_code == 1
 
 
+def test_watching_a_run_that_its_budget_has_paused_ends_and_says_why(played, capsys):
+    played.summary["reason"] = "The run was paused before base, since budget.hours is 1 h: raise it."
+    played.save("paused", data=DONE)
+    assert watch.watch(played.folder) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == played.summary["reason"]
+
+
 def test_notes_are_written_while_a_step_runs_and_gone_with_the_run(played):
     notes = played.live
     notes.began("base")

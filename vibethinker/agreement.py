@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from vibethinker import plugins
 from vibethinker.messages import explain
-from vibethinker.settings import CODE_DOMAIN, MATH_DOMAINS, Objective, Stage
+from vibethinker.settings import CODE_DOMAIN, Objective, Stage
 
 if TYPE_CHECKING:
     from vibethinker.config import Config
@@ -42,10 +43,10 @@ def disagreements(config: Config) -> Iterable[str]:
             yield f"domains has {domain!r}: use lower-case letters, digits, - and _, since it becomes a folder's name"
     if config.data.source == "procedural":
         for domain in config.domains:
-            if domain not in (*MATH_DOMAINS, CODE_DOMAIN):
+            if domain not in (known := plugins.names(plugins.DOMAINS)):
                 yield (
-                    f"there are no procedural problems for the domain {domain!r}: use "
-                    f"{', '.join((*MATH_DOMAINS, CODE_DOMAIN))}, or set data.source to files"
+                    f"there are no procedural problems for the domain {domain!r}: use {', '.join(known)}, install the "
+                    "plugin that brings it, or set data.source to files"
                 )
     elif not config.data.train:
         yield "data.source is files but data.train is empty: list at least one JSONL file under data.train"

@@ -47,7 +47,11 @@ class Group(click.Group):
         return [*sorted(e.name for e in _added()), *COMMANDS]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command of this name."""
+        """The command of this name.
+
+        Raises:
+            click.UsageError: there is none.
+        """
         for entry in _added():
             if entry.name == name:
                 try:
@@ -55,7 +59,9 @@ class Group(click.Group):
                 except ModuleNotFoundError as error:
                     return _missing(name, error.name or "")
         if name not in COMMANDS:
-            return None
+            from vibethinker.messages import did_you_mean
+
+            raise click.UsageError(f"There is no command {name!r}; {did_you_mean(name, self.list_commands(ctx))}.", ctx)
         module, _, attribute = COMMANDS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 

@@ -137,7 +137,7 @@ def _empty_trash(workspace: Path) -> None:
 
 def _unfinished_experiments(workspace: Path) -> dict[str, str]:
     """Run → the experiment that it belongs to, and that still reads what it made; see `vibethinker.experiments`."""
-    found = {}
+    found: dict[str, str] = {}
     for path in (workspace / "experiments").glob("*/result.json"):
         try:
             result = json.loads(path.read_text())

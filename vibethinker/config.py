@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
+from vibethinker import plugins
 from vibethinker.agreement import disagreements
 from vibethinker.data.settings import DataSettings
 from vibethinker.errors import ConfigurationError
@@ -107,6 +108,13 @@ class Config(Settings):
     def verifier(self) -> dict[str, Any]:
         """What verdicts depend on."""
         return {**self.verification.semantic(), "sandbox": self.sandbox.semantic()}
+
+    def plugin_versions(self) -> dict[str, str]:
+        """Distribution → version of what others bring to the steps of this run."""
+        domains = self.domains if self.data.source == "procedural" else ()
+        used = [(plugins.DOMAINS, domain) for domain in domains]
+        used += [(plugins.REWARDS, stage.reward) for stage in self.signal.stages]
+        return plugins.versions([*used, (plugins.FUSION, self.spectrum.fusion.method)])
 
     def runs_code(self) -> bool:
         """Whether programs that a model wrote are run."""
@@ -249,14 +257,30 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             base[key] = dict(value) if isinstance(value, Mapping) else value
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_text(path: Path, what: str) -> str:
+    """A text file that somebody wrote, in UTF-8.
+
+    Args:
+        what: it is, to begin a sentence with.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
     try:
-        values = yaml.safe_load(path.read_text())
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigurationError(f"The configuration file {path} can't be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{what} can't be read ({error.strerror}): correct the path.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{what} isn't UTF-8 (its byte {error.start + 1}): save it as UTF-8.") from None
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    text = read_text(path, f"The configuration file {path}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigurationError(f"The configuration file {path} isn't valid YAML: {reason}.") from None
+        raise ConfigurationError(f"The configuration file {path} isn't valid YAML, mend it: {reason}.") from None
     if values is not None and not isinstance(values, dict):
         raise ConfigurationError(f"The configuration file {path} must hold keys and values, as the profiles do.")
     return values or {}

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from vibethinker import hardware, holders, preflight
+from vibethinker import hardware, holders, plugins, preflight
 from vibethinker.config import Config
 from vibethinker.errors import VibeThinkerError
 from vibethinker.operations import Notifications
@@ -55,6 +55,7 @@ def examine(config: Config, workspace: Path) -> Iterator[Finding]:
     checks: tuple[Callable[[], Finding], ...] = (
         lambda: gpu(config),
         lambda: versions(config),
+        added,
         lambda: sandbox(config),
         lambda: disk(workspace),
         prefect,
@@ -116,6 +117,24 @@ def versions(config: Config) -> Finding:
             least = ".".join(map(str, broken))
             return Finding("versions", FAILURE, f"{name} {version} breaks {what}", f"install {name} < {least}")
     return Finding("versions", OK, text)
+
+
+def added() -> Finding:
+    """The plugins that are installed here, which are imported to see that they can be."""
+    told: dict[str, list[str]] = {}
+    for group in plugins.GROUPS:
+        for name in plugins.installed(group):
+            if name in plugins.BUILT_IN[group]:
+                mend = f"have its distribution rename it: {name} is the recipe's own, which is used"
+                return Finding("plugins", WARNING, f"one is called {name!r} among {group}", mend)
+            try:
+                plugin = plugins.find(group, name)
+                plugin.load()
+            except VibeThinkerError as error:
+                said, _, mend = str(error).rstrip(".").rpartition(": ")
+                return Finding("plugins", FAILURE, said, mend)
+            told.setdefault(f"{plugin.distribution} {plugin.version}", []).append(f"{group.split('.')[1]} {name}")
+    return Finding("plugins", OK, "; ".join(f"{one}: {', '.join(some)}" for one, some in told.items()) or "none")
 
 
 def sandbox(config: Config) -> Finding:

@@ -98,4 +98,5 @@ CHILD_EXITS: dict[int, type[VibeThinkerError]] = {
         InfrastructureError,
     )
 }
-KINDS: dict[str, type[VibeThinkerError]] = {c.kind: c for c in (*CHILD_EXITS.values(), VibeThinkerError)}
+KINDS: dict[str, type[VibeThinkerError]] = {c.kind: c for c in CHILD_EXITS.values()}
+KINDS[VibeThinkerError.kind] = VibeThinkerError

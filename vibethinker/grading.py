@@ -71,7 +71,7 @@ def grade_file(
     if summary.bad and not skip_bad:
         shown = "; ".join(summary.bad[:_REPORTED])
         more = f"; and {len(summary.bad) - _REPORTED} more" if len(summary.bad) > _REPORTED else ""
-        raise DataError(f"nothing was graded, mend these rows or pass --skip-bad: {shown}{more}")
+        raise DataError(f"nothing was graded, mend these rows or pass --skip-bad: {shown}{more}.")
     if not keys:
         raise DataError(f"{source} holds no row to grade: it needs one JSON object a line")
     graded, size = _read_target(kind, target)

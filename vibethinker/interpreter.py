@@ -12,16 +12,18 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "accelerate", "bitsandbytes", "datasets", "flash-attn", "liger-kernel", "peft", "torch", "transformers", "trl",
     "unsloth", "vllm",
 )  # fmt: skip
+GROUPS = "vibethinker."  # how the groups of plugins' entry points begin
 
 
-def look() -> dict:
-    """`python`: its version; `packages`: name → version, or `?` where a package doesn't tell it; `cuda`: the version
-    that torch is built for, None for a CPU build or no torch."""
+def look() -> dict[str, Any]:
+    """`python`: its version; `packages`: name → version, or `?` where a package doesn't tell it; `plugins`: the same of
+    distributions that bring some; `cuda`: the version that torch is built for, None for a CPU build or no torch."""
     packages = {}
     for name in PACKAGES:
         if importlib.util.find_spec(name.replace("-", "_")) is None:
@@ -30,7 +32,12 @@ def look() -> dict:
             packages[name] = metadata.version(name).partition("+")[0]
         except metadata.PackageNotFoundError:
             packages[name] = "?"
-    return {"python": platform.python_version(), "packages": packages, "cuda": _cuda()}
+    brings = {
+        one.metadata["Name"]: one.version
+        for one in metadata.distributions()
+        if any(entry.group.startswith(GROUPS) for entry in one.entry_points)
+    }
+    return {"python": platform.python_version(), "packages": packages, "plugins": brings, "cuda": _cuda()}
 
 
 def _cuda() -> str | None:

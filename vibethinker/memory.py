@@ -287,8 +287,8 @@ class Memory:
 def _entry(entries: Mapping[str, Any], need: Need) -> dict[str, Setting]:
     """What is known of a case, but for settings that aren't whole."""
     entry = entries.get(need.key)
-    found = {name: entry.get(name) for name in ("worked", "failed")} if isinstance(entry, dict) else {}
-    return {name: setting for name, setting in found.items() if _is_whole(setting, need)}
+    found = entry if isinstance(entry, dict) else {}
+    return {name: found[name] for name in ("worked", "failed") if name in found and _is_whole(found[name], need)}
 
 
 def _is_whole(setting: Any, need: Need) -> bool:

@@ -20,7 +20,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     if first["type"] == "value_error":
         return f"{str(first['ctx']['error']).rstrip('.')}."
     if first["type"] == "missing":
-        return f"The setting {location} is missing: it has no default."
+        return f"The setting {location} is missing: set it, since it has no default."
     return f"The setting {location} can't be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
 
 

@@ -6,11 +6,12 @@ None of them changes what a step computes, so none is in a fingerprint.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import field_validator
 
+from vibethinker.plugins import NOTIFICATIONS, Named
 from vibethinker.settings import Settings, setting
 
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|WEBHOOK_URL)$", re.IGNORECASE)
@@ -188,6 +189,10 @@ class Notifications(Settings):
     can reach (e-mail by mailto://, for example) from the addresses in the variable `apprise_variable`.
     """
 
+    channels: tuple[Annotated[str, Named(NOTIFICATIONS)], ...] = setting(
+        ("slack", "apprise"), "where messages go, each where its address is at hand; a plugin's by its name",
+        execution=True,
+    )  # fmt: skip
     slack_block: str = setting(
         "vibethinker",
         "Prefect block (prefect_slack.SlackWebhook) that `vibethinker notify setup` makes",
@@ -235,9 +240,9 @@ class Storage(Settings):
     def _holds_no_secret(cls, url: str | None) -> str | None:
         parts = urlsplit(url or "")
         if "@" in parts.netloc or parts.query:
-            raise ValueError("has no place for credentials or options: set them in the environment")
+            raise ValueError("storage.url has no place for credentials or options: set them in the environment")
         if url and (not parts.scheme or (parts.scheme == "file" and parts.netloc)):
-            raise ValueError("is no address: write s3://bucket/prefix, or file:///folder")
+            raise ValueError(f"storage.url {url!r} is no address: write s3://bucket/prefix, or file:///folder")
         return url
 
 

@@ -82,7 +82,8 @@ def _check_files(config: Config) -> None:
             where = (place if place.is_dir() else place.parent) / bad[0].origin
             raise DataError(
                 f"{len(bad)} of the {'' if ended else 'first '}{rows} rows of {place} can't be used, more than "
-                f"data.bad_rows {data.bad_rows:.2%}; the first, {where}: {first.reason}."
+                f"data.bad_rows {data.bad_rows:.2%}: mend them or the source's columns, or raise data.bad_rows; the "
+                f"first, {where}: {first.reason}."
             )
         if is_trained:
             found.update(domains)

@@ -15,7 +15,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
 HIDDEN = "[hidden]"
@@ -93,7 +93,7 @@ def clean(path: Path) -> None:
         OSError: it couldn't be read, or written anew; it is as it was then.
     """
     aside = path.with_name(f"{path.name}.cleaning")
-    how = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    how: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     changed = False
     try:
         with path.open(**how) as file, aside.open("w", **how) as shown:

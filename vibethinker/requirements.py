@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from vibethinker import hardware, interpreter
+from vibethinker import hardware, interpreter, plugins
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 
@@ -35,6 +36,7 @@ class Interpreter:
         name: as the configuration calls it.
         version: of Python.
         packages: name → version of those that are there; see `interpreter.PACKAGES`.
+        plugins: distribution → version of those that bring plugins.
         cuda: version that torch is built for; None for a CPU build.
     """
 
@@ -42,6 +44,7 @@ class Interpreter:
     version: str
     packages: Mapping[str, str]
     cuda: str | None
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def missing(
             "there, or name an interpreter that has them by worker.python."
         )
         return
+    yield from plugins.differences(config.plugin_versions(), has.plugins, has.name)
     if device == "cuda" and has.cuda is None:
         yield (
             f"The torch of {has.name} is a build for CPUs, and steps are to run on a GPU: install a CUDA build of "
@@ -166,8 +170,8 @@ def _too_old(what: str, least: tuple[int, int], gpus: tuple[Gpu, ...], mend: str
             return
 
 
-def _interpreter(name: str, found: Mapping) -> Interpreter:
-    return Interpreter(name, found["python"], found["packages"], found["cuda"])
+def _interpreter(name: str, found: Mapping[str, Any]) -> Interpreter:
+    return Interpreter(name, found["python"], found["packages"], found["cuda"], found["plugins"])
 
 
 @cache

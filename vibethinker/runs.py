@@ -276,6 +276,7 @@ def plan_document(plan: Plan, states: Mapping[str, StepState], run_id: str | Non
             "depends_on": s.depends_on,
             "domain": s.domain,
             "stage": s.stage,
+            "plugins": s.settings.get("plugins", {}),
             "state": states[s.id].state,
             "reason": states[s.id].reason,
             "resumes_after": states[s.id].update,
@@ -361,6 +362,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{folder / 'summary.json'} can't be read: name another run.") from None
     if summary.get("schema") != SCHEMA:
         raise ConfigurationError(
-            f"{folder / 'summary.json'} has schema {summary.get('schema')!r}, this version reads {SCHEMA}."
+            f"{folder / 'summary.json'} has schema {summary.get('schema')!r}, this version reads {SCHEMA}: use "
+            "the one that wrote it."
         )
     return summary

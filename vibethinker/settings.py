@@ -7,9 +7,12 @@ A field marked `execution` changes how a step runs and never what it computes: i
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from vibethinker import plugins
+from vibethinker.plugins import Named
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
 CODE_DOMAIN = "code"
@@ -27,9 +30,10 @@ class Settings(BaseModel):
 
 
 def _without_execution(model: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    kept: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
-        child, key, said = getattr(model, name), field.alias or name, field.json_schema_extra or {}
+        child, key = getattr(model, name), field.alias or name
+        said = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         if said.get("execution") or (said.get("later") and child == field.get_default(call_default_factory=True)):
             continue
         if isinstance(child, BaseModel):
@@ -50,7 +54,7 @@ def setting(
     One that came `later`, and whose default is what was done before, is named in fingerprints only where it differs
     from it, so that what was made before stays valid.
     """
-    extra = {"unit": unit, "source": source, "execution": execution, "later": later}
+    extra: dict[str, Any] = {"unit": unit, "source": source, "execution": execution, "later": later}
     if callable(default):
         return Field(default_factory=default, description=text, json_schema_extra=extra, **kw)
     return Field(default, description=text, json_schema_extra=extra, **kw)
@@ -179,7 +183,7 @@ class Search(Settings):
 class Fusion(Settings):
     """Merging of the specialists' weights; docs/fusion.md has each method's formula."""
 
-    method: Literal["linear", "pass_at_k", "task_arithmetic", "ties", "dare", "slerp"] = setting(
+    method: Annotated[str, Named(plugins.FUSION)] = setting(
         "linear", "theta = sum of w_i theta_i, or another way to merge", source="1.5B"
     )
     weights: dict[str, float] | None = setting(None, "weight of each domain, normalised to sum 1; None is uniform")
@@ -204,11 +208,16 @@ class Fusion(Settings):
         """Whether the step that fuses generates completions, for a search or a comparison."""
         return self.search is not None or self.fallback != "none"
 
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another distribution brings the method."""
+        return self.method not in plugins.BUILT_IN[plugins.FUSION]
+
     def semantic(self) -> dict[str, Any]:
         """What this method reads: settings of other methods, and those added since and left alone, change no
-        fingerprint."""
+        fingerprint. A plugin may read all of them."""
         values = super().semantic()
-        unread = [name for name, methods in READ_BY.items() if self.method not in methods]
+        unread = [name for name, methods in READ_BY.items() if self.method not in methods and not self.is_plugin]
         unread += ["search"] if self.search is None else []
         unread += ["fallback"] if self.fallback == "none" else []
         return {name: value for name, value in values.items() if name not in unread}
@@ -310,7 +319,7 @@ class Stage(Settings):
         None, "rollouts in all, those of refills included, with which the stage ends even before `steps`; its last "
         "update takes what is left. A multiple of batch_size; None: no such end", unit="rollouts", ge=1, later=True,
     )  # fmt: skip
-    reward: Literal["math", "code"] = setting("math", "verifier of the answers")
+    reward: Annotated[str, Named(plugins.REWARDS)] = setting("math", "what judges the answers")
     domains: tuple[str, ...] | None = setting(None, "domains whose problems it trains on; None: those of its reward")
     train_data: str | None = setting(None, "a JSONL file of problems in place of the data step's")
     validation_data: str | None = setting(None, "a JSONL file that the stage's end is measured on")

@@ -82,7 +82,7 @@ def measured(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The measurements of one update, with those of a list apart: of `p_histogram`, a group's number of right rollouts
     of all, `p_histogram/03 of 16` is the fourth."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in row.items():
         if isinstance(value, list):
             found |= {f"{name}/{i:02d} of {len(value) - 1}": count for i, count in enumerate(value)}

@@ -16,7 +16,7 @@ from typing import Any
 
 from vibethinker import live, locks, runs
 
-OVER = {"completed": 0, "failed": 1, "interrupted": 1}  # status → exit code
+OVER = {"completed": 0, "failed": 1, "interrupted": 1, "paused": 1}  # status → exit code
 ENDED = (*runs.FINISHED, "failed", "skipped")
 # What is worth a look, in this order, under these names.
 METRICS = {
@@ -55,6 +55,7 @@ class RunView:
         gone: its process is gone though it has not ended.
         seconds: since it was started, or went on.
         left: seconds until it ends; None where that can't be said.
+        reason: why it is paused.
     """
 
     id: str
@@ -65,6 +66,7 @@ class RunView:
     steps: Sequence[StepView]
     warnings: Sequence[str]
     resume: str
+    reason: str = ""
 
     @property
     def exit_code(self) -> int | None:
@@ -100,6 +102,7 @@ def look(folder: Path, now: float | None = None) -> RunView:
         steps=steps,
         warnings=summary["warnings"],
         resume=str(state.get("resume", "")),
+        reason=summary.get("reason", ""),
     )
 
 
@@ -109,9 +112,9 @@ def _step(entry: Mapping[str, Any], noted: Mapping[str, Any], now: float) -> Ste
         return StepView(entry["id"], entry["state"], entry["seconds"], text=text, metrics=metrics)
     seconds = max(0.0, now - noted["began"]) if "began" in noted else None
     done, total, text = noted.get("done"), noted.get("total"), noted.get("text", "")
-    share = done / total if total else None
-    left = None
-    if share is not None:
+    share = left = None
+    if done is not None and total:
+        share = done / total
         begun, since, _ = noted["first"]
         speed = (done - begun) / (now - since) if now > since else 0.0
         left = (total - done) / speed if speed > 0 else None

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
 from vibethinker import environment, hardware
 from vibethinker.config import Config
+from vibethinker.data import registry
+from vibethinker.data.settings import DataFile
+from vibethinker.data.sources import resolve
 from vibethinker.footprint import Shape
 from vibethinker.fusion.measuring import measurements
 from vibethinker.gpus import known
@@ -26,7 +31,7 @@ from vibethinker.settings import Objective
 from vibethinker.worker import ranks
 
 FILL = 0.5
-DEFAULT_PROBLEMS = 1000  # assumed for files, which the plan doesn't parse
+DEFAULT_PROBLEMS = 1000  # assumed of a source of which nobody knows how many it has
 
 
 def work_of(config: Config, step: Step, model: Mapping[str, Any] | None, place: Place | None) -> dict[str, Any]:
@@ -81,12 +86,27 @@ def tokens(config: Config, step: Step) -> tuple[int, int]:
         problems = len(config.domains) * (config.data.max_problems or DEFAULT_PROBLEMS)
         return 0, int(problems * teacher.samples * teacher.max_tokens * FILL)
     if step.kind == "evaluation":
-        data, evaluation = config.data, config.evaluation
-        each = data.procedural.evaluation if data.source == "procedural" else data.evaluation_limit
-        sets = len(s["sets"] or (config.domains if data.source == "procedural" else data.evaluation))
-        problems = sets * (each or DEFAULT_PROBLEMS)
-        return 0, int(problems * evaluation.samples * evaluation.max_tokens * FILL)
+        evaluation = config.evaluation
+        return 0, int(_evaluated(config, s["sets"]) * evaluation.samples * evaluation.max_tokens * FILL)
     return 0, 0
+
+
+def _evaluated(config: Config, sets: Sequence[str] | None) -> int:
+    """Problems that a model is evaluated on."""
+    data = config.data
+    if data.source == "procedural":
+        return len(sets or config.domains) * data.procedural.evaluation
+    return sum(min(_rows(file, data.directory), data.evaluation_limit or sys.maxsize) for file in data.evaluation)
+
+
+def _rows(file: DataFile, directory: str) -> int:
+    """Problems of a source: what its benchmark is known to have, else the lines of a JSONL file, else a guess."""
+    count = registry.problems(file.preset)
+    if count is None and file.path is not None and file.path.endswith(".jsonl"):
+        with suppress(OSError), resolve(file.path, directory).open("rb") as lines:
+            count = sum(1 for _ in lines)
+    count = DEFAULT_PROBLEMS if count is None else count
+    return min(count, file.limit or count)
 
 
 def _held_out(config: Config, settings: Mapping[str, Any]) -> int:

@@ -1,3 +1,5 @@
+"""Overlaps between training and evaluation problems, and what is none: stock phrases and templates."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The domain of a problem by its keywords; labels and a teacher's decisions are tested with their sources."""
+
 from __future__ import annotations
 
 import json

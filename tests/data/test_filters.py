@@ -1,3 +1,5 @@
+"""Rows that are broken, too long, repetitive or in another language, each with the reason that it is left out for."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The data step from its settings to its files: splits, verified traces, decontamination and counts."""
+
 from __future__ import annotations
 
 import filecmp

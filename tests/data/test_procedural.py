@@ -20,10 +20,13 @@ import sympy
 from sympy.abc import n, x, y
 
 from vibethinker.data.decontamination import ngrams, words
-from vibethinker.data.procedural import DIFFICULTIES, DOMAINS, ProceduralProblem, generate
-from vibethinker.errors import DataError
+from vibethinker.data.procedural import DIFFICULTIES, ProceduralProblem, generate
+from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.plugins import BUILT_IN
+from vibethinker.plugins import DOMAINS as GROUP
 from vibethinker.verification.schema import check_tests
 
+DOMAINS = tuple(BUILT_IN[GROUP])
 MATHS = [domain for domain in DOMAINS if domain != "code"]
 LEVELS = [(domain, difficulty) for domain in DOMAINS for difficulty in DIFFICULTIES]
 every_level = pytest.mark.parametrize(("domain", "difficulty"), LEVELS)
@@ -71,7 +74,7 @@ def test_asking_for_more_than_there_is_says_how_much_there_is() -> None:
 
 
 def test_unknown_domain_and_difficulty_are_refused() -> None:
-    with pytest.raises(DataError, match="no procedural domain 'poetry'; choose one of algebra"):
+    with pytest.raises(ConfigurationError, match="no domain of generated problems 'poetry'; valid names are algebra"):
         generate("poetry", 1, seed=0)
     with pytest.raises(DataError, match="difficulty 4 does not exist"):
         generate("algebra", 1, seed=0, difficulty=4)

@@ -1,3 +1,5 @@
+"""Prompts and what is learned from a trace, for chat templates that treat thinking in different ways."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Every format of files, read row by row, and bad rows, which cost only themselves."""
+
 from __future__ import annotations
 
 import csv

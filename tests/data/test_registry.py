@@ -1,3 +1,5 @@
+"""Benchmarks by name: their pinned sources, protocols and columns, on rows made up in their form."""
+
 from __future__ import annotations
 
 import json
@@ -24,10 +26,12 @@ def test_every_benchmark_names_a_pinned_source_and_the_papers_protocol():
         found = registry.benchmark(name)
         file = DataFile.model_validate(dict(found.source))
         assert file.title == name and len(file.hub.revision) == 40
+        assert registry.problems(file.preset) >= 30
         assert found.protocol["samples"] == (8 if file.tests_programs else 64)
         assert found.protocol["temperature"] == (0.6 if file.tests_programs else 1.0)
         assert found.protocol["top_p"] == 0.95 and found.protocol["max_tokens"] == 40960
     assert registry.benchmark("MATH-500").name == "math500" and registry.benchmark("aime23") is None
+    assert registry.problems("livecodebench-all") == 1055 and registry.problems("numinamath") is None
 
 
 def test_livecodebench_goes_by_the_dates_of_its_contests(tmp_path):

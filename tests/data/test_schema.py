@@ -1,3 +1,5 @@
+"""Records in files: the same bytes again, readable by other tools, refused where malformed."""
+
 from __future__ import annotations
 
 import dataclasses

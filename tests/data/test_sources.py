@@ -1,3 +1,5 @@
+"""A source's rows as problems: columns, labels, selections, and the presets of well-known sets."""
+
 from __future__ import annotations
 
 import base64

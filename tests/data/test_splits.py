@@ -1,3 +1,5 @@
+"""Which split a problem falls into, by its words and the seed alone."""
+
 from __future__ import annotations
 
 from collections import Counter

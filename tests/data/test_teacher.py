@@ -197,7 +197,7 @@ def test_a_secret_is_read_by_the_flow_only(data_context, jsonl):
 
 @pytest.fixture
 def parrot(tmp_path, new_tiny_model, tiny_tokenizer):
-    """A model folder whose model answers \\boxed{7} to everything."""
+    r"""A model folder whose model answers \boxed{7} to everything."""
     import torch
 
     from vibethinker.models import save_model

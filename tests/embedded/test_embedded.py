@@ -1,3 +1,5 @@
+"""The tiny base model of the default: its tokenizer, its network and its training."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""A verifier, and an engine that says what a test has written down."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Problem sets as `evaluate` and `probe` find them: files of common forms, names, and local copies."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Paired comparison of two models' outcomes, by set and over all problems."""
+
 from __future__ import annotations
 
 import pytest

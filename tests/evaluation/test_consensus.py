@@ -1,3 +1,5 @@
+"""Majority votes over equivalent answers, with ties and weights."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

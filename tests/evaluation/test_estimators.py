@@ -1,3 +1,5 @@
+"""Pass@K, majority votes, bootstrap intervals and sign-flip tests, against closed forms and simulation."""
+
 from __future__ import annotations
 
 import itertools
@@ -38,7 +40,7 @@ def test_more_draws_than_samples_are_refused():
         pass_at_k(8, 3, 9)
     with pytest.raises(ConfigurationError):
         pass_at_k(8, 3, 0)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="9"):
         pass_at_k(8, 9, 1)
 
 

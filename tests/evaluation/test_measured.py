@@ -1,3 +1,5 @@
+"""Where earlier measurements are found, and how two of them differ in what they were measured on."""
+
 from __future__ import annotations
 
 import json
@@ -7,20 +9,20 @@ import pytest
 
 from vibethinker.artifacts import Store, write_json
 from vibethinker.errors import ConfigurationError, DataError
-from vibethinker.evaluation.contamination import trained_on
+from vibethinker.evaluation.contamination import stage_files, trained_on
 from vibethinker.evaluation.measured import SCHEMA, common, differences, load
 
 SETTINGS = {"samples": 4, "k": [4], "temperature": 1.0, "top_p": 0.95, "max_tokens": 8}
 
 
-def published(store, step, fingerprint, files, inputs=None):
+def published(store, step, fingerprint, files, inputs=None, **settings):
     """An output with these files, as its step publishes it."""
     staging = store.staging(step, fingerprint)
     for name, text in files.items():
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         (staging / name).write_text(text)
     digests = {role: artifact.digest for role, artifact in (inputs or {}).items()}
-    record = {"kind": step.partition("-")[0], "metrics": {}, "seconds": 1.0}
+    record = {"kind": step.partition("-")[0], "metrics": {}, "seconds": 1.0, "settings": settings}
     return store.publish(staging, step, fingerprint, inputs=digests, record=record)
 
 
@@ -103,4 +105,10 @@ def test_the_data_that_a_model_descends_from_is_found_by_what_outputs_have_read(
     fused = published(store, "fusion", "f", {"config.json": "{ }"}, {"specialist": trained})
     assert trained_on(fused.folder) == trained_on(trained.folder / "checkpoints" / "1") == data.folder != other.folder
     assert trained_on(base.folder) is None
+    stage = {"name": "math", "train_data": "mine.jsonl"}
+    first = published(store, "signal-1", "1", {"config.json": "{  }"}, {"model": fused, "data": data}, stage=stage)
+    plain = {"model": first, "data": data}
+    last = published(store, "signal-2", "2", {"config.json": "{   }"}, plain, stage={**stage, "train_data": None})
+    assert stage_files(last.folder) == ["mine.jsonl"] and stage_files(fused.folder) == []
+    assert trained_on(last.folder) == data.folder
     assert trained_on(shutil.copytree(tiny_model_folder, tmp_path / "elsewhere")) is None

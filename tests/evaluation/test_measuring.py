@@ -1,3 +1,5 @@
+"""From problems to scores: outcomes, what is left out, seeds and tables."""
+
 from __future__ import annotations
 
 import dataclasses

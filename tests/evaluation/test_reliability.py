@@ -1,3 +1,5 @@
+"""Votes weighed by claims that a model checks, with replies that the tests write."""
+
 from __future__ import annotations
 
 import pytest

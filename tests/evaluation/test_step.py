@@ -1,3 +1,5 @@
+"""The evaluation step: its files, its seeds, what it refuses and how it goes on."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Random models of one architecture, as folders."""
+
 from __future__ import annotations
 
 from pathlib import Path

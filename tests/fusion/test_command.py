@@ -55,7 +55,7 @@ def test_pass_at_k_reads_probe_files(three, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    ("words", "told"),
     [
         (["--method", "ties"], "ties merges changes from a base model: name it with --base"),
         (["--method", "pass_at_k"], "takes its weights from --probes"),

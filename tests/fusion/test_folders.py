@@ -1,3 +1,5 @@
+"""The linear mean of model folders: numbers, files, adapters, and models that can't be fused."""
+
 from __future__ import annotations
 
 import json

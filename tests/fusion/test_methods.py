@@ -157,7 +157,7 @@ def test_at_their_limits_methods_are_one_another(near, base, tmp_path):
     assert all(torch.allclose(same[name].double(), one[name], rtol=1e-6) for name in same)
 
 
-@pytest.mark.parametrize("t, place", [(0.0, 0), (1.0, 1)])
+@pytest.mark.parametrize(("t", "place"), [(0.0, 0), (1.0, 1)])
 def test_slerp_ends_at_its_two_models(t, place, near, tmp_path):
     models = near(torch.bfloat16)[:2]
     fuse(models, tmp_path / "out", settings=Fusion(method="slerp", t=t))

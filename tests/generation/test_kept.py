@@ -1,3 +1,5 @@
+"""Completions that are kept: what is sampled again, and what is not."""
+
 from __future__ import annotations
 
 import shutil

@@ -1,3 +1,5 @@
+"""Which engine a model folder or a model in training gets, and when one is closed for another."""
+
 from __future__ import annotations
 
 import json

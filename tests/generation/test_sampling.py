@@ -1,3 +1,5 @@
+"""The sampler's probabilities, and its streams of random numbers."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The engine by transformers, beside `generate` of the same model."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Models between disk and memory: the same bytes, whole folders, adapters."""
+
 from __future__ import annotations
 
 import hashlib

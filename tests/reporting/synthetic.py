@@ -84,7 +84,7 @@ class SyntheticRun:
             "schema": 1,
             "source": "procedural",
             "sources": [{"name": "generated", "role": "train and evaluation", "licence": "MIT", "counts": {}}],
-            "domains": {domain: counts for domain in DOMAINS},
+            "domains": dict.fromkeys(DOMAINS, counts),
             "decontamination": {"enabled": True, "ngram": 10, "removed": 9, "examples": [
                 {"id": "a-1", "problem": HOSTILE, "shared": "ten words", "evaluation_set": "algebra",
                  "evaluation_problem": "What is it?"}]},

@@ -191,7 +191,7 @@ def test_markdown_stays_small_whatever_the_card(sign):
     names = [f"{sign * 200}{i}" for i in range(300)]
     counts = {"rows": 10**12, **dict.fromkeys(names, 10**10)}
     said = data_card.markdown({
-        "domains": {name: counts for name in names}, "filters": names,
+        "domains": dict.fromkeys(names, counts), "filters": names,
         "licences": {name: {"problems": 10**12, "traces": 10**12} for name in names},
         "evaluation": dict.fromkeys(names, 10**12), "teacher": dict.fromkeys(names, sign * 10**6),
         "decontamination": {"enabled": True, "against": names, "hits": dict.fromkeys(names, 10**12)},

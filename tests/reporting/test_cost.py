@@ -50,8 +50,9 @@ def test_tokens_are_those_that_were_counted() -> None:
     metrics = {
         "seconds_generation": 10.0, "generated_tokens_per_second": 100.0,
         "seconds_training": 4.0, "trained_tokens_per_second": 1000.0,
+        "seconds_validation": 2.0, "validation_tokens_per_second": 500.0,
     }  # fmt: skip
-    assert row(step(metrics=metrics))["tokens"] == "5.0 k"
+    assert row(step(metrics=metrics))["tokens"] == "6.0 k"
     scores = {"algebra": {"mean_tokens": {"value": 20.0, "problems": 8, "samples": 4}}}
     measured = row(step(id="evaluation-base"), models=[{"id": "base", "path": "p", "scores": scores}])
     assert measured["tokens"] == "640"

@@ -11,6 +11,9 @@ from tasks import logs
 from tasks.logs import LINES, WIDTH, Teller
 from vibethinker.errors import DataError, VibeThinkerError
 
+# Prefect's handler, which sends logs to its server, wants a run to log for.
+without_a_run = pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs' attempted to send logs:UserWarning")
+
 
 class Kept:
     """A logger that keeps what it was told."""
@@ -120,6 +123,7 @@ def test_a_line_of_prefect_s_log_has_no_key(caplog: pytest.LogCaptureFixture, mo
     assert [record.getMessage() for record in caplog.records] == ["refused [hidden] of 3"]
 
 
+@without_a_run
 def test_of_any_other_exception_neither_message_nor_traceback_has_a_key(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +138,7 @@ def test_of_any_other_exception_neither_message_nor_traceback_has_a_key(
     assert "a-planted-key" not in caplog.text
 
 
+@without_a_run
 def test_words_that_don_t_fit_their_format_raise_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logs.tell_sentences()
     monkeypatch.setattr(logging, "raiseExceptions", False)

@@ -1,3 +1,5 @@
+"""MGPO's weights and Long2Short's rewards, against the papers' formulas."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Supervised training of a specialist: its checkpoints, its loss, its schedule, LoRA."""
+
 from __future__ import annotations
 
 import hashlib

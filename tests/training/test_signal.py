@@ -1,3 +1,5 @@
+"""A signal stage as a step: its model, its measurements, and the problems it leaves out."""
+
 from __future__ import annotations
 
 import json

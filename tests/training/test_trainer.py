@@ -1,3 +1,5 @@
+"""The signal stage's trainer beside TRL's own GRPO."""
+
 from __future__ import annotations
 
 import copy

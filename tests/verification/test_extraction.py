@@ -1,3 +1,5 @@
+"""Which part of a response is its final answer, or its program."""
+
 from __future__ import annotations
 
 import pytest

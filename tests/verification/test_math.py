@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vibethinker.errors import ConfigurationError
 from vibethinker.verification import Item, Verdict, Verifier
 
 
@@ -46,7 +47,7 @@ def test_without_a_gold_answer_the_verdict_is_an_error(verifier):
 
 
 def test_an_unknown_kind_is_refused(verifier):
-    with pytest.raises(ValueError, match="essay"):
+    with pytest.raises(ConfigurationError, match="no reward 'essay'"):
         verifier.grade([Item("essay", "", "")])
 
 

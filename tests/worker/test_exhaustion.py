@@ -50,7 +50,7 @@ def put(root: Path, path: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "group, file, text",
+    ("group", "file", "text"),
     [
         ("0::/jobs/one\n", "sys/fs/cgroup/jobs/one/memory.events", "low 0\noom 4\noom_kill 3\n"),
         ("5:memory:/jobs/one\n0::/\n", "sys/fs/cgroup/memory/jobs/one/memory.oom_control", "under_oom 0\noom_kill 3\n"),

@@ -20,8 +20,8 @@ _MARKS = {"ok": "ok     ", "warning": "warning", "failure": "FAILURE"}
 def doctor(
     profile: str | None, file: str | None, overrides: tuple[str, ...], workspace: str | None, as_json: bool
 ) -> None:
-    """Look at GPU, versions, sandbox, disk, Prefect, MLflow, hub, Slack and who holds which GPU; exit 1 if one of them
-    fails a run."""
+    """Look at GPU, versions, plugins, sandbox, disk, Prefect, MLflow, hub, Slack and who holds which GPU; exit 1 if one
+    of them fails a run."""
     from vibethinker.doctor import FAILURE, examine
 
     config = configuration.load(profile, file, overrides)

@@ -108,6 +108,11 @@ def evaluate(
     }  # fmt: skip
     speeds: dict[str, dict[str, float]] = {}
     warnings: list[str] = []
+    if not training and (files := contamination.stage_files(model)):
+        warnings.append(
+            f"The model was trained on {', '.join(files)} too, which benchmarks are not compared with: name them by "
+            "--against-train."
+        )
     with ExitStack() as stack:
         verifier = stack.enter_context(grader(config, problems, allow_unsafe_code))
         progress = stack.enter_context(shown_progress())

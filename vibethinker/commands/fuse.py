@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from pydantic import ValidationError
 
+from vibethinker import plugins
 from vibethinker.commands.measuring import MAX_TOKENS, before_imports, print_table, shown_progress
 from vibethinker.commands.options import configuration_options
 from vibethinker.errors import ConfigurationError
 from vibethinker.messages import explain
 from vibethinker.settings import READ_BY, Fusion, Search
-
-METHODS = get_args(Fusion.model_fields["method"].annotation)
 
 
 @click.command(
@@ -23,7 +22,8 @@ METHODS = get_args(Fusion.model_fields["method"].annotation)
 )
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--output", required=True, metavar="DIR", type=click.Path(path_type=Path), help="A new or empty folder.")
-@click.option("--method", default="linear", show_default=True, type=click.Choice(METHODS), help="How to merge.")
+@click.option("--method", default="linear", show_default=True, metavar="NAME",
+              help=f"How to merge: {', '.join(plugins.names(plugins.FUSION))}.")  # fmt: skip
 @click.option("--weights", metavar="A,B,...", help="A weight for each model, normalised to sum 1 [uniform].")
 @click.option("--base", metavar="DIR", type=click.Path(path_type=Path),
               help="The model that adapters belong to and that task_arithmetic, ties and dare measure changes from; "

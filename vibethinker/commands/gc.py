@@ -22,7 +22,7 @@ SECONDS = {"h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
-class Age(click.ParamType):
+class Age(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click alone
     """An age as seconds: 12h, 30d, 4w."""
 
     name = "AGE"

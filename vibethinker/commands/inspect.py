@@ -18,8 +18,9 @@ from vibethinker.artifacts import Store
 from vibethinker.commands.options import plan_options, planned, workspace_option
 from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import planning
+from vibethinker.messages import did_you_mean
 from vibethinker.needs import slow_to_save, together
-from vibethinker.plan import reuse_warnings, states
+from vibethinker.plan import plugin_notes, reuse_warnings, states
 
 
 @click.command()
@@ -65,7 +66,8 @@ def show_plan(asked: Any, *, as_json: bool = False) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     waiting = [s for s in document["steps"] if s["state"] != "cached"]
     click.echo(f"{len(document['steps'])} steps, {len(waiting)} to run{_together(document['estimate'])}.")
-    notes = [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]] + reuse_warnings(found)
+    notes = plugin_notes(asked.plan) + [f"{s['id']}: {s['reason']}." for s in waiting if s["reason"]]
+    notes += reuse_warnings(found)
     for step in waiting:
         if start := step["estimate"]["memory"]["start"]:
             notes.append(f"{step['id']} starts with {start}, since more has run out of memory before.")
@@ -149,8 +151,9 @@ def logs(workspace: str | None, run_id: str | None, lines: int, step: str | None
     paths = [folder / f"{step}.log"] if step else sorted(folder.glob("*.log"))
     for path in paths:
         if not path.is_file():
-            names = ", ".join(p.stem for p in sorted(folder.glob("*.log")))
-            raise ConfigurationError(f"There is no log of {step!r} in this run; there are {names or 'none'}.")
+            names = [p.stem for p in sorted(folder.glob("*.log"))]
+            mend = did_you_mean(step or "", names) if names else "no step has begun yet"
+            raise ConfigurationError(f"There is no log of {step!r} in this run; {mend}.")
         text = path.read_text(errors="replace").splitlines()[-lines:]
         if not step:
             click.echo(f"==> {path.stem} <==")

@@ -70,10 +70,13 @@ def probe(
         )
         for model in models:
             engine = engines.at(model, base)
+
+            def report(done: int, total: int, doing: str, name: str = model.name) -> None:
+                progress(done, total, f"{name}: {doing}")
+
             outcomes = measure(
                 engine, engine.tokenizer, verifier, problems, settings, config.prompts,
-                derived_seed(config.seed, "probe"),
-                lambda done, total, doing, name=model.name: progress(done, total, f"{name}: {doing}"),
+                derived_seed(config.seed, "probe"), report,
             )  # fmt: skip
             tokens = {"mean_tokens": sum(outcome.mean_tokens for outcome in outcomes) / len(outcomes)}
             candidates.append(probing.candidate(str(model), outcomes, settings) | tokens | engine.meter.take())

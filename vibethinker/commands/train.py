@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vibethinker import config as configuration
-from vibethinker import hardware, preflight, validation
+from vibethinker import hardware, plugins, preflight, validation
 from vibethinker.artifacts import EVIDENCE
 from vibethinker.commands.options import configuration_options
 from vibethinker.config import Config
@@ -98,7 +98,7 @@ def train_specialist(
 @click.option("--output", type=click.Path(path_type=Path), help="A new folder for the model [signal].")
 @click.option("--max-seq-length", default=4096, show_default=True, help="Prompt and completion together, in tokens.")
 @click.option("--max-steps", type=int, help="Updates.")
-@click.option("--reward", type=click.Choice(["math", "code"]), default="math", show_default=True)
+@click.option("--reward", default="math", show_default=True, metavar="NAME", help="math, code, or a plugin's.")
 @_metrics_option
 @configuration_options
 def signal(
@@ -110,8 +110,9 @@ def signal(
     Example: vibethinker signal fused --train-data problems.jsonl --max-seq-length 4096 --max-steps 100 --output rl
     """
     from vibethinker.data.sources import read_stage_file
-    from vibethinker.plan import build
+    from vibethinker.plan import build, decided_by
 
+    plugins.find(plugins.REWARDS, reward)
     output = output or Path("signal")
     _check(model, output)
     config = _load(model, options, ["signal.stages=[]", f"spectrum.sft.max_length={max_seq_length}"])
@@ -152,6 +153,7 @@ def signal(
         "objective": config.objective(made).semantic(),
         "domains": list(config.stage_domains(made)),
         **config.signal.measurement(),
+        **decided_by([(plugins.REWARDS, reward)]),
     }
     paths = {path: path for path in said.values()}
     data = None
@@ -194,7 +196,7 @@ def _run_alone(
             "stop_seconds": config.execution.stop_seconds,
             "gpu": gpu,
         }
-        requests = [
+        requests: list[dict[str, Any]] = [
             {
                 "step": step,
                 "kind": kind,

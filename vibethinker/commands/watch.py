@@ -64,6 +64,8 @@ def _lines(folder: Path) -> int:
 def _say_end(view: RunView) -> None:
     if view.gone:
         click.echo(f"The run {view.id} has no process any more. Go on by:\n  {view.resume}")
+    elif view.reason:
+        click.echo(view.reason)
     else:
         click.echo(f"The run {view.id} has ended: {view.status}.")
 

@@ -17,6 +17,7 @@ Every check prefers missing a bad problem to condemning a good one:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -144,12 +145,12 @@ def repetition(text: str, n: int = 4) -> float:
     return _repeated(_tokens(text), n)
 
 
-def _repeated(tokens: list[str], n: int) -> float:
+def _repeated(tokens: Sequence[str], n: int) -> float:
     grams = ngrams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _tokens(text: str) -> list[str]:
+def _tokens(text: str) -> Sequence[str]:
     return words(text if text.isascii() else _UNSPACED.sub(r" \g<0> ", text))
 
 
@@ -190,7 +191,7 @@ class ProblemFilter:
         kept = self._settings.languages
         return sum(p for language, p in _identifier(kept).rank(text) if language in kept) < _IMPOSSIBLE
 
-    def _repeats(self, tokens: list[str]) -> bool:
+    def _repeats(self, tokens: Sequence[str]) -> bool:
         return len(tokens) > _LEAST_WORDS and _repeated(tokens, _REPEATED) > self._settings.max_repetition
 
 

@@ -1,10 +1,10 @@
-"""Rows as well-known sets publish them, read into the fields of a problem.
+r"""Rows as well-known sets publish them, read into the fields of a problem.
 
 - columns: names from `columns`; a dot walks into objects; a chat counts as its user messages.
 - gsm8k: `question` and `answer`; the gold stands after ####, thousands separators go, the calculator marks
   <<48/2=24>> are taken out of the worked solution, and a sentence with the boxed gold ends it. Where the worked
   solution never names the gold, it contradicts it, so it gets no such sentence and the verifier will leave it out.
-- boxed: MATH's form: the gold is the last \\boxed{} of `solution`.
+- boxed: MATH's form: the gold is the last \boxed{} of `solution`.
 - mbpp: `text`, `code` and `test_list`; the first assert is shown with the problem, which names no function otherwise.
 - humaneval: `prompt`, `test` and `entry_point`.
 - apps: `question`, `solutions`, `input_output`.

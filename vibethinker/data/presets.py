@@ -33,6 +33,7 @@ def resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     merged = {"name": name, **presets()[name]}
     for key, value in values.items():
         below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, Mapping)
-        merged[key] = {**below, **value} if both and key == "columns" else value
+        if key == "columns" and isinstance(below, dict) and isinstance(value, Mapping):
+            value = {**below, **value}
+        merged[key] = value
     return merged

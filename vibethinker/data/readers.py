@@ -99,9 +99,11 @@ def read_rows(path: Path, max_row: int = 4 << 20) -> Iterator[Numbered]:
 def parse(line: bytes) -> Row | Bad:
     """The JSON object of a line."""
     try:
-        row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite)
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite)
         if b"\\u" in line:  # an escape can name half of a surrogate pair, which no file can hold
             json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        return Bad(f"its byte {error.start + 1} isn't UTF-8: save the file as UTF-8", excerpt(line))
     except (ValueError, RecursionError) as error:
         return Bad(f"not a line of JSON in UTF-8 ({error})", excerpt(line))
     return row if isinstance(row, dict) else Bad("not a JSON object", excerpt(line))

@@ -1,4 +1,5 @@
-"""Benchmarks by name: where their problems are, and the protocol that papers measure them by (benchmarks.yaml).
+"""Benchmarks by name: where their problems are, and the protocol that papers measure them by (benchmarks.yaml), or what
+a plugin says of both.
 
 `livecodebench` may carry the dates of the contests that are taken, both inclusive: `livecodebench@2024-08..2025-01`,
 or `livecodebench@2025-02-01..` without an end. Loads no torch.
@@ -17,9 +18,12 @@ from typing import Any
 
 import yaml
 
+from vibethinker import plugins
+from vibethinker.errors import ConfigurationError
 from vibethinker.messages import did_you_mean
 
 _BEGINNING, _END = date(1970, 1, 1), date(9999, 12, 31)
+_PROTOCOL = {"samples", "temperature", "top_p", "max_tokens"}
 _DAY = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
 
 
@@ -45,17 +49,25 @@ def _registry() -> dict[str, Any]:
 
 def names() -> list[str]:
     """The benchmarks that there are."""
-    return list(_registry()["benchmarks"])
+    return list(dict.fromkeys([*_registry()["benchmarks"], *plugins.names(plugins.BENCHMARKS)]))
+
+
+def problems(preset: str | None) -> int | None:
+    """How many problems the benchmark of this preset has, all dates together; None for what is none."""
+    entries = [part for e in _registry()["benchmarks"].values() for part in (e, e.get("dated", e))]
+    return next((entry["problems"] for entry in entries if entry["preset"] == preset), None)
 
 
 def benchmark(text: str) -> Benchmark | None:
     """The benchmark that a name means, whatever its case; None where none is called so.
 
     Raises:
-        ValueError: its dates can't be read, or it has none.
+        ValueError: its dates can't be read, or it has none, or a plugin's can't be used.
     """
     said, at, dates = text.lower().partition("@")
     name = next((n for n, e in _registry()["benchmarks"].items() if said in (n, *e.get("aliases", ()))), None)
+    if name is None and not at and said in plugins.names(plugins.BENCHMARKS):
+        return _of_plugin(said)
     if name is None:
         return None
     entry = _registry()["benchmarks"][name]
@@ -74,8 +86,8 @@ def benchmark(text: str) -> Benchmark | None:
 
 
 def source(text: str) -> dict[str, Any]:
-    """The settings of the source of a benchmark, called as its preset is unless it has dates: a run may well train on
-    `gsm8k` and be measured on `gsm8k-test`.
+    """The settings of the source of a benchmark, called as its preset is unless it has dates or is a plugin's: a run
+    may well train on `gsm8k` and be measured on `gsm8k-test`.
 
     Raises:
         ValueError: there is none of this name.
@@ -83,7 +95,23 @@ def source(text: str) -> dict[str, Any]:
     found = benchmark(text)
     if found is None:
         raise ValueError(f"there is no benchmark {text!r}; {did_you_mean(text, names())}")
-    return {key: value for key, value in found.source.items() if key != "name" or found.name not in names()}
+    own = _registry()["benchmarks"]
+    return {key: value for key, value in found.source.items() if key != "name" or found.name not in own}
+
+
+def _of_plugin(name: str) -> Benchmark:
+    """What a plugin's mapping with `source` and `protocol` says, as `Benchmark` has them."""
+    try:
+        plugin = plugins.find(plugins.BENCHMARKS, name)
+        told = plugin.load()
+    except ConfigurationError as error:
+        raise ValueError(str(error).rstrip(".")) from error
+    if not isinstance(told, Mapping) or set(told) != {"source", "protocol"} or set(told["protocol"]) != _PROTOCOL:
+        raise ValueError(
+            f"the {plugin.what} must be a mapping with `source`, and with `protocol` of "
+            f"{', '.join(sorted(_PROTOCOL))}: mend it there"
+        )
+    return Benchmark(name, {**told["source"], "name": name}, told["protocol"])
 
 
 def _range(text: str) -> tuple[date, date]:

@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import NoneType, TracebackType, UnionType
 from typing import Any, Self, TypeVar
@@ -24,7 +24,15 @@ _JSON_NAMES = {str: "a string", int: "an integer", dict: "an object", NoneType: 
 _GROUP = 2048  # rows
 
 
-@functools.cache
+Result = TypeVar("Result")
+
+
+def _cached(function: Callable[[type[_Record]], Result]) -> Callable[[type[_Record]], Result]:
+    """`functools.cache`, whose types take no class of a dataclass for hashable."""
+    return functools.cache(function)  # type: ignore[return-value]
+
+
+@_cached
 def _json_types(record: type[_Record]) -> dict[str, tuple[type, ...]]:
     """The Python types that each key of a record may have once JSON is parsed."""
     hints = typing.get_type_hints(record)
@@ -189,7 +197,7 @@ def read_records(path: str | Path, kind: type[Row]) -> list[Row]:
     return list(iter_records(path, kind))
 
 
-@functools.cache
+@_cached
 def _schema(kind: type[_Record]) -> Any:
     import pyarrow as pa
 

@@ -142,9 +142,9 @@ def read_stage_file(path: Path, reward: str) -> list[Problem]:
     Raises:
         DataError: a row that can't be understood, with file and line; or no row has what the reward needs.
     """
-    needed = "answer" if reward == "math" else "tests"
-    columns = Columns() if reward == "math" else Columns(answer=None, tests="tests")
-    domain = reward if reward == "math" else CODE_DOMAIN
+    coded = reward == "code"
+    needed, domain = ("tests", CODE_DOMAIN) if coded else ("answer", "math")
+    columns = Columns(answer=None, tests="tests") if coded else Columns()
     problems = [c.problem for c in read_all(DataFile(path=str(path), domain=domain, columns=columns), path)]
     graded = [problem for problem in problems if getattr(problem, needed) is not None]
     if not graded:
@@ -176,13 +176,13 @@ def _selected(row: dict[str, Any], file: DataFile) -> bool:
 
 
 def _lies_in(value: Any, low: int | date, high: int | date) -> bool:
-    if isinstance(low, date):
+    if isinstance(low, date) and isinstance(high, date):
         day = str(value)[:10]  # of a date, or of a time as ISO 8601 writes it
         return _DAY.fullmatch(day) is not None and low.isoformat() <= day <= high.isoformat()
     # CSV has nothing but text, and MATH's levels are text such as `Level 3`.
     if isinstance(value, str) and (found := _LAST_WHOLE.fullmatch(value)):
         value = int(found[1])
-    return isinstance(value, (int, float)) and low <= value <= high  # type: ignore[operator]
+    return isinstance(value, (int, float)) and low <= value <= high  # type: ignore[operator]  # both are numbers
 
 
 def convert(row: Any, file: DataFile, origin: str, *, as_published: bool = False) -> Candidate | Bad:

@@ -28,7 +28,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(self, model: nn.Module, matrix_rate: float, learning_rate: float) -> None:
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for parameter in model.parameters():
             (matrices if parameter.ndim == 2 and id(parameter) not in embeddings else rest).append(parameter)
         self._parts = (

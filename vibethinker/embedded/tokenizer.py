@@ -1,8 +1,8 @@
-"""The embedded model's tokenizer: byte-level BPE over the traces it will learn, and a chat template of few
+r"""The embedded model's tokenizer: byte-level BPE over the traces it will learn, and a chat template of few
 tokens.
 
 Every digit is a token of its own, so that arithmetic is learned on digits and not on accidental number
-pieces. What closes or opens a part of an answer (`<think>`, `</think>`, `\\boxed{`, a code fence) is one
+pieces. What closes or opens a part of an answer (`<think>`, `</think>`, `\boxed{`, a code fence) is one
 token each. A message begins with its role, a single token, and only the assistant's ends with one, EOS:
 sequences here are some 50 tokens, so each token of a template costs 2 % of the training time.
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vibethinker.artifacts import file_digest, folder_digest
 from vibethinker.config import Config
 from vibethinker.data import registry
@@ -27,7 +29,7 @@ from vibethinker.data.schema import Problem
 from vibethinker.data.settings import Columns, DataFile, Decontamination
 from vibethinker.data.sources import TEXT_COLUMNS, Read, read_all, resolve
 from vibethinker.errors import ConfigurationError, DataError, InfrastructureError
-from vibethinker.messages import did_you_mean
+from vibethinker.messages import did_you_mean, explain
 from vibethinker.settings import CODE_DOMAIN
 
 GOLD_COLUMNS = ("answer", "gold", "final_answer")
@@ -110,7 +112,10 @@ def _load(name: str, config: Config, columns: Mapping[str, str] | None) -> tuple
     found = _benchmark(said)
     if found is not None and (equals or not Path(name).exists()):
         place = {"path": str(Path(copy).expanduser().absolute())} if equals else {}
-        file = DataFile.model_validate({**found.source, **place})
+        try:
+            file = DataFile.model_validate({**found.source, **place})
+        except ValidationError as error:  # of a plugin's
+            raise ConfigurationError(f"The benchmark {said!r} can't be read: {explain(error, DataFile)}") from None
         try:
             return found.name, _from_source(file, config, found.protocol)
         except InfrastructureError as error:
@@ -120,7 +125,8 @@ def _load(name: str, config: Config, columns: Mapping[str, str] | None) -> tuple
         return _stem(path), read_set(path, columns)
     raise ConfigurationError(
         f"{name!r} is neither a file nor an evaluation set of the profile {config.profile!r} "
-        f"({', '.join(own) or 'it has none'}), nor a benchmark: {did_you_mean(said.lower(), registry.names())}."
+        f"({', '.join(own) or 'it has none'}), nor a benchmark: "
+        f"{did_you_mean(said.lower(), [*own, *registry.names()])}."
     )
 
 
@@ -158,7 +164,10 @@ def _from_source(file: DataFile, config: Config, protocol: Mapping[str, float] |
     protected = protect(alone, config.domains, config.seed, paths, _leave_out)
     if file.path:
         place = Path(paths[file.path])
-        where = {"path": str(place), "sha256": folder_digest(place) if place.is_dir() else file_digest(place)}
+        where: dict[str, Any] = {
+            "path": str(place),
+            "sha256": folder_digest(place) if place.is_dir() else file_digest(place),
+        }
     else:
         assert file.hub is not None
         where = {"hub": file.hub.id, "revision": file.hub.revision, "files": list(file.hub.files)}

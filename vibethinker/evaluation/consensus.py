@@ -19,7 +19,10 @@ from vibethinker.verification import Item, Verdict, Verifier
 class Graded(Protocol):
     """What has verdicts."""
 
-    verdicts: tuple[Verdict, ...]
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One a sample."""
+        ...
 
 
 def consensus(

@@ -70,13 +70,26 @@ def sentence(name: str, found: Mapping[str, Any]) -> str:
 
 
 def trained_on(model: Path) -> Path | None:
-    """The data step's output that a model of a workspace descends from; None where that isn't known.
+    """The data step's output that a model of a workspace descends from; None where that isn't known."""
+    return next((folder for folder, manifest in _lineage(model) if manifest.get("kind") == "data"), None)
 
-    Outputs record the digests of what they read, which are followed from the model to its data.
+
+def stage_files(model: Path) -> list[str]:
+    """The files of problems that signal stages have brought a model of a workspace, as their settings name them; they
+    are no part of the data step's output."""
+    stages = (manifest.get("settings", {}).get("stage") or {} for _, manifest in _lineage(model))
+    return sorted({stage["train_data"] for stage in stages if stage.get("train_data")})
+
+
+def _lineage(model: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The output that a model of a workspace is in, and all that it descends from, each with its manifest; nothing of
+    other models.
+
+    Outputs record the digests of what they read, which are followed.
     """
     artifacts = next((p for p in model.absolute().parents if p.name == "artifacts" and p.is_dir()), None)
     if artifacts is None:
-        return None
+        return
     outputs = {}
     for file in artifacts.glob(f"*/*/{validation.MANIFEST}"):
         manifest, reason = validation.read_manifest(file.parent)
@@ -90,10 +103,8 @@ def trained_on(model: Path) -> Path | None:
             continue
         seen.add(digest)
         folder, manifest = outputs[digest]
-        if manifest.get("kind") == "data" or manifest.get("step") == "data":
-            return folder
+        yield folder, manifest
         begin += manifest.get("inputs", {}).values()
-    return None
 
 
 def _texts(place: Path) -> Iterator[str]:

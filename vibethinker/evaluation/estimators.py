@@ -98,7 +98,7 @@ def paired_bootstrap(a: Sequence[float], b: Sequence[float], seed: int = 0) -> I
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} values can't be paired")
-    return bootstrap(np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64), seed)
+    return bootstrap((np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)).tolist(), seed)
 
 
 def sign_flip(differences: Sequence[float], seed: int = 0, flips: int = FLIPS) -> float:

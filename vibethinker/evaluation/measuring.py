@@ -25,6 +25,8 @@ from vibethinker.verification import Item, Verdict, Verifier
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from vibethinker.generation.kept import KeptEngine
+
 Score = dict[str, float | int]
 Progress = Callable[[int, int, str], None]
 
@@ -98,7 +100,7 @@ class Outcome:
 
 
 def measure(
-    engine: Engine,
+    engine: Engine | KeptEngine,
     tokenizer: PreTrainedTokenizerBase,
     verifier: Verifier,
     problems: Sequence[Problem],
@@ -107,6 +109,7 @@ def measure(
     seed: int,
     progress: Progress | None = None,
     first: int = 0,
+    reward: str | None = None,
 ) -> list[Outcome]:
     """Sample and grade `settings.samples` completions of each problem, in the problems' order; what has been sampled is
     graded while the rest is.
@@ -115,13 +118,14 @@ def measure(
         seed: of the samples; see `derived_seed`.
         progress: called with sampled and all completions, and whether it is `sampling` or `grading`.
         first: see `Engine.generate`.
+        reward: see `grading_item`.
     """
     report = progress or (lambda done, total, text: None)
     grading = verifier.submit([])
     places: dict[tuple[int, int], int] = {}
 
     def ended(index: int, sample: int, completion: Completion) -> None:
-        places[index, sample] = grading.add(grading_item(problems[index], completion.text))
+        places[index, sample] = grading.add(grading_item(problems[index], completion.text, reward))
 
     sampled = engine.generate(
         all_prompt_ids(tokenizer, problems, prompts),
@@ -161,11 +165,12 @@ def faults(outcomes: Sequence[Outcome]) -> Iterator[str]:
         )
 
 
-def grading_item(problem: Problem, text: str) -> Item:
-    """The verifier's item for one response: code where the problem has tests, else mathematics."""
+def grading_item(problem: Problem, text: str, reward: str | None = None) -> Item:
+    """The verifier's item for one response: code where the problem has tests, else what `reward` names; None is
+    mathematics."""
     if problem.tests is not None:
         return Item("code", text, problem.tests)
-    return Item("math", text, problem.answer, problem.problem)
+    return Item(reward or "math", text, problem.answer, problem.problem)
 
 
 def pass_scores(outcomes: Sequence[Outcome], ks: Iterable[int]) -> dict[int, Score]:
@@ -208,7 +213,7 @@ def scores(
     graded = [o for o in outcomes if o.samples]
     result = {f"avg@{n}": score([o.correct / o.samples for o in graded], n)}
     result |= {f"pass@{k}": value for k, value in pass_scores(outcomes, settings.k).items()}
-    if cast := [voted[o.problem.id] for o in graded if o.problem.id in (voted or {})]:
+    if cast := [voted[o.problem.id] for o in graded if voted and o.problem.id in voted]:
         result[f"cons@{n}"] = score(cast, n)
     result["truncated"] = score([o.truncated for o in outcomes], n)
     result["mean_tokens"] = score([o.mean_tokens for o in outcomes], n)

@@ -147,16 +147,14 @@ class _Loader(yaml.SafeLoader):
     """YAML whose keys are unique: PyYAML would silently take the last of two arms of one name."""
 
 
-def _unique(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+def _unique(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
         raise ConfigurationError(f"{twice!r} is there twice (line {node.start_mark.line + 1}): rename or remove one.")
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
 
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _unique(loader, node, True)
-)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -165,11 +163,10 @@ def read(file: Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: it can't be read, or isn't YAML with unique keys.
     """
+    text = configuration.read_text(file, f"The experiment {file}")
     try:
-        values = yaml.load(file.read_text(), _Loader)
-    except OSError as error:
-        raise ConfigurationError(f"The experiment {file} can't be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
         raise ConfigurationError(f"The experiment {file} isn't valid YAML: {' '.join(str(error).split())}.") from None
     except ConfigurationError as error:
         raise ConfigurationError(f"The experiment {file}: {error}") from None

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from vibethinker import __version__, locks, runs
-from vibethinker.artifacts import write_json, write_text
+from vibethinker.artifacts import Store, write_json, write_text
 from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import report
 from vibethinker.experiments.design import Cell, Experiment
@@ -74,7 +74,7 @@ class Study:
             folder = runs.latest(self.experiment.workspace, cell.plan.fingerprints)
         except ConfigurationError:
             return None
-        store = runs.Store(self.experiment.workspace)
+        store = Store(self.experiment.workspace)
         there = all(store.read(step.id, step.fingerprint) for step in cell.plan.steps)
         return folder.name if there and runs.read_summary(folder)["status"] == "completed" else None
 
@@ -142,7 +142,7 @@ def ended(experiment: Experiment) -> bool:
     folder = experiment.folder
     if not (folder / "result.json").exists():
         return False
-    result, store = read_result(folder), runs.Store(experiment.workspace)
+    result, store = read_result(folder), Store(experiment.workspace)
     noted = {(run["arm"], run["seed"]) for run in result["runs"] if run["status"] == "completed"}
     return result["status"] == "completed" and all(
         store.read(step.id, step.fingerprint)
@@ -160,7 +160,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{folder / 'result.json'} can't be read: move {folder} out of the way.") from None
     if found.get("schema") != SCHEMA:
         raise ConfigurationError(
-            f"{folder / 'result.json'} has schema {found.get('schema')!r}, this version reads {SCHEMA}."
+            f"{folder / 'result.json'} has schema {found.get('schema')!r}, this version reads {SCHEMA}: use "
+            "the one that wrote it."
         )
     return found
 

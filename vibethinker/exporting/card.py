@@ -70,7 +70,7 @@ def metadata(found: Found, licence: str | None = None, gguf: str | None = None) 
         for name, metric, score in _scores(found)
         if _is_rate(metric)
     ]  # fmt: skip
-    data = ModelCardData(
+    return ModelCardData(
         base_model=on_hub,
         base_model_relation="finetune" if on_hub else None,
         datasets=_hub_data(found) or None,
@@ -84,7 +84,6 @@ def metadata(found: Found, licence: str | None = None, gguf: str | None = None) 
         pipeline_tag=TEXT_GENERATION,
         tags=["vibethinker", *(["mgpo"] if found.id.startswith("signal-") else []), *(["gguf"] if gguf else [])],
     )
-    return data
 
 
 def _licence(base: str | None) -> str:

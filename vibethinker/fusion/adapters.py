@@ -86,7 +86,7 @@ def fuse_adapters(
             for name, values in sorted(fused.items())
         }
         write_file(partial / ADAPTER_WEIGHTS, entries, (Numpy().stored(fused[n].reshape(-1), dtype) for n in entries))
-        made = {
+        made: dict[str, Any] = {
             "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {},
             "target_modules": _targets(configs, modules), **dict.fromkeys(CHOSEN),
         }  # fmt: skip

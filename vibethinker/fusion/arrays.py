@@ -15,7 +15,12 @@ import numpy as np
 from vibethinker.errors import ConfigurationError
 
 Array = Any  # a numpy array or a torch tensor of float64
-RAW = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2")}
+RAW: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "BF16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+}
 LARGEST = {
     "F64": np.finfo(np.float64).max,
     "F32": float(np.finfo(np.float32).max),
@@ -55,7 +60,7 @@ class Arrays(Protocol):
 class Numpy:
     """The CPU. Slices and what comes of them stay in a core's cache."""
 
-    xp = np
+    xp: Any = np
     slice = 1 << 15
 
     def __init__(self) -> None:
@@ -108,7 +113,8 @@ class Torch:
             raise ConfigurationError("Fusing on a GPU needs torch: install vibethinker[train], or use cpu.") from None
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigurationError("This machine shows torch no NVIDIA GPU to fuse on: use cpu.")
-        self.xp, self._device = torch, device
+        self.xp: Any = torch
+        self._device = device
 
     def loaded(self, raw: np.ndarray, dtype: str, place: int) -> Array:
         """See `Arrays`."""

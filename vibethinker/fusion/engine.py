@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -109,7 +109,9 @@ def merge(
             tensor = Tensor(name, entry.count, base if method.needs_base else None, models, arrays, pool)
             facts, (handle, begin) = method.facts(tensor), place[name]
 
-            def write(piece: Piece, facts=facts, handle=handle, begin=begin, entry=entry) -> None:
+            def write(
+                piece: Piece, facts: Any = facts, handle: int = handle, begin: int = begin, entry: Entry = entry
+            ) -> None:
                 values = method.merge(piece, facts)
                 largest = abs(values).max()
                 if not largest <= LARGEST[entry.dtype]:  # a NaN isn't either
@@ -126,7 +128,7 @@ def write_file(path: Path, entries: Mapping[str, Entry], values: Iterable[np.nda
     with path.open("wb") as file:
         file.write(_header(entries)[0])
         for part in values:
-            file.write(memoryview(part).cast("B"))
+            file.write(part.data.cast("B"))
 
 
 def _not_finite(name: str, largest: float) -> str:
@@ -136,7 +138,7 @@ def _not_finite(name: str, largest: float) -> str:
 
 
 def _write(handle: int, values: np.ndarray, offset: int) -> None:
-    view = memoryview(values).cast("B")
+    view = values.data.cast("B")
     while view:
         done = os.pwrite(handle, view, offset)
         view, offset = view[done:], offset + done

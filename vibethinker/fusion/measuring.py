@@ -85,12 +85,13 @@ class Bench:
         engine = self._engines.at(folder)
         found: dict[str, list[float]] = {}
         for domain, problems in self._splits[split].items():
+
+            def report(done: int, _: int, doing: str, domain: str = domain) -> None:
+                self._progress(self._done + done, self._total, f"{title}, {domain}: {doing}")
+
             outcomes = measure(
                 engine, engine.tokenizer, self._verifier, problems, self._probing, self._prompts,
-                derived_seed(self._seed, "fusion", split, domain),
-                lambda done, _, doing, domain=domain: self._progress(
-                    self._done + done, self._total, f"{title}, {domain}: {doing}"
-                ),
+                derived_seed(self._seed, "fusion", split, domain), report,
             )  # fmt: skip
             self._done += len(problems) * self._probing.samples
             for fault in faults(outcomes):

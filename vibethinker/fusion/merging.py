@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from vibethinker import hardware
 from vibethinker.errors import ConfigurationError
 from vibethinker.fusion import arrays, checks, engine
-from vibethinker.fusion.methods import make
+from vibethinker.fusion.methods import make, named
 from vibethinker.fusion.stored import Stored
 from vibethinker.models.files import CONFIG, check_model_folder, is_adapter
-from vibethinker.settings import CHANGES, Fusion
+from vibethinker.settings import Fusion
 
 if TYPE_CHECKING:
     from vibethinker.fusion.methods import Method
@@ -100,7 +100,7 @@ def check(models: Sequence[Path], weights: Sequence[float] | None, base: Path | 
     if base is None and any(map(is_adapter, models)):
         adapter = next(filter(is_adapter, models))
         raise ConfigurationError(f"{adapter} holds an adapter: name the base model that it was trained on.")
-    if base is None and settings.method in CHANGES:
+    if base is None and named(settings.method).needs_base:
         raise ConfigurationError(f"The method {settings.method} merges changes from a base model: name it with --base.")
     return shares
 

@@ -16,7 +16,8 @@ from vibethinker.artifacts import write_json
 from vibethinker.fusion import merging
 from vibethinker.fusion.fallback import better_alone
 from vibethinker.fusion.measuring import Bench
-from vibethinker.fusion.methods import Linear, Method, make, pass_at_k
+from vibethinker.fusion.methods import Method, make, pass_at_k
+from vibethinker.fusion.methods.linear import Linear
 from vibethinker.fusion.search import look
 from vibethinker.settings import Fusion
 from vibethinker.steps import Metrics, StepContext

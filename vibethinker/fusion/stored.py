@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.models.files import weight_files
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes a number; the names are safetensors'
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """Where a tensor lies."""
 
     file: Path
@@ -49,7 +51,7 @@ class Stored(Mapping[str, Entry]):
                 header, start = read_header(path)
                 found = {name: _entry(path, start, about) for name, about in header.items()}
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ConfigurationError(f"{path} is no readable safetensors file ({error}).") from None
+                raise ConfigurationError(f"{path} is no readable safetensors file ({error}): copy it again.") from None
             self._entries.update(found)
 
     def read(self, name: str, start: int, into: np.ndarray) -> None:
@@ -59,7 +61,7 @@ class Stored(Mapping[str, Entry]):
             ConfigurationError: the file has become shorter.
         """
         entry = self._entries[name]
-        view = memoryview(into).cast("B")
+        view = into.data.cast("B")
         offset = entry.begin + start * entry.size
         while view:
             got = os.preadv(self._handles[entry.file], [view], offset)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -229,7 +229,7 @@ class KeptEngine:
             if ended:
                 ended(index, sample, completion)
 
-        there: dict[str, Collection[Place]] = {"known": known.keys()} if known else {}
+        there: dict[str, Any] = {"known": known.keys()} if known else {}
         try:
             self._opened().generate(prompts, progress=progress, ended=keep, **how, **there)
         finally:

@@ -42,7 +42,12 @@ class LocalChat:
         while group := list(islice(rest, _GROUP)):
             kept = {request.key: self._store.get(request.key) for request in group}
             if None in kept.values():
-                self._generate(group, lambda n, done=done: progress(done + n) if progress else None)
+
+                def further(finished: int, done: int = done) -> None:
+                    if progress:
+                        progress(done + finished)
+
+                self._generate(group, further)
                 kept = {request.key: self._store.get(request.key) for request in group}
             for request in group:
                 reply = kept[request.key]
@@ -63,6 +68,10 @@ class LocalChat:
                 for i, request in enumerate(group)
                 if (request.temperature, request.top_p, request.max_tokens) == (temperature, top_p, max_tokens)
             ]
+
+            def further(done: int, _: int, finished: int = finished) -> None:
+                progress(finished + done)
+
             completions = self._engine.generate(
                 [prompts[i] for i in chosen],
                 samples=1,
@@ -70,7 +79,7 @@ class LocalChat:
                 temperature=temperature,
                 top_p=top_p,
                 seed=group[chosen[0]].seed,
-                progress=lambda n, _, finished=finished: progress(finished + n),
+                progress=further,
             )
             for i, (completion,) in zip(chosen, completions, strict=True):
                 reply = Reply(group[i].key, completion.text, completion.truncated, len(prompts[i]), completion.tokens)

@@ -123,7 +123,11 @@ class TransformersEngine:
                 if known and all(row in known for row in rows):
                     done += len(rows)
                     continue
-                self._decode(prompts, rows, sampling, end, lambda n, done=done: report(done + n, total))
+
+                def further(finished: int, done: int = done) -> None:
+                    report(done + finished, total)
+
+                self._decode(prompts, rows, sampling, end, further)
                 done += len(rows)
                 report(done, total)
         return generated
@@ -270,9 +274,7 @@ class TransformersEngine:
             The next token's logits, (rows, vocabulary), and the mask of the left-padded prompts, (rows,
             length).
         """
-        unique = {tuple(prompt): None for prompt in prompts}
-        for row, prompt in enumerate(unique):
-            unique[prompt] = row
+        unique = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
         ids, mask = self._padded(list(unique))
         padded = not bool(mask.all())
         logits = self._forward(ids, mask if padded else None, (mask.cumsum(-1) - 1).clamp(min=0), cache)

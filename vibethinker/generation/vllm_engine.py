@@ -297,9 +297,9 @@ class VllmEngine:
             while open_:
                 ends = 0
                 for output in core.get_output().outputs:
-                    one = open_.get(output.request_id)
-                    if one is None:
+                    if output.request_id not in open_:
                         continue
+                    one = open_[output.request_id]
                     one.ids += output.new_token_ids
                     if output.new_logprobs is not None:
                         one.logprobs += output.new_logprobs.logprobs[:, 0].tolist()

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 import httpx
 
@@ -198,7 +198,7 @@ class Endpoint:
             mend = f"set data.teacher.server.url to where it sends to, {self._one_line(headers.get('location', ''))}"
         else:
             mend = "mend data.teacher to what the server takes"
-        return ConfigurationError(f"{self.place} won't answer, {text}: {mend}")
+        return ConfigurationError(f"{self.place} won't answer, {text}: {mend}.")
 
     def _key_place(self) -> str:
         block = f" or the Prefect Secret block {self._server.key_secret}" if self._server.key_secret else ""
@@ -265,10 +265,11 @@ def _usage(value: Any) -> tuple[int, int] | None:
     if not isinstance(value, dict):
         return None
     prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens")
-    for count in (prompt, completion):
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 1 << 40:
-            return None
-    return prompt, completion
+    return (prompt, completion) if _is_count(prompt) and _is_count(completion) else None
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
 
 
 def _message(body: bytes) -> tuple[str, set[str]]:

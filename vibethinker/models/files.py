@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vibethinker.errors import ConfigurationError
 
@@ -76,13 +76,15 @@ class ModelWeights(Mapping[str, "torch.Tensor"]):
             with self._open(path.name) as file:
                 self._files.update(dict.fromkeys(file.keys(), path.name))
 
-    def _open(self, name: str):
+    def _open(self, name: str) -> Any:
         from safetensors import SafetensorError, safe_open
 
         try:
             return safe_open(self._folder / name, framework="pt")
         except SafetensorError as error:
-            raise ConfigurationError(f"{self._folder / name} is no readable safetensors file ({error}).") from None
+            raise ConfigurationError(
+                f"{self._folder / name} is no readable safetensors file ({error}): copy it again."
+            ) from None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with self._open(self._files[name]) as file:
@@ -120,6 +122,7 @@ def load_state(folder: Path, base: Path | None = None) -> Mapping[str, torch.Ten
     from vibethinker.models.loading import load_model
 
     merged = load_model(folder, base=base, dtype=torch.float32).state_dict()
+    assert base is not None  # or it would have been refused
     return {name: merged[name] for name in ModelWeights(base)}
 
 
@@ -140,7 +143,7 @@ def _shards(folder: Path) -> list[str]:
     return sorted(set(index.get("weight_map", {}).values()))
 
 
-def read_json(folder: Path, name: str, mend: str) -> dict:
+def read_json(folder: Path, name: str, mend: str) -> dict[str, Any]:
     """The JSON object in a folder's file.
 
     Raises:

@@ -129,7 +129,13 @@ def _from_gguf(file: Path, output: Path, emit: Emitter) -> PreTrainedTokenizerBa
 
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
@@ -137,16 +143,23 @@ def _download(name: str, revision: str | None) -> Path:
         raise ConfigurationError(
             f"The hub model {name} has no revision {revision!r}: check base_model.revision."
         ) from None
-    except LocalEntryNotFoundError as error:
-        raise InfrastructureError(
-            f"The hub can't be reached for {name} and it isn't in the local cache: download it where there is "
-            f"a network (hf download {name} --local-dir DIR) and set base_model.source to that folder."
-        ) from error
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise ConfigurationError(
             f"The hub has no model {name} that this account may read: check base_model.source, or log in "
             "with hf auth login."
         ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        # The hub's client says of a model that it was refused that the cache lacks it.
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (401, 403):
+            raise ConfigurationError(
+                f"The hub refuses this account's token for {name}: log in anew with `hf auth login`, or set another "
+                "HF_TOKEN that may read it."
+            ) from None
+        raise InfrastructureError(
+            f"The hub can't be reached for {name} and it isn't in the local cache: download it where there is "
+            f"a network (hf download {name} --local-dir DIR) and set base_model.source to that folder."
+        ) from error
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, output: Path, emit: Emitter) -> None:

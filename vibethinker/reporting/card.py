@@ -183,14 +183,14 @@ def _figures(card: Mapping[str, Any], filters: Sequence[str], columns: Columns) 
         balance.append(_bars("Problems", splits, [(d, [c[s] for s in splits]) for d, c in named]))
     if any(c["traces"] for _, c in named):
         balance.append(_bars("Verified traces", ("traces",), [(d, [c["traces"]]) for d, c in named]))
-        rows = [(d, [max(c["train"] - c["without_trace"], 0), c["without_trace"]]) for d, c in named]
-        balance.append(_bars("Training problems by trace", ("with", "without"), rows, ("s0", "gone")))
+        traced = [(d, [max(c["train"] - c["without_trace"], 0), c["without_trace"]]) for d, c in named]
+        balance.append(_bars("Training problems by trace", ("with", "without"), traced, ("s0", "gone")))
     spread = {d: one.get("traces_a_problem") or {} for d, one in (card.get("diversity") or {}).items()}
     if numbers := sorted({k for one in spread.values() for k in one}, key=lambda k: (len(k), k)):
         parts = [[k] for k in numbers[:5]] + [numbers[5:]]
-        rows = [(d, [sum(one.get(k, 0) for k in part) for part in parts]) for d, one in spread.items()]
+        several = [(d, [sum(one.get(k, 0) for k in part) for part in parts]) for d, one in spread.items()]
         names = [f"{k} traces" if k != "1" else "1 trace" for k in numbers[:5]] + ["more"] * (len(numbers) > 5)
-        diversity.append(_bars("Problems by their number of traces", names, rows))
+        diversity.append(_bars("Problems by their number of traces", names, several))
     return {"funnel": funnels, "balance": balance, "diversity": diversity}
 
 

@@ -84,9 +84,9 @@ def probes(report: Mapping[str, Any]) -> list[str]:
         for i, k in enumerate(sorted(candidates[0]["pass_at"], key=int)):
             scores = [c["pass_at"][k] for c in candidates]
             chosen = k == {"pass_at_k": str(probe["k"]), "pass_at_1": "1"}.get(probe.get("select", "pass_at_k"))
-            bounds = [[s[end] for s in scores] for end in ("low", "high")] if chosen else [None, None]
+            low, high = ([s[end] for s in scores] if chosen else None for end in ("low", "high"))
             name = f"Pass@{k} (chooses)" if chosen else f"Pass@{k}"
-            series.append(Series(name, at, [s["value"] for s in scores], *bounds, colour=i))
+            series.append(Series(name, at, [s["value"] for s in scores], low, high, i))
         title = f"{domain}: {probe['selected']} was chosen"
         figures.append(line_chart(title, series, STEP, share=True, marks=True, zero=True))
     return figures

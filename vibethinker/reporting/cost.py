@@ -11,6 +11,12 @@ from vibethinker.reporting.text import duration
 BAR = 9.0  # length of the longest bar, in rem
 JOULES = 3.6e6  # in a kWh
 MADE = ("done", "cached")
+# Phase of a training → the metric of its speed.
+RATES = {
+    "generation": "generated_tokens_per_second",
+    "validation": "validation_tokens_per_second",
+    "training": "trained_tokens_per_second",
+}
 
 
 def rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -74,12 +80,14 @@ def _row(step: Mapping[str, Any], tokens: int | None) -> dict[str, Any]:
 def _tokens(step: Mapping[str, Any], summary: Mapping[str, Any]) -> int | None:
     """Tokens that a step trained on and generated, as its metrics tell; None where they don't."""
     metrics, found = step["metrics"], 0.0
-    for phase, rate in (("generation", "generated_tokens_per_second"), ("training", "trained_tokens_per_second")):
+    for phase, rate in RATES.items():
         if f"seconds_{phase}" in metrics and rate in metrics:
             found += metrics[f"seconds_{phase}"] * metrics[rate]
     found += metrics.get("generated_tokens", 0)
     if not found and step["state"] in MADE and step["id"].startswith("evaluation-"):
-        scores = next((m["scores"] for m in summary["models"] if f"evaluation-{m['id']}" == step["id"]), {})
+        scores: dict[str, Any] = next(
+            (m["scores"] for m in summary["models"] if f"evaluation-{m['id']}" == step["id"]), {}
+        )
         counts = [of["mean_tokens"] for of in scores.values() if "mean_tokens" in of]
         found = sum(of["value"] * of.get("problems", 0) * of.get("samples", 0) for of in counts)
     return round(found) or None

@@ -120,10 +120,10 @@ def score_tables(report: Mapping[str, Any], names: Mapping[str, str]) -> list[di
     for metric in metrics:
         rows = []
         for name, models in _rows(report, names):
-            cells = []
+            cells: list[dict[str, str] | None] = []
             for scope in scopes:
                 means = {m["id"]: m["means"][scope][metric] for m in models if scope in m["means"]}
-                cells += [_cell(v, gains.get((id, scope, metric))) for id, v in means.items()] or [None]
+                cells.extend([_cell(v, gains.get((id, scope, metric))) for id, v in means.items()] or [None])
             rows.append({"name": name, "colour": charts.colour(models[0]["id"]), "cells": cells})
         tables.append({"metric": metric, "scopes": scopes, "rows": rows})
     return tables

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 36
@@ -28,8 +28,8 @@ class Series(NamedTuple):
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
     colour: int = 0
 
 
@@ -78,8 +78,8 @@ def line_chart(
     for one in kept:
         colour = one.colour
         if one.low is not None and one.high is not None:
-            there = [(x_axis(x), y_axis(y)) for x, y in zip(one.x, one.high, strict=True)]
-            back = [(x_axis(x), y_axis(y)) for x, y in zip(one.x, one.low, strict=True)]
+            there = [(x_axis(x), y_axis(y)) for x, y in zip(one.x, one.high, strict=True) if _finite(y)]
+            back = [(x_axis(x), y_axis(y)) for x, y in zip(one.x, one.low, strict=True) if _finite(y)]
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in there + back[::-1])
             parts.append(f'<polygon class="band s{colour}" points="{points}"/>')
         for run in _runs(one):
@@ -225,7 +225,8 @@ def thinned(series: Series) -> Series:
         return [sum(part) / len(part) if part else None for part in parts]
 
     low, high = (None if c is None else means(c) for c in (series.low, series.high))
-    return series._replace(x=means(series.x), y=means(series.y), low=low, high=high)
+    x = [v for v in means(series.x) if v is not None]
+    return series._replace(x=x, y=means(series.y), low=low, high=high)
 
 
 class _Axis:
@@ -300,8 +301,8 @@ def _figure(title: str, below: str, body: str, height: float = HEIGHT, said: str
 def _course(series: Series, share: bool) -> str:
     """A line in words: where it begins, where it ends, and between what it stays."""
     known = [y for y in series.y if _finite(y)]
-    ends = f"from {number(known[0], share)} to {number(known[-1], share)}"  # type: ignore[arg-type]
-    between = f"between {number(min(known), share)} and {number(max(known), share)}"  # type: ignore[type-var,arg-type]
+    ends = f"from {number(known[0], share)} to {number(known[-1], share)}"
+    between = f"between {number(min(known), share)} and {number(max(known), share)}"
     return f"{series.name}: {ends}, {between}"
 
 
@@ -323,7 +324,7 @@ def _joined(columns: Sequence[Sequence[float]], x: Sequence[float], most: int) -
     return [[sum(bin) for bin in zip(*part, strict=True)] for part in parts], list(x[::size])
 
 
-def _finite(value: float | None) -> bool:
+def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

@@ -17,6 +17,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Delivery:
             if self.run_id is None and not self._open():
                 return 0
             self._gathered.clear()
-            position = self._progress.position(self.run_id)
+            position = self._progress.position(self._run)
             while window := list(read(self._folder, position)):
                 for position, operation in window:
                     if operation["op"] == "metrics":
@@ -77,11 +78,16 @@ class Delivery:
                         continue
                     self._flush()
                     self._apply(operation)
-                    self._progress.record(self.run_id, position)
+                    self._progress.record(self._run, position)
                 self._flush()
-                self._progress.record(self.run_id, position)
+                self._progress.record(self._run, position)
                 count += len(window)
         return count
+
+    @property
+    def _run(self) -> str:
+        assert self.run_id is not None  # nothing is applied before it is open
+        return self.run_id
 
     def _open(self) -> bool:
         """Find or create the parent run that the journal's first line describes; False if it is empty."""
@@ -153,7 +159,7 @@ class Delivery:
                     Metric(key, value, o["time_ms"], o["at"]) for _, o in part for key, value in o["values"].items()
                 ]
                 run = self._run_of(part[0][1])
-                self._guard(lambda run=run, batch=batch: self._client.log_batch(run, metrics=batch), "metrics")
+                self._guard(partial(self._client.log_batch, run, metrics=batch), "metrics")
                 # A later part of this window may fail: the retry must not send this one again.
                 self._sent[child] = part[-1][0]
         self._gathered.clear()
@@ -189,7 +195,7 @@ class Delivery:
 
     def _on_run(self, operation: Operation) -> None:
         self._client.update_run(self.run_id, status="RUNNING")
-        self._set_tags(self.run_id, operation["tags"])
+        self._set_tags(self._run, operation["tags"])
         known = self._client.get_run(self.run_id).data.params
         changed = sorted(k for k, v in operation["params"].items() if known.get(k, v) != v)
         if changed:
@@ -198,7 +204,7 @@ class Delivery:
                 "began; the run's config.yaml has the new ones."
             )
         new = {k: v for k, v in operation["params"].items() if k not in known}
-        self._set_params(self.run_id, new)
+        self._set_params(self._run, new)
 
     def _set_params(self, run: str, params: dict[str, str]) -> None:
         from mlflow.entities import Param

@@ -243,8 +243,12 @@ class RunTracker:
 
     def _outage(self, error: Exception) -> str:
         lines = redact(str(error), passwords(self._uri)).strip().splitlines() or [""]
+        reason, mend = f"{type(error).__name__}: {lines[0][:200]}", ""
+        if "database schema" in lines[0]:
+            reason = "its store is another MLflow version's"
+            mend = f"back it up and run `mlflow db upgrade {without_password(self._uri)}`, or install that version; "
         return (
-            f"MLflow can't be written ({type(error).__name__}: {lines[0][:200]}); the run goes on, "
+            f"MLflow can't be written ({reason}): {mend}the run goes on, "
             f"its measurements are kept in {self._folder / 'tracking.jsonl'} and sent when it answers."
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vibethinker.steps import Emitter, numbers
 from vibethinker.training import processes
@@ -36,17 +36,27 @@ class Reporter(TrainerCallback):
         self._counted = 0.0
         self.last: dict[str, Any] = {}
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin the file, unless the training goes on, and the phase `training`."""
         if state.global_step == 0:
             self._file.write_text("")
         self._emit.progress(state.global_step, self._steps, "training")
         self.phases.enter("training")
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the phase `training`."""
         self.phases.leave()
 
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
-        if "loss" not in (logs or {}):  # the summary at the end
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Keep the step's row, and tell it with what was measured since the last one."""
+        if logs is None or "loss" not in logs:  # the summary at the end
             return
         row = {"step": state.global_step}
         row |= {kept: plain(logs[name]) for name, kept in self._names.items() if logs.get(name) is not None}
@@ -68,7 +78,10 @@ class Reporter(TrainerCallback):
         """See `resumable.Remembers`."""
         self._counted, self.last = state["counted"], state["last"]
 
-    def on_substep_end(self, args, state, control, **kwargs) -> None:
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show that the training lives, between two steps."""
         self._emit.progress(state.global_step, self._steps, "training")
 
 
@@ -79,7 +92,10 @@ class Checkpoints(TrainerCallback):
     def __init__(self, folder: Path, steps: Collection[int], tokenizer: Any, dtype: torch.dtype) -> None:
         self._folder, self._steps, self._tokenizer, self._dtype = folder, frozenset(steps), tokenizer, dtype
 
-    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Save the model, if this is one of the steps."""
         if state.global_step in self._steps:
             processes.save(model, self._tokenizer, self._folder / f"step-{state.global_step:06d}", self._dtype)
 

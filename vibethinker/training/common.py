@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback
@@ -46,8 +46,8 @@ class Run:
     emit: Emitter
     metrics_file: Path
     state: Path
-    backend: str = "transformers"
-    quantization: str = "none"
+    backend: Literal["transformers", "unsloth"] = "transformers"
+    quantization: Literal["none", "nf4"] = "none"
     gradient_checkpointing: bool | None = None
     gpu_share: float = 1.0
     processes: int = 1

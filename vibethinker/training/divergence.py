@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vibethinker.operations import Divergence
 from vibethinker.training import processes
@@ -113,8 +113,12 @@ class Watch(TrainerCallback):
         self._right, self._updates, self._last = 0.0, 0, 0  # sum of p, updates with rollouts, the last update
         self.halt: Callable[[Sign, Mapping[str, Any]], NoReturn] | None = None
 
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
-        if "loss" not in (logs or {}):  # the summary at the end
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Halt if the update of any process shows a sign."""
+        if logs is None or "loss" not in logs:  # the summary at the end
             return
         found = next((one for one in processes.gathered([self.look(state.global_step, logs)]) if one), None)
         if found is not None:

@@ -133,7 +133,8 @@ class _WeightedNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         found = ctx.gradients
-        return *(None if g is None else g * slope for g in (found.hidden, found.weight)), None, None
+        hidden, weight = (None if g is None else g * slope for g in (found.hidden, found.weight))
+        return hidden, weight, None, None
 
 
 class _Gradients:

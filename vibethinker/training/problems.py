@@ -84,9 +84,10 @@ class StageProblems:
         return [problem for file in files for problem in read_records(file, Problem)]
 
     def _usable(self, problems: Sequence[Problem]) -> list[Problem]:
-        needed = "gold answer" if self.stage.reward == "math" else "tests"
+        coded = self.stage.reward == "code"
+        needed = "tests" if coded else "gold answer"
         for problem in problems:
-            if (problem.answer if self.stage.reward == "math" else problem.tests) is None:
+            if (problem.tests if coded else problem.answer) is None:
                 raise DataError(
                     f"Problem {problem.id} has no {needed}, and stage {self.stage.name} rewards {self.stage.reward}: "
                     "remove it, or change the stage's reward."

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vibethinker import preemption
 from vibethinker.errors import PreemptedError
@@ -34,7 +34,10 @@ class Boundary(TrainerCallback):
         self.stopping = False
         self._noted: tuple[Any, dict[str, Any], int] | None = None
 
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the state."""
         self.note()
 
     def note(self) -> None:
@@ -43,7 +46,8 @@ class Boundary(TrainerCallback):
         seen = self.trainer.state.num_input_tokens_seen  # which TRL raises in the middle of one
         self._noted = _random_state(), noted, seen
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the Trainer to save where it is due, and to end where any process was asked to."""
         self.stopping = any(processes.gathered([preemption.asked()]))
         over = state.global_step >= args.max_steps or control.should_training_stop
         due = self._save_last if over else self._resumable.due(state.global_step)

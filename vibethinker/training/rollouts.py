@@ -174,7 +174,8 @@ def scored_alone(model: torch.nn.Module, prompt: Sequence[int], completion: Sequ
 
 
 class RolloutGrading:
-    """Grades the rollouts of one generation after the other, each from the moment that it has ended."""
+    """Grades the rollouts of one generation after the other, each from the moment that it has ended; by `reward`, see
+    `grading_item`."""
 
     def __init__(
         self,
@@ -182,8 +183,9 @@ class RolloutGrading:
         problems: Sequence[Problem],
         tell: Callable[[str], None],
         phases: Phases | None = None,
+        reward: str | None = None,
     ) -> None:
-        self._verifier, self._problems, self._tell = verifier, problems, tell
+        self._verifier, self._problems, self._tell, self._reward = verifier, problems, tell, reward
         self._phases = phases or Phases("cpu")
         self._start()
 
@@ -198,7 +200,8 @@ class RolloutGrading:
 
     def _place(self, number: int, text: str) -> int:
         if (number, text) not in self._places:
-            self._places[number, text] = self._grading.add(grading_item(self._problems[number], text))
+            item = grading_item(self._problems[number], text, self._reward)
+            self._places[number, text] = self._grading.add(item)
         return self._places[number, text]
 
     def __call__(self, texts: Sequence[str], numbers: Sequence[int]) -> list[bool | None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vibethinker.data.schema import Problem
 
@@ -39,13 +39,24 @@ class Samples(TrainerCallback):
         self._file, self._problems, self._groups = file, problems, groups
         self._steps, self._every = steps, math.ceil(steps / TIMES)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin the file, unless the training goes on."""
         if state.global_step == 0:
             self._file.write_text("")
 
-    def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Write the update's rollouts, if it is one of those that are kept."""
         update = state.global_step
-        if "loss" not in (logs or {}) or not (update == 1 or update == self._steps or update % self._every == 0):
+        if (
+            logs is None
+            or "loss" not in logs
+            or not (update == 1 or update == self._steps or update % self._every == 0)
+        ):
             return
         with self._file.open("a", encoding="utf-8") as file:
             for group in chosen(self._groups()):

@@ -205,7 +205,7 @@ def fine_tune(
     if checkpoints is not None:
         kept = checkpoint_steps(settings.steps, settings.checkpoints)
         callbacks.append(Checkpoints(checkpoints, kept, tokenizer, run.dtype))
-    layout = "unsloth"
+    layout: Literal["packed", "unsloth", "padded"] = "unsloth"
     if run.backend == "transformers":
         compiled = run.quantization == "none"
         layout = "packed" if packed.prepare(model, run.dtype, compiled=compiled) else "padded"
@@ -282,6 +282,7 @@ class SpecialistTrainer(Resuming, Shardable):
         self._tokens = state["tokens"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the row of this update to the Trainer's log."""
         logs.update(self._row)
         super().log(logs, start_time)
 

@@ -226,7 +226,7 @@ class SignalTraining:
         def progress(text: str) -> None:
             run.emit.progress(trainer.state.global_step, stage.steps, text)
 
-        graded = RolloutGrading(self.grader, problems, progress, self.phases)
+        graded = RolloutGrading(self.grader, problems, progress, self.phases, stage.reward)
 
         def sampled(done: int, total: int) -> None:
             progress(f"{done} of {total} rollouts")
@@ -302,6 +302,7 @@ class SignalTraining:
 
     def validate(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
         """The trained model's scores on the stage's validation file, `group_size` samples a problem."""
+        assert self.stage.validation_data is not None
         problems = self.sources.read(self.stage.validation_data)
         size = self.objective.group_size
         if self.own_weights:
@@ -322,8 +323,11 @@ class SignalTraining:
         sampling = self._sampling(samples)
         first, own = processes.share(problems)
         return processes.gathered(
-            measure(self.engine, self.tokenizer, self.grader, own, sampling, self.prompts, seed, progress, first)
-        )
+            measure(
+                self.engine, self.tokenizer, self.grader, own, sampling, self.prompts, seed, progress, first,
+                self.stage.reward,
+            )
+        )  # fmt: skip
 
     def _sampling(self, samples: int) -> Evaluation:
         """Sampling as in training, for measurements."""

@@ -270,7 +270,9 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self._measure()
         return batch
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: list[Batch], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
+    ) -> Tensor:
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         verdicts = self._verdicts = rewards[:, 0].view(-1, self.num_generations).clone()
         objective, shaped = self._objective, verdicts
@@ -383,6 +385,7 @@ class SignalTrainer(Resuming, Shardable, GRPOTrainer):
         self._rollouts.recall(state["canary"], self)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the row of this update to TRL's log."""
         logs.update(self.row)
         super().log(logs, start_time)
 

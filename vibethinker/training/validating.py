@@ -113,7 +113,7 @@ class Validating(TrainerCallback):
 
     def recall(self, state: dict[str, Any]) -> None:
         """See `resumable.Remembers`."""
-        self.values = {update: value for update, value in state["values"]}
+        self.values = dict(state["values"])
 
     def _tell(self, update: int, outcomes: Sequence[Outcome], graded: Sequence[Outcome]) -> None:
         count = self._settings.samples

@@ -82,6 +82,7 @@ def decode(tree, resolve):
 
 
 def to_json(tree):
+    """The text of a tree of JSON's types."""
     if tree is None:
         return "null"
     if isinstance(tree, bool):
@@ -104,12 +105,14 @@ def frame(request):
 
 
 def write(descriptor, data):
+    """Write all of the bytes."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def reply_with(descriptor, message):
+    """Write one line of JSON."""
     write(descriptor, to_json(message).encode() + b"\n")
 
 
@@ -123,11 +126,13 @@ def read(descriptor, size):
 
 
 def requests(descriptor):
+    """Each request, until there are no more."""
     while length := read(descriptor, _LENGTH):
         yield marshal.loads(read(descriptor, int(length)))
 
 
 def describe(error):
+    """An error's type and text, also where its own code fails."""
     try:
         return [type(error).__name__, str(error)[:500]]
     except BaseException:
@@ -155,10 +160,12 @@ class Served:
         self.script = None
 
     def refer(self, value):
+        """The number under which a value is kept."""
         self.objects.append(value)
         return len(self.objects) - 1
 
     def answer(self, request):
+        """What a request's operation gives."""
         operation = request["do"]
         if operation == "peek":
             return PEEKS[request["how"]](*(decode(tree, self.objects.__getitem__) for tree in request["values"]))
@@ -256,6 +263,7 @@ class Remote:
         self.__dict__.update(_program=program, _number=number)
 
     def __call__(self, *args, **kwargs):
+        """Call the value where it lives."""
         return self._program.ask(do="call", call=[encode(part, refer) for part in (self, list(args), kwargs)])
 
     def __getattr__(self, name):
@@ -286,6 +294,7 @@ class Remote:
 
 
 def refer(value):
+    """The number of a value that lives in the program's process; others can't be sent."""
     if isinstance(value, Remote):
         return value._number
     raise Unsupported(type(value).__name__)
@@ -300,6 +309,7 @@ class Program:
         self.uses = 0
 
     def ask(self, **request):
+        """What the program's process replies; raises here what was raised there."""
         import json
 
         self.uses += request["do"] != "get"
@@ -369,6 +379,7 @@ def limit(values):
 
 
 def main(role, limits, *numbers):
+    """Take the limits on, say so, and serve requests in this role."""
     descriptors = [int(number) for number in numbers]
     sys.argv[:] = ["program.py"]
     os.environ.pop("PWD", None)  # bwrap's

@@ -8,6 +8,7 @@ it names.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -378,8 +379,11 @@ def _plus_minus(text: str) -> Form | None:
     choices = [("+",) * count, ("-",) * count] if together else list(product("+-", repeat=count))
     found = []
     for signs in choices:
-        upper = iter(signs)
-        written = re.sub(r"\\pm ?", lambda _, upper=upper: next(upper), text)
+
+        def following(_: re.Match[str], upper: Iterator[str] = iter(signs)) -> str:  # noqa: B008 - one a round
+            return next(upper)
+
+        written = re.sub(r"\\pm ?", following, text)
         written = re.sub(r"\\mp ?", "-" if signs[:1] != ("-",) else "+", written)
         found.append(_form(written.removeprefix("+")))
     return Several(tuple(found))

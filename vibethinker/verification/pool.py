@@ -34,10 +34,8 @@ Reply = dict[str, Any]  # {"verdict": str, "seconds": float}
 _START_SECONDS = 120.0
 _GRACE_SECONDS = 60.0  # beyond an item's limit, for the limit is kept in the worker
 _STOP_SECONDS = 3.0
-_AHEAD = {
-    "math": 8,
-    "code": 1,
-}  # items sent to a worker at once: their requests must fit into a socket's buffer
+# Items sent to a worker at once: their requests must fit into a socket's buffer, of other kinds the whole response.
+_AHEAD = {"math": 8}
 _CLOSED = "the verifier was closed while it graded: grade again with an open one"
 _WAITING = 256  # items a worker that `submit` takes before it lets its caller wait
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")  # no secrets
@@ -52,7 +50,7 @@ class Task:
 
 
 class Pool:
-    """At most `workers` workers of a kind ("math" or "code") with these settings and `seconds` an item.
+    """At most `workers` workers of a kind ("math", "code" or a plugin's) with these settings and `seconds` an item.
 
     `tier` is where programs run, known once a worker has started.
     """
@@ -133,7 +131,7 @@ class _Worker(threading.Thread):
     def _take_more(self, pending: deque[Task]) -> None:
         share = max(1, self.tasks.qsize() // self.pool.workers)
         with suppress(queue.Empty):
-            while len(pending) < min(_AHEAD[self.pool.kind], share):
+            while len(pending) < min(_AHEAD.get(self.pool.kind, 1), share):
                 if (task := self.tasks.get_nowait()) is None:
                     self.tasks.put(None)
                     return
@@ -197,7 +195,7 @@ class _Process:
         with theirs:
             self.popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", WORKER, kind, json.dumps(settings), str(os.getpid())],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self.log,
                 env=environment,

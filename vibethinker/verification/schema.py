@@ -39,8 +39,8 @@ class Item(NamedTuple):
     """One response to grade.
 
     `prompt`, where given, is what the response answers: an answer copied from it doesn't count.
-    `kind` is "math" or "code". `reference` is the gold answer (math) or the tests (code), which are
-    `{"kind": "stdin", "cases": [{"input", "output"}]}`,
+    `kind` is "math", "code", or the name of a plugin's reward. `reference` is the gold answer, or the tests (code),
+    which are `{"kind": "stdin", "cases": [{"input", "output"}]}`,
     `{"kind": "function", "entry_point", "cases": [{"args", "expected"}]}` or `{"kind": "assert", "code"}`;
     the first two may carry "tolerance", the largest error of a number, relative above 1 and absolute below.
     """

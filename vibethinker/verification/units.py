@@ -73,7 +73,7 @@ def split(text: str) -> Quantity:
 
 
 def _without_unit(text: str) -> str:
-    """What stands behind a currency sign, without its words: `5\\text{ million}` keeps them."""
+    r"""What stands behind a currency sign, without its words: `5\text{ million}` keeps them."""
     match = _TEXT.fullmatch(text) or _WORDS.fullmatch(text)
     found = match and _unit(match)
     return found.core if found else text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from vibethinker import plugins
 from vibethinker.errors import InfrastructureError
 from vibethinker.verification.answers import LONGEST_ANSWER, decide
 from vibethinker.verification.extraction import boxed, extract_answer, extract_program
@@ -21,7 +23,8 @@ Progress = Callable[[int, int], None]
 
 
 class Verifier:
-    """Grades mathematical answers and programs; use it as a context manager, from any thread.
+    """Grades mathematical answers, programs, and what plugins' rewards judge; use it as a context manager, from any
+    thread.
 
     Workers, up to `workers` of each kind, start when the first item needs one and end with `close`, or with
     this process however it ends. Equal items of a batch are graded once. An item whose worker timed out or
@@ -34,8 +37,10 @@ class Verifier:
     def __init__(self, workers: int = 1, math_seconds: float = 5.0, code: CodeLimits | None = None) -> None:
         self.code = code or CodeLimits()
         self.statistics = Statistics()
-        self._math = Pool("math", workers, math_seconds, {"seconds": math_seconds})
+        self._workers, self._seconds = workers, math_seconds
         self._code = Pool("code", workers, self.code.seconds, {"limits": asdict(self.code)})
+        self._pools = {"math": self._timed("math"), "code": self._code}  # and one a plugin's reward that is asked for
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Verifier:
         return self
@@ -45,8 +50,8 @@ class Verifier:
 
     def close(self) -> None:
         """End the workers. Safe to call twice; a later `grade` starts new ones."""
-        self._math.close()
-        self._code.close()
+        for pool in list(self._pools.values()):
+            pool.close()
 
     @property
     def tier(self) -> str | None:
@@ -72,10 +77,20 @@ class Verifier:
 
     def submit(self, items: Sequence[Item]) -> Grading:
         """Begin to grade the items, so that the caller can do something else meanwhile; see `Grading.add`."""
-        grading = Grading(self._math, self._code, self.statistics)
+        grading = Grading(self._pool, self.statistics)
         for item in items:
             grading.add(item)
         return grading
+
+    def _pool(self, kind: str) -> Pool:
+        with self._lock:
+            if kind not in self._pools:
+                plugins.find(plugins.REWARDS, kind)
+                self._pools[kind] = self._timed(kind)
+            return self._pools[kind]
+
+    def _timed(self, kind: str) -> Pool:
+        return Pool(kind, self._workers, self._seconds, {"seconds": self._seconds})
 
 
 def _is_json(value: Any) -> bool:
@@ -98,8 +113,8 @@ class _Entry(NamedTuple):
 class Grading:
     """Items that are being graded, made by `Verifier.submit`."""
 
-    def __init__(self, math: Pool, code: Pool, statistics: Statistics) -> None:
-        self._math, self._code, self._statistics = math, code, statistics
+    def __init__(self, pool: Callable[[str], Pool], statistics: Statistics) -> None:
+        self._pool, self._statistics = pool, statistics
         self._entries: list[_Entry] = []
         self._found: list[Verdict] = []
         self._shared: dict[tuple[Any, ...], tuple[Pool, dict[str, Any], Future[Reply]]] = {}
@@ -110,14 +125,9 @@ class Grading:
         Returns once it is decided, or with a worker, or in the workers' queue; where that is full, waits for room.
 
         Raises:
-            ValueError: its kind is unknown.
+            ConfigurationError: there is no reward of its kind.
         """
-        if item.kind == "math":
-            self._add_math(item)
-        elif item.kind == "code":
-            self._add_code(item)
-        else:
-            raise ValueError(f"an item's kind is math or code, not {item.kind!r}")
+        {"math": self._add_math, "code": self._add_code}.get(item.kind, self._add_other)(item)
         return len(self._entries) - 1
 
     def _add_math(self, item: Item) -> None:
@@ -130,7 +140,7 @@ class Grading:
         elif not gold:
             verdict = "error"
         elif (equal := decide(gold, extracted)) is None:
-            self._wait_for(item, (gold, extracted), self._math, {"gold": gold, "answer": extracted}, extracted)
+            self._wait_for(item, (gold, extracted), {"gold": gold, "answer": extracted}, extracted)
             return
         else:
             verdict = "correct" if equal else "wrong"
@@ -145,14 +155,19 @@ class Grading:
             self._decided(item, Verdict("no_code", None, 0.0))
         else:
             key = (program, id(item.reference))
-            self._wait_for(item, key, self._code, {"program": program, "tests": item.reference}, program)
+            self._wait_for(item, key, {"program": program, "tests": item.reference}, program)
+
+    def _add_other(self, item: Item) -> None:
+        request = {"response": item.response, "gold": str(item.reference), "problem": item.prompt}
+        extracted = extract_answer(item.response, item.prompt)
+        self._wait_for(item, tuple(request.values()), request, extracted and extracted[:LONGEST_ANSWER])
 
     def _decided(self, item: Item, verdict: Verdict) -> None:
         self._entries.append(_Entry(item, verdict, (), None))
 
-    def _wait_for(self, item: Item, key: tuple[Any, ...], pool: Pool, request: dict[str, Any], extracted: str) -> None:
+    def _wait_for(self, item: Item, key: tuple[Any, ...], request: dict[str, Any], extracted: str | None) -> None:
         """A worker grades it; items of one key are graded once."""
-        key = (item.kind, *key)
+        key, pool = (item.kind, *key), self._pool(item.kind)
         if key not in self._shared:
             self._shared[key] = (pool, request, pool.submit(request))
         self._entries.append(_Entry(item, None, key, extracted))
@@ -184,8 +199,10 @@ class Grading:
         replies |= {key: reply.result() for key, reply in again.items()}
         verdicts: list[Verdict] = []
         for place, entry in enumerate(self._entries):
-            reply = replies.get(entry.key)
-            verdict = entry.verdict or Verdict(reply["verdict"], entry.extracted, reply["seconds"])
+            verdict = entry.verdict
+            if verdict is None:
+                said = replies[entry.key]
+                verdict = Verdict(said["verdict"], entry.extracted, said["seconds"])
             verdicts.append(verdict)
             if place >= len(self._found):  # the others were counted by an earlier call
                 self._statistics.add(entry.item.kind, verdict)

@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vibethinker import environment, faults, preemption, steps, telemetry
+from vibethinker import environment, faults, plugins, preemption, steps, telemetry
 from vibethinker.artifacts import INPUTS, Artifact, Store
-from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
+from vibethinker.errors import ConfigurationError, InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.redaction import learn, redact
 from vibethinker.worker import family, ranks
 from vibethinker.worker.endings import classify
@@ -124,6 +124,9 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
     """
     store = Store(Path(request["workspace"]))
     step, fingerprint = request["step"], request["fingerprint"]
+    if planned := request["settings"].get("plugins"):
+        for problem in plugins.differences(planned, plugins.present(), "this step's interpreter"):
+            raise ConfigurationError(problem)
     with store.lock(step, fingerprint, lambda: emitter.progress(0, 1, "waiting for another run that makes this step")):
         # Within the lock, since what was read before a wait of hours may have been made anew meanwhile.
         digests = {role: store.input(*named).digest for role, named in request["inputs"].items()}
@@ -135,7 +138,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
         faults.point("child.locked", step)
         started = time.monotonic()
         reading = partial(emitter.alive, "reading its inputs")
-        inputs = {role: store.read_whole(*named, reading) for role, named in request["inputs"].items()}
+        inputs = {role: store.read_whole(source, made, reading) for role, (source, made) in request["inputs"].items()}
         digests = {role: artifact.digest for role, artifact in inputs.items()}
         staging = store.staging(step, fingerprint)
         checkpoints = store.resumable(step, fingerprint, digests)
@@ -164,7 +167,7 @@ def execute(request: Mapping[str, Any], emitter: PipeEmitter) -> dict[str, Any]:
             "finished": time.time(),
             "seed": request["settings"].get("seed"),
             "deterministic": request["settings"].get("deterministic"),
-            "versions": environment.versions(),
+            "versions": environment.versions() | request["settings"].get("plugins", {}),
             "environment": environment.facts(),
             "revision": request.get("revision"),
             "run_id": request.get("run_id"),

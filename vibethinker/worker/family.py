@@ -236,14 +236,16 @@ class Ranks:
         failed_at, limit = time.monotonic(), time.monotonic() + self._grace
         while True:
             self._look()
-            failures = [(r.failed_at, r.failure) for r in self._ranks if r.failure is not None]
+            failures: list[tuple[float, BaseException]] = [
+                (r.failed_at, r.failure) for r in self._ranks if r.failure is not None
+            ]
             if own is not None:
                 failures.append((failed_at, own))
             failed = min(failures, key=lambda f: (_is_general(f[1]), f[0]))[1]
             if not _is_general(failed) or time.monotonic() > limit:
                 return failed
             # Another machine says how long ago its ranks failed, which is to be heard at once.
-            connection.wait([node for node in self._others if node.status is None], TICK_SECONDS)
+            connection.wait([node.fileno() for node in self._others if node.status is None], TICK_SECONDS)
 
 
 def _is_general(error: BaseException) -> bool:

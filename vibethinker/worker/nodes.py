@@ -94,7 +94,8 @@ class Node:
     """A machine that has joined: to the others of the step it is like a rank that may fail."""
 
     def __init__(self, number: int, connection: socket.socket) -> None:
-        self.number, self.status = number, None
+        self.number = number
+        self.status: int | None = None
         self.leaving = False  # whether it has been asked to stop, and so the step
         self.failure: VibeThinkerError | None = None
         self.failed_at = 0.0

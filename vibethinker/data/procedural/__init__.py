@@ -5,7 +5,7 @@ domain, so texts are short, phrasings few, numbers small, and every step is one 
 tables or of addition and subtraction below 144 (difficulty 1; 2 and 3 have bigger numbers or more steps).
 Each domain has a few families, some nearly always solved and some rarely, and the solutions of a problem
 differ in how easily a model gets them right: this is the spread that probing and reinforcement learning
-live on.
+live on. `vibethinker.plugins` has the domains' names, those that others bring among them.
 
 Algorithm: the families of a domain take turns; each draws until it has a problem whose text is new and
 which has at least two different solutions. A family that finds nothing new any more is exhausted and the
@@ -24,19 +24,11 @@ import hashlib
 from dataclasses import dataclass
 from random import Random
 
-from vibethinker.data.procedural import algebra, calculus, code, geometry, statistics
+from vibethinker import plugins
 from vibethinker.data.procedural.common import Draft, Family
 from vibethinker.data.schema import Problem
 from vibethinker.errors import DataError
 
-_FAMILIES: dict[str, tuple[Family, ...]] = {
-    "algebra": algebra.FAMILIES,
-    "geometry": geometry.FAMILIES,
-    "calculus": calculus.FAMILIES,
-    "statistics": statistics.FAMILIES,
-    "code": code.FAMILIES,
-}
-DOMAINS: tuple[str, ...] = tuple(_FAMILIES)
 DIFFICULTIES: tuple[int, ...] = (1, 2, 3)
 
 # A family is exhausted after this many draws without a new problem: under 1 % of its space is left then.
@@ -56,14 +48,13 @@ def generate(domain: str, count: int, seed: int, difficulty: int = 1) -> list[Pr
     """`count` problems of a domain, their texts all distinct; the same arguments give the same problems.
 
     A problem's id is a digest of its text, so the same problem has the same id whatever the seed. Raises
-    DataError for an unknown domain or difficulty, and when the domain has fewer than `count` problems.
+    ConfigurationError for an unknown domain, or a plugin's that can't be imported, and DataError for an unknown
+    difficulty, and when the domain has fewer than `count` problems.
     """
-    if domain not in _FAMILIES:
-        raise DataError(f"there is no procedural domain {domain!r}; choose one of {', '.join(DOMAINS)}")
+    families: list[Family] = list(plugins.load(plugins.DOMAINS, domain))
     if difficulty not in DIFFICULTIES:
         raise DataError(f"difficulty {difficulty!r} does not exist; choose 1, 2 or 3")
     rng = Random(f"{domain}:{difficulty}:{seed}")
-    families = list(_FAMILIES[domain])
     problems: dict[str, ProceduralProblem] = {}
     while families and len(problems) < count:
         for family in tuple(families):

@@ -7,6 +7,7 @@ include both sides of every threshold, so that a wrong constant fails.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ class Operation(NamedTuple):
 
     @property
     def words(self) -> str:
+        """The operation as a problem says it."""
         return self.verb if self.verb == "squared" else f"{self.verb} {self.amount}"
 
     def __call__(self, x: int) -> int:
+        """The operation's result."""
         if self.verb == "squared":
             return x * x
         return {"times": x * self.amount, "plus": x + self.amount, "minus": x - self.amount}[self.verb]
@@ -38,6 +41,7 @@ class Operation(NamedTuple):
 
     @property
     def short(self) -> str:
+        """The operation as an expression without its operand."""
         return self.on("")
 
 
@@ -48,6 +52,7 @@ def completion(plan: str, lines: list[str], argument: str) -> str:
 
 
 def function_tests(cases: list[tuple[Any, Any]]) -> dict[str, Any]:
+    """Tests of a function `f` of one argument, each case an argument and what it gives."""
     return {
         "kind": "function",
         "entry_point": "f",
@@ -56,10 +61,12 @@ def function_tests(cases: list[tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def scale(rng: Random, level: int) -> Operation:
+    """A multiplication whose factor grows with the level."""
     return Operation("times", rng.randint(2, (9, 20, 60)[level - 1]))
 
 
 def shift(rng: Random, level: int) -> Operation:
+    """An addition or subtraction whose amount grows with the level."""
     return Operation(rng.choice(("plus", "minus")), rng.randint(1, (9, 40, 150)[level - 1]))
 
 
@@ -114,7 +121,7 @@ def pipeline(rng: Random, level: int) -> Draft | None:
     limit = rng.randint(1, size) if kind in ("above", "below") else 0
     keep = kind if kind in ("even", "odd") else f"{kind} {limit}"
     condition = {"above": f"x>{limit}", "below": f"x<{limit}", "even": "x%2==0", "odd": "x%2==1"}[kind]
-    kept = {
+    kept: Callable[[int], bool] = {
         "above": lambda x: x > limit,
         "below": lambda x: x < limit,
         "even": lambda x: x % 2 == 0,
@@ -141,7 +148,14 @@ def pipeline(rng: Random, level: int) -> Draft | None:
         solutions.append(completion(f"sum then {each.short}", lines, "a"))
     text = f"Write f(a): keep {keep}, each {each.words}{', sum' if summed else ''}."
     near = [limit + offset for offset in (-2, -1, 0, 1, 2)]
-    lists = (near, [limit], [limit + 1, limit - 1], [3, 8, 5, 2], [limit + 7, limit - 7, 4, 1], [])
+    lists: tuple[list[int], ...] = (
+        near,
+        [limit],
+        [limit + 1, limit - 1],
+        [3, 8, 5, 2],
+        [limit + 7, limit - 7, 4, 1],
+        [],
+    )
     return Draft(text, tuple(solutions), tests=function_tests([(items, value(items)) for items in lists]))
 
 
@@ -172,7 +186,13 @@ def within(rng: Random, level: int) -> Draft:
         completion(bounds.reasoning, [f"return {expression.format(f'{low}<=x<={high}')}"], "a"),
         completion(span.reasoning, [f"return {expression.format(f'x in range({low},{high + 1})')}"], "a"),
     )
-    lists = ([low - 1, low, low + 1], [high + 1, high, high - 1], [centre, 2, -3], [low, 1, high], [])
+    lists: tuple[list[int], ...] = (
+        [low - 1, low, low + 1],
+        [high + 1, high, high - 1],
+        [centre, 2, -3],
+        [low, 1, high],
+        [],
+    )
     text = f"Write f(a): keep within {reach} of {centre}{ending}."
     return Draft(text, solutions, tests=function_tests([(items, value(items)) for items in lists]))
 

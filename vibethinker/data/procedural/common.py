@@ -31,15 +31,19 @@ class Work:
         self.steps: list[str] = []
 
     def add(self, a: int, b: int) -> int:
+        """a + b."""
         return self._write(a, "+", b, a + b)
 
     def sub(self, a: int, b: int) -> int:
+        """a - b."""
         return self._write(a, "-", b, a - b)
 
     def mul(self, a: int, b: int) -> int:
+        """a * b."""
         return self._write(a, "*", b, a * b)
 
     def div(self, a: int, b: int) -> int:
+        """a / b; ValueError if it is no integer."""
         if a % b:
             raise ValueError(f"{a}/{b} is no integer")
         return self._write(a, "/", b, a // b)

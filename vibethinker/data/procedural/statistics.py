@@ -10,6 +10,7 @@ from vibethinker.data.procedural.common import Draft, Family, Work, maths
 
 
 def listed(values: list[int]) -> str:
+    """Numbers as a problem lists them."""
     return ", ".join(map(str, values))
 
 

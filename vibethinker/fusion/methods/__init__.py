@@ -1,16 +1,12 @@
-"""The ways to merge weights, a file each; `vibethinker.fusion.engine` applies them tensor by tensor."""
+"""The ways to merge weights, a file each, by the names that `vibethinker.plugins` has; `vibethinker.fusion.engine`
+applies them tensor by tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
-from vibethinker.errors import ConfigurationError
-from vibethinker.fusion.methods.dare import Dare
-from vibethinker.fusion.methods.linear import Linear
-from vibethinker.fusion.methods.slerp import Slerp
-from vibethinker.fusion.methods.task_arithmetic import TaskArithmetic
-from vibethinker.fusion.methods.ties import Ties
+from vibethinker import plugins
 from vibethinker.settings import Fusion
 
 if TYPE_CHECKING:
@@ -27,6 +23,15 @@ class Method(Protocol):
 
     needs_base: ClassVar[bool]
 
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> Self:
+        """The method as settings have it; for the arguments see `make`.
+
+        Raises:
+            ConfigurationError: it can't merge so many models.
+        """
+        ...
+
     def facts(self, tensor: Tensor) -> Any:
         """What merging has to know of the whole tensor."""
         ...
@@ -36,24 +41,24 @@ class Method(Protocol):
         ...
 
 
+def named(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ConfigurationError: there is none, or a plugin's can't be imported.
+    """
+    return plugins.load(plugins.FUSION, name)
+
+
 def make(settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int = 0) -> Method:
     """The method that settings name.
 
     Args:
         weights: one a model, of sum 1; for slerp the second is its `t`.
         labels: names of the models, from which each has random numbers of its own.
+        seed: of what it draws.
 
     Raises:
-        ConfigurationError: slerp with other than two models.
+        ConfigurationError: see `Method.configured` and `named`.
     """
-    if settings.method == "task_arithmetic":
-        return TaskArithmetic(weights, settings.scale)
-    if settings.method == "ties":
-        return Ties(weights, settings.scale, settings.kept)
-    if settings.method == "dare":
-        return Dare(weights, settings.scale, settings.kept, seed, labels)
-    if settings.method == "slerp":
-        if len(weights) != 2:
-            raise ConfigurationError(f"slerp lies between two models and got {len(weights)}: choose another method.")
-        return Slerp(weights[1])
-    return Linear(weights)
+    return named(settings.method).configured(settings, weights, labels, seed)

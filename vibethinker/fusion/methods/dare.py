@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from vibethinker.fusion.arrays import Array
     from vibethinker.fusion.engine import Piece, Tensor
+    from vibethinker.settings import Fusion
 
 BLOCK = 8  # numbers of 32 bits that one step of the counter gives; slices start at multiples of it
 
@@ -31,6 +32,11 @@ class Dare:
     ) -> None:
         self._weights, self._scale, self._density = weights, scale, density
         self._seed, self._labels = seed, labels
+
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> Dare:
+        """See `Method`."""
+        return cls(weights, settings.scale, settings.kept, seed, labels)
 
     def facts(self, tensor: Tensor) -> Any:
         """See `Method`."""

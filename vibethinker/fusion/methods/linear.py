@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from vibethinker.fusion.arrays import Array
     from vibethinker.fusion.engine import Piece, Tensor
+    from vibethinker.settings import Fusion
 
 
 class Linear:
@@ -17,6 +18,11 @@ class Linear:
 
     def __init__(self, weights: Sequence[float]) -> None:
         self._weights = weights
+
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> Linear:
+        """See `Method`."""
+        return cls(weights)
 
     def facts(self, tensor: Tensor) -> Any:
         """See `Method`."""

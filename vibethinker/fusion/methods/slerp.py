@@ -10,13 +10,18 @@ Where there is no such arc (the same or opposite directions, a tensor of zeros) 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from vibethinker.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from vibethinker.fusion.arrays import Array
     from vibethinker.fusion.engine import Piece, Tensor
+    from vibethinker.settings import Fusion
 
 STRAIGHT = 1e-12  # of 1 - |cos omega|: there arc and chord differ by less than float64 can tell
 
@@ -29,9 +34,16 @@ class Slerp:
     def __init__(self, t: float) -> None:
         self._t = t
 
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> Slerp:
+        """See `Method`."""
+        if len(weights) != 2:
+            raise ConfigurationError(f"slerp lies between two models and got {len(weights)}: choose another method.")
+        return cls(weights[1])
+
     def facts(self, tensor: Tensor) -> tuple[float, float]:
         """See `Method`."""
-        aa, bb, ab = sum(tensor.each(_products)).tolist()
+        aa, bb, ab = reduce(np.add, tensor.each(_products)).tolist()
         length = math.sqrt(aa) * math.sqrt(bb)
         cosine = ab / length if length else 1.0
         if 1 - abs(cosine) < STRAIGHT:

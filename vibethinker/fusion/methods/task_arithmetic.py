@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from vibethinker.fusion.arrays import Array
     from vibethinker.fusion.engine import Piece, Tensor
+    from vibethinker.settings import Fusion
 
 
 class TaskArithmetic:
@@ -20,6 +21,11 @@ class TaskArithmetic:
 
     def __init__(self, weights: Sequence[float], scale: float) -> None:
         self._weights, self._scale = weights, scale
+
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> TaskArithmetic:
+        """See `Method`."""
+        return cls(weights, settings.scale)
 
     def facts(self, tensor: Tensor) -> Any:
         """See `Method`."""

@@ -13,6 +13,7 @@ fraction says in which class it is, and only that class's sizes are looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 if TYPE_CHECKING:
     from vibethinker.fusion.arrays import Array
     from vibethinker.fusion.engine import Piece, Tensor
+    from vibethinker.settings import Fusion
 
 DROPPED_BITS = 19  # of float32's 32; the rest are sign, exponent and 4 bits of the fraction
 CLASSES = 1 << (31 - DROPPED_BITS)
@@ -33,12 +35,17 @@ class Ties:
     def __init__(self, weights: Sequence[float], scale: float, density: float) -> None:
         self._weights, self._scale, self._density = weights, scale, density
 
+    @classmethod
+    def configured(cls, settings: Fusion, weights: Sequence[float], labels: Sequence[str], seed: int) -> Ties:
+        """See `Method`."""
+        return cls(weights, settings.scale, settings.kept)
+
     def facts(self, tensor: Tensor) -> list[float]:
         """See `Method`."""
         if self._density >= 1:
             return [0.0] * len(tensor.models)
         rank = max(1, int(self._density * tensor.count))
-        counts = sum(tensor.each(_counted))
+        counts = reduce(np.add, tensor.each(_counted))
         inside, ranks = [], []
         for row in counts:
             larger = row[::-1].cumsum()  # by class, from the largest

@@ -108,8 +108,10 @@ def _bound(folders: tuple[str, ...], root: str) -> dict[str, str]:
 def reachable_bwrap(root: str, user: int | None) -> str | None:
     """Where `user` can run bubblewrap from: where it is, or a copy below `root`."""
     found = bubblewrap.find()
-    if found is None or user is None or open_to_all(str(found)):
-        return found and str(found)
+    if found is None:
+        return None
+    if user is None or open_to_all(str(found)):
+        return str(found)
     # With its library, which lies two folders up.
     for part in (found.parents[1], found.parents[2] / f"{found.parents[1].name}.libs"):
         if part.is_dir():

@@ -1,26 +1,23 @@
-"""The steps of a run, their fingerprints and their states, without executing anything.
-
-A step is a function of its inputs. Its fingerprint is sha256 over its kind, the version of that kind's code, its
-semantic settings but for limits at which it only stops, the fingerprints of what it reads and the digests of outside
-files, so all fingerprints are known before anything runs. What a step decides (which checkpoint probing chose) is
-content of its output, not of its name. Loads no torch. What each step will cost is estimated in
-`vibethinker.estimates`.
+"""From a configuration to the steps of its run, with their fingerprints: which there are, what each reads, and which of
+its settings name its output. Nothing is executed, and no output is looked at (`vibethinker.plan.reuse`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vibethinker.artifacts import Artifact, Store, file_digest, folder_digest
+from vibethinker import plugins
+from vibethinker.artifacts import file_digest, folder_digest
 from vibethinker.config import Config
 from vibethinker.data.sources import resolve
-from vibethinker.environment import versions
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.messages import did_you_mean
+from vibethinker.models.sources import HUB_ID
+from vibethinker.plan.steps import Plan, Step, role_of
 from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, Stage
 
 # Raise a number when the code of that kind computes something else from the same settings.
@@ -41,82 +38,6 @@ VERSIONS = {
 MIXTURE = "mixture"
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step: what it computes (kind, settings), from what (inputs: role → step id), and its name for that.
-
-    `outside` maps a path as the configuration states it to the file or folder it means; where it lies is not part
-    of the fingerprint, its content is. `domain` and `stage` are for people who watch.
-    """
-
-    id: str
-    kind: str
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    fingerprint: str
-    outside: Mapping[str, str] = field(default_factory=dict)
-    domain: str | None = None
-    stage: str | None = None
-
-    @property
-    def depends_on(self) -> list[str]:
-        """The steps it reads, each once."""
-        return list(dict.fromkeys(self.inputs.values()))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All steps of a run in an order in which they can be executed."""
-
-    config: Config
-    steps: tuple[Step, ...]
-    workspace: Path
-
-    def __getitem__(self, step_id: str) -> Step:
-        for step in self.steps:
-            if step.id == step_id:
-                return step
-        raise ConfigurationError(f"There is no step {step_id!r}; the steps are {', '.join(s.id for s in self.steps)}.")
-
-    def ids(self, *kinds: str) -> list[str]:
-        """The steps of these kinds, in order."""
-        return [s.id for s in self.steps if role_of(s) in kinds]
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Step id → fingerprint."""
-        return {s.id: s.fingerprint for s in self.steps}
-
-    @property
-    def final_model(self) -> str:
-        """The step whose model the recipe ends with."""
-        return (self.ids("distilled") or self.ids("signal") or self.ids("fusion"))[-1]
-
-    def until(self, kind: str) -> Plan:
-        """The part of the plan that steps of this kind need, themselves included."""
-        wanted = {s.id for s in self.steps if role_of(s) == kind}
-        for step in reversed(self.steps):
-            if step.id in wanted:
-                wanted.update(step.inputs.values())
-        return Plan(self.config, tuple(s for s in self.steps if s.id in wanted), self.workspace)
-
-
-def role_of(step: Step) -> str:
-    """The kind of step that this is, or that it stands in for if a user's folder took its place."""
-    return step.settings["role"] if step.kind == "import" else step.kind
-
-
-@dataclass(frozen=True)
-class StepState:
-    """`state` is cached, resumable (its training goes on after `update`) or to_run; `reason` says why something that is
-    there can't be used."""
-
-    state: str
-    artifact: Artifact | None = None
-    reason: str | None = None
-    update: int | None = None
-
-
 def build(config: Config, workspace: Path, replaced: Mapping[str, str] | None = None) -> Plan:
     """The plan of a configuration.
 
@@ -127,58 +48,6 @@ def build(config: Config, workspace: Path, replaced: Mapping[str, str] | None = 
         ConfigurationError, DataError: an outside file is missing, or a replaced step isn't in the plan.
     """
     return _Builder(config, workspace, dict(replaced or {})).build()
-
-
-def states(
-    plan: Plan,
-    store: Store,
-    refresh: frozenset[str] = frozenset(),
-    known: dict[tuple[str, str], StepState] | None = None,
-) -> dict[str, StepState]:
-    """What can be reused: a valid output of the same fingerprint made from the inputs published now.
-
-    Args:
-        known: step and fingerprint → its state, where several plans share steps; what is found is added.
-    """
-    known = {} if known is None else known
-    result: dict[str, StepState] = {}
-    for step in plan.steps:
-        if step.id in refresh:
-            result[step.id] = StepState("to_run", reason="refresh was asked for")
-            continue
-        if found := known.get((step.id, step.fingerprint)):
-            result[step.id] = found
-            continue
-        upstream = {role: result[i].artifact for role, i in step.inputs.items()}
-        if any(a is None for a in upstream.values()):
-            result[step.id] = known[step.id, step.fingerprint] = StepState("to_run")
-            continue
-        digests = {role: a.digest for role, a in upstream.items() if a}
-        artifact, reason = store.find(step.id, step.fingerprint, digests)
-        update = None if artifact else store.update(step.id, step.fingerprint, digests)
-        state = "cached" if artifact else "to_run" if update is None else "resumable"
-        result[step.id] = known[step.id, step.fingerprint] = StepState(state, artifact, reason, update)
-    return result
-
-
-def reuse_warnings(states: Mapping[str, StepState]) -> list[str]:
-    """What to know of reused outputs: a sentence for each library whose version differs from the one that made them,
-    and for each training that diverged and was rolled back, whose rates aren't those of its settings."""
-    now, changed = versions(), {}
-    rolled_back = {id: state.artifact.metrics for id, state in states.items() if state.artifact}
-    for step_id, state in states.items():
-        for name, version in (state.artifact.manifest.get("versions", {}) if state.artifact else {}).items():
-            if name in now and now[name] != version:
-                changed.setdefault((name, version), []).append(step_id)
-    return [
-        f"{name} is {now[name]} but {version} made {', '.join(steps)}: --refresh those steps if results must agree."
-        for (name, version), steps in sorted(changed.items())
-    ] + [
-        f"{step_id} diverged, was rolled back and trained on at {made['rollback_rate']:g} of its learning rate, as its "
-        "manifest says: configure a smaller one if that is to be the recipe."
-        for step_id, made in rolled_back.items()
-        if made.get("rollbacks")
-    ]
 
 
 class _Builder:
@@ -207,21 +76,23 @@ class _Builder:
         self._drop_unneeded(models[-1])
         self._report()
         if unused := set(self.replaced) - set(self.steps):
+            first = min(unused)
             raise ConfigurationError(
-                f"--from {sorted(unused)[0]}: there is no such step to replace; the steps are {', '.join(self.steps)}."
+                f"--from {first}: there is no such step to replace; {did_you_mean(first, list(self.steps))}."
             )
         return Plan(self.config, tuple(self.steps.values()), self.workspace)
 
     def _add(
         self, id: str, kind: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None,
-        outside: Mapping[str, Path] | None = None, named: Mapping[str, Any] | None = None, **shown: str | None,
+        outside: Mapping[str, Path] | None = None, named: Mapping[str, Any] | None = None,
+        domain: str | None = None, stage: str | None = None,
     ) -> str:  # fmt: skip
         inputs, outside = dict(inputs or {}), dict(outside or {})
         named = settings if named is None else named  # what the fingerprint covers
         if id in self.replaced:
             source = Path(self.replaced[id]).expanduser().absolute()
             if not source.is_dir():
-                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder.")
+                raise ConfigurationError(f"--from {id}={self.replaced[id]}: there is no such folder: name one that is.")
             settings, kind, inputs, outside = {"role": kind}, "import", {}, {"source": source}
             named = settings
         content = {
@@ -232,7 +103,9 @@ class _Builder:
             "outside": {said: _digest_outside(path) for said, path in sorted(outside.items())},
         }
         fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        self.steps[id] = Step(id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, **shown)
+        self.steps[id] = Step(
+            id, kind, settings, inputs, fingerprint, {k: str(v) for k, v in outside.items()}, domain, stage
+        )
         return id
 
     def _data(self) -> None:
@@ -262,6 +135,8 @@ class _Builder:
         if data.teacher.model:  # only a teacher's traces depend on how prompts are written
             settings["prompts"] = self.config.prompts.semantic()
         settings["verification"] = self.config.verifier()
+        if data.source == "procedural":
+            settings |= decided_by((plugins.DOMAINS, domain) for domain in self.config.domains)
         self._add("data", "data", settings, outside=outside, named=_without_limits(settings))
 
     def _base(self) -> None:
@@ -310,8 +185,9 @@ class _Builder:
             )
         sources = {f"specialist-{d}": trained[d] for d in domains} | {f"probe-{d}": f"probe-{d}" for d in domains}
         settings = {"fusion": spectrum.fusion.semantic(), "domains": list(domains)}
-        if spectrum.fusion.method == "dare":
+        if spectrum.fusion.method == "dare" or spectrum.fusion.is_plugin:
             settings["seed"] = self.spectrum_seed
+        settings |= decided_by([(plugins.FUSION, spectrum.fusion.method)])
         if spectrum.fusion.generates:
             settings |= {**self.common, "seed": self.spectrum_seed, "probing": spectrum.probing.semantic()}
             sources["data"] = "data"
@@ -327,8 +203,9 @@ class _Builder:
         return self._add(f"hard-{domain}", "specialist", {**settings, "hard": chosen}, inputs, domain=domain)
 
     def _solutions(
-        self, name: str, model: str, domains: Sequence[str], sampling: Hard | Distillation, **shown: str | None
-    ) -> str:
+        self, name: str, model: str, domains: Sequence[str], sampling: Hard | Distillation, *,
+        domain: str | None = None, stage: str | None = None,
+    ) -> str:  # fmt: skip
         """A model's own solutions of the training problems."""
         asked = sampling.model_dump(include={"samples", "temperature", "top_p", "max_tokens"})
         settings = {
@@ -338,7 +215,8 @@ class _Builder:
             "model": model,
             "evaluation": Evaluation(k=(1,), **asked).semantic(),
         }
-        return self._add(f"solutions-{name}", "solutions", settings, {"model": model, "data": "data"}, **shown)
+        inputs = {"model": model, "data": "data"}
+        return self._add(f"solutions-{name}", "solutions", settings, inputs, domain=domain, stage=stage)
 
     def _signal(self) -> list[str]:
         models = ["fusion"]
@@ -356,6 +234,7 @@ class _Builder:
                 "objective": self.config.objective(stage).semantic(),
                 "domains": list(self.config.stage_domains(stage)),
                 **self.config.signal.measurement(),
+                **decided_by([(plugins.REWARDS, stage.reward)]),
             }
             inputs = {"model": models[-1], "data": "data"}
             models.append(self._add(f"signal-{number}", "signal", settings, inputs, outside=outside, stage=stage.name))
@@ -436,6 +315,25 @@ class _Builder:
         self._add("report", "report", settings, inputs)
 
 
+def decided_by(used: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """What a step's settings, and so its fingerprint, say of the plugins among these names of groups: nothing where it
+    uses none."""
+    versions = plugins.versions(used)
+    return {"plugins": versions} if versions else {}
+
+
+def plugin_notes(plan: Plan) -> list[str]:
+    """A sentence for each version of plugins that decides what steps compute."""
+    steps: dict[str, list[str]] = {}
+    for step in plan.steps:
+        for name, version in step.settings.get("plugins", {}).items():
+            steps.setdefault(f"{name} {version}", []).append(step.id)
+    return [
+        f"{', '.join(ids)}: decided by plugins of {version}, which the fingerprint names."
+        for version, ids in sorted(steps.items())
+    ]
+
+
 def _first(seed: int | None, otherwise: int) -> int:
     return otherwise if seed is None else seed
 
@@ -444,13 +342,18 @@ def _local_model(setting: str, name: str) -> Path | None:
     """Where a model on this machine is; None for one of the hub.
 
     Raises:
-        ConfigurationError: the name is a path, and nothing is there.
+        ConfigurationError: the name is a path where nothing is, or no hub id.
     """
     path = Path(name).expanduser().absolute()
     if path.exists():
         return path
     if name.startswith((".", "/", "~")) or name.endswith(".gguf"):
-        raise ConfigurationError(f"{setting} {name!r}: there is no such file or folder.")
+        raise ConfigurationError(f"{setting} {name!r}: there is no such file or folder, so correct the path.")
+    if not HUB_ID.fullmatch(name):
+        raise ConfigurationError(
+            f"{setting} {name!r} is neither a folder, nor a .gguf file, nor a hub id such as Qwen/Qwen3-0.6B: correct "
+            "it."
+        )
     return None
 
 
