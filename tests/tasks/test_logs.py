@@ -11,7 +11,6 @@ from tasks import logs
 from tasks.logs import LINES, WIDTH, Teller
 from vibethinker.errors import DataError, VibeThinkerError
 
-
 # Prefect's handler, which sends logs to its server, wants a run to log for.
 without_a_run = pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs' attempted to send logs:UserWarning")
 

@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from vibethinker import config as configuration
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
+from vibethinker.fields import Settings, setting
 from vibethinker.messages import explain
 from vibethinker.plan import Plan, build
-from vibethinker.settings import Settings, setting
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 SEEDED = {"signal": "signal.seed", "spectrum": "spectrum.seed", "everything": "seed"}
