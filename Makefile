@@ -18,7 +18,7 @@ run: $(VENV)/installed-dev
 	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
 
 test: $(VENV)/installed-dev lint check-constraints
-	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile
 
 # What needs neither a server nor a training.
 test-quick: $(VENV)/installed-dev
@@ -36,7 +36,7 @@ faults: $(VENV)/installed-dev
 # The pages as a site, in build/site.
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m docs.tools.configuration
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""Draws the recipe with the curves of a run: `python -m docs.tools.picture WORKSPACE docs/images/recipe.svg`.
+"""Draws the recipe with the curves of a run: `python -m docs.tools.picture RUN docs/images/recipe.svg`.
 
-Six plots of the newest run's report in one SVG, in the order in which the recipe goes. It loads nothing, and is light
-or dark as the reader's system is. Left out: stages after the second.
+Six plots of a run's report in one SVG, in the order in which the recipe goes; RUN is a folder of `runs/`. The picture
+loads nothing, and is light or dark as the reader's system is. Left out: stages after the second.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vibethinker.reporting.svg import HEIGHT, WIDTH, Bar, Series, interval_chart
 
 GAP, HEAD = 24, 52  # between plots, and above each
 COLUMNS = 3
+PLACED = 'preserveAspectRatio="xMidYMin"'  # where a plot is lower than its place
 SHARES = {"right rollouts": "reward", "groups of one verdict": "zero_variance"}  # of a stage that shapes no reward
 _PLOT = re.compile(r"<svg class=\"plot\".*?</svg>", re.DOTALL)
-_COLOURS = re.compile(r"^(?::root \{|  :root \{|  --|  \}|\}|@media \(prefers).*$", re.MULTILINE)
 _RULES = re.compile(r"^(?:\.plot|line\.|\.line|\.whisker|\.band|\.heat).*$", re.MULTILINE)
 
 
@@ -54,7 +54,9 @@ def draw(report: Mapping[str, Any], run_id: str) -> str:
         parts.append(_names(panel.names, x, y + 44))
         plot = _PLOT.search(panel.figure)
         assert plot, "a chart holds one plot"
-        parts.append(plot[0].replace("<svg ", f'<svg x="{x}" y="{y + HEAD}" width="{WIDTH}" height="{HEIGHT}" ', 1))
+        parts.append(
+            plot[0].replace("<svg ", f'<svg x="{x}" y="{y + HEAD}" width="{WIDTH}" height="{HEIGHT}" {PLACED} ', 1)
+        )
     told = f"{run_id}: {report['profile']}, {', '.join(report['domains'])}; intervals are 95 % bootstrap over problems"
     parts.append(f'<text class="measured" x="{GAP}" y="{tall - 14}">{escape(told)}</text></svg>')
     return "\n".join(parts) + "\n"
@@ -64,10 +66,10 @@ def _panels(report: Mapping[str, Any]) -> list[Panel]:
     k = report["k"]
     loss = {d: report["curves"][f"specialist-{d}"]["loss"] for d in report["domains"]}
     specialists = [Series(d, c["step"], c["value"], colour=i) for i, (d, c) in enumerate(loss.items())]
-    probed = [_probed(domain, report["probes"][domain], i) for i, domain in enumerate(report["probes"])]
+    probed = [_probed(domain, report["probes"][domain], i) for i, domain in enumerate(report["domains"])]
     panels = [
         Panel("Specialists are trained", "loss by step", list(loss), line_chart("", specialists, charts.STEP)),
-        Panel("Probing chooses a checkpoint", f"Pass@{k} by step", list(report["probes"]),
+        Panel("Probing chooses a checkpoint", f"Pass@{k} by step", list(loss),
               line_chart("", probed, charts.STEP, share=True, marks=True)),
         Panel("Fusion makes them one", f"Pass@{k}", [], _scores(report, f"pass@{k}", ("base", "fusion"))),
     ]  # fmt: skip
@@ -108,16 +110,16 @@ def _names(names: Sequence[str], x: int, y: int) -> str:
     """The lines' names beside their colour and dash; a picture has no place for HTML."""
     parts, at = [], float(x)
     for i, name in enumerate(names):
-        parts.append(f'<line class="line s{i}" x1="{at:.0f}" x2="{at + 20:.0f}" y1="{y - 4}" y2="{y - 4}"/>')
-        parts.append(f'<text class="key" x="{at + 24:.0f}" y="{y}">{escape(name)}</text>')
-        at += 34 + 6.1 * len(name)
+        parts.append(f'<line class="line s{i}" x1="{at:.0f}" x2="{at + 18:.0f}" y1="{y - 4}" y2="{y - 4}"/>')
+        parts.append(f'<text class="key" x="{at + 21:.0f}" y="{y}">{escape(name)}</text>')
+        at += 28 + 5.7 * len(name)
     return "".join(parts)
 
 
 def _style() -> str:
     """What the plots need of the report's style sheet, its colours in light and dark."""
     sheet = (resources.files("vibethinker") / "reporting" / "report.css").read_text()
-    colours = "\n".join(found[0] for found in _COLOURS.finditer(sheet[: sheet.index("* {")]))
+    colours = sheet[: sheet.index("* {")]
     rules = "\n".join(found[0] for found in _RULES.finditer(sheet))
     own = (
         ".card { fill: var(--paper); } .title { fill: var(--ink); font-size: 15px; font-weight: 650; } "
@@ -127,8 +129,8 @@ def _style() -> str:
 
 
 if __name__ == "__main__":
-    workspace = Path(sys.argv[1]).absolute()
-    summary = runs.read_summary(runs.latest(workspace))
+    folder = Path(sys.argv[1]).absolute()
+    summary = runs.read_summary(folder)
     fingerprint = next(step["fingerprint"] for step in summary["steps"] if step["id"] == "report")
-    path = workspace / "artifacts" / "report" / fingerprint / "report.json"
+    path = folder.parents[1] / "artifacts" / "report" / fingerprint / "report.json"
     Path(sys.argv[2]).write_text(draw(json.loads(path.read_text()), summary["run_id"]), encoding="utf-8")

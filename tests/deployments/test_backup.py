@@ -20,7 +20,7 @@ from tests import postgres
 from tests.docs.blocks import ROOT, blocks
 from tests.flows.serving import Service, started
 
-pytestmark = [pytest.mark.service, pytest.mark.long]
+pytestmark = [pytest.mark.service, pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vibethinker.errors import ConfigurationError
-from vibethinker.experiments import planning
+from vibethinker.experiments import planning, statistics
 from vibethinker.experiments.design import Experiment, make, overridden, read
 
 BASIC: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_axes_multiply_arms(tmp_path: Path):
     assert list(alone.arms) == ["lambda-0", "lambda-0.5"]
 
 
-def test_the_id_is_the_design_s_and_not_that_of_how_it_is_run(tmp_path: Path):
+def test_the_id_is_the_design_s_and_not_that_of_how_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = made(tmp_path).id
     assert first.startswith("basic-")
     same = made(tmp_path / "elsewhere", settings={"execution.slots": 1}, at_once=2, question="Why?")
@@ -77,6 +77,8 @@ def test_the_id_is_the_design_s_and_not_that_of_how_it_is_run(tmp_path: Path):
         {"futility": {"looks": [2], "gain": 0.01}},
     ):
         assert made(tmp_path, **changed).id != first, changed
+    monkeypatch.setattr(statistics, "VERSION", 0)
+    assert made(tmp_path).id != first, "what is computed from the same runs is another result"
 
 
 def test_the_environment_leaves_arms_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

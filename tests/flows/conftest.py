@@ -101,7 +101,7 @@ class Finished:
 @pytest.fixture(scope="session")
 def micro(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The micro profile, run once by the command line, with secrets in its environment."""
-    workspace = tmp_path_factory.mktemp("micro workspace")
+    workspace = tmp_path_factory.mktemp("micro workspace für 数学")
     with Listening() as listening:
         environ = {**api.environ, **PLANTED}
         done = vibethinker("run", "--profile", "micro", "--workspace", str(workspace), environ=environ)

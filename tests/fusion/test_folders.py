@@ -164,6 +164,22 @@ def test_models_of_other_architecture_or_tokenizer_are_refused(three, tmp_path):
         fuse([three[0], edited(three[1], tmp_path / "swapped", "tokenizer.json", swap)], tmp_path / "out")
 
 
+def test_added_tokens_may_be_more_but_not_other_ones(three, tmp_path):
+    """Both numbers lie within one padded embedding, so that all shapes agree."""
+
+    def with_token(content):
+        added = {"id": 319, "content": content, "special": True}
+        return lambda tokenizer: tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], **added})
+
+    claim, proof = (
+        edited(model, tmp_path / word, "tokenizer.json", with_token(f"<{word}>"))
+        for model, word in zip(three[1:], ("claim", "proof"), strict=True)
+    )
+    fuse([three[0], claim], tmp_path / "more")
+    with pytest.raises(ConfigurationError, match="token 319 is '<proof>' in one and '<claim>' in another"):
+        fuse([three[0], claim, proof], tmp_path / "out")
+
+
 def test_bad_arguments_are_refused_and_nothing_is_written(three, tmp_path):
     def refused(match, *arguments, **keywords):
         with pytest.raises(ConfigurationError, match=match):

@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from vibethinker import config as configuration
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
+from vibethinker.experiments import statistics
 from vibethinker.fields import Settings, setting
 from vibethinker.messages import explain
 from vibethinker.plan import Plan, build
@@ -115,6 +116,7 @@ class Experiment:
         content = {
             "cells": [[cell.arm, cell.seed, cell.plan.fingerprints] for cell in self.cells],
             "rules": self.rules,
+            "statistics": statistics.VERSION,
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.design.name}-{digest[:8]}"

@@ -100,7 +100,7 @@ class Results:
             "high": high,
             "simultaneous": list(wide),
             "p": found.p,
-            "df": found.df,
+            "errors": [{"error": error, "df": df} for error, df in found.errors],
             "over": found.method,
             "seeds": found.seeds if found.method != "problems" else len(differences),
             "problems": found.problems,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vibethinker.errors import ConfigurationError
 from vibethinker.fusion.stored import SIZES, Stored
@@ -23,7 +24,7 @@ def configs(folders: Sequence[Path]) -> None:
     whole = [folder for folder in folders if not is_adapter(folder)]
     first = whole[0]
     expected = json.loads((first / CONFIG).read_text())
-    numbering = _vocabulary(first)
+    vocabulary, tokens = _numbering(first)
     for folder in dict.fromkeys(whole[1:]):
         config = json.loads((folder / CONFIG).read_text())
         for key in SAME_IN_CONFIG:
@@ -32,10 +33,17 @@ def configs(folders: Sequence[Path]) -> None:
                     f"{folder} can't be fused with {first}: {key} is {config.get(key)} in one and {expected.get(key)} "
                     "in the other, so fuse models that come from one base."
                 )
-        if _vocabulary(folder) != numbering:
+        own, added = _numbering(folder)
+        if own != vocabulary:
             raise ConfigurationError(
                 f"{folder} can't be fused with {first}: their tokenizers differ, so fuse models of one base."
             )
+        for number, token in added.items():
+            if tokens.setdefault(number, token) != token:
+                raise ConfigurationError(
+                    f"{folder} can't be fused with {first}: token {number} is {token!r} in one and {tokens[number]!r} "
+                    "in another, so fuse models whose tokens were added alike."
+                )
 
 
 def tensors(states: Sequence[Stored], models: Sequence[Path], original: Stored, base: Path) -> None:
@@ -66,9 +74,11 @@ def tensors(states: Sequence[Stored], models: Sequence[Path], original: Stored, 
                 raise ConfigurationError(_differ(folder, base, text))
 
 
-def _vocabulary(folder: Path) -> object:
+def _numbering(folder: Path) -> tuple[object, dict[int, str]]:
+    """The vocabulary, and number → token of those added to it, of which a model may have more than another."""
     file = folder / "tokenizer.json"
-    return json.loads(file.read_text())["model"].get("vocab") if file.is_file() else None
+    tokenizer: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"model": {}}
+    return tokenizer["model"].get("vocab"), {t["id"]: t["content"] for t in tokenizer.get("added_tokens", [])}
 
 
 def _differ(first: Path, second: Path, how: str) -> str:

@@ -11,6 +11,4 @@ from vibethinker.plan.building import build, decided_by, plugin_notes
 from vibethinker.plan.reuse import StepState, reuse_warnings, states
 from vibethinker.plan.steps import Plan, Step, role_of
 
-__all__ = [
-    "Plan", "Step", "StepState", "build", "decided_by", "plugin_notes", "reuse_warnings", "role_of", "states",
-]  # fmt: skip
+__all__ = ["Plan", "Step", "StepState", "build", "decided_by", "plugin_notes", "reuse_warnings", "role_of", "states"]
