@@ -4,6 +4,7 @@ PROFILE ?= tiny
 WORKSPACE ?= workspace
 VENV := .venv
 BIN := $(VENV)/bin
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' vibethinker/__init__.py)
 TORCH := $(shell sed -n 's/^torch==\([^ ;]*\).*/\1/p' constraints.txt)
 # A machine with an NVIDIA GPU gets the CUDA build, a Mac its own; any other Linux must not download CUDA.
 CPU_ONLY := $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,yes))
@@ -84,7 +85,7 @@ dist: $(VENV)/installed-dev
 	rm -rf dist
 	$(BIN)/uv build --quiet --build-constraints constraints.txt --out-dir dist
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
-	  --output-file dist/sbom.cdx.json $(BIN)/python
+	  --output-file dist/vibethinker-$(VERSION).cdx.json $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

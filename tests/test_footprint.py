@@ -78,7 +78,7 @@ def test_activations_are_what_autograd_saves(model_type: str, regime: str) -> No
 def test_parts_of_a_known_model_are_its_known_sizes() -> None:
     shape = Shape.of(QWEN3)
     assert shape.parameters == pytest.approx(596.05e6, rel=1e-3)  # Qwen3-0.6B's own count
-    assert shape.cache == 112 << 10  # KiB a token, ../shared/FIELD.md
+    assert shape.cache == 112 << 10  # bytes a token: 28 layers x keys and values x 8 heads x 128 x 2 bytes
     parts = training_parts(Training(shape, 4096), checkpointing=False)
     assert parts["weights"] == 4 * shape.parameters
     assert parts["optimizer"] == 8 * shape.parameters

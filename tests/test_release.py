@@ -122,6 +122,7 @@ def test_plan_works_in_an_empty_folder_and_writes_nothing(installed: Installed) 
     assert not list(installed.folder.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.service
 def test_the_whole_recipe_runs_in_an_empty_folder(installed: Installed) -> None:
     done = installed.vibethinker("run", "--profile", "micro")

@@ -22,6 +22,7 @@ from vibethinker import plugins
 from vibethinker.agreement import disagreements
 from vibethinker.data.settings import DataSettings
 from vibethinker.errors import ConfigurationError
+from vibethinker.fields import Settings, setting
 from vibethinker.messages import did_you_mean, explain
 from vibethinker.operations import Approvals, Budget, Execution, Notifications, Scaling, Storage, Tracking, Worker
 from vibethinker.settings import (
@@ -33,12 +34,10 @@ from vibethinker.settings import (
     Objective,
     Prompts,
     Sandbox,
-    Settings,
     Signal,
     Spectrum,
     Stage,
     Verification,
-    setting,
 )
 
 # The environment variables of the shell pipeline that this project replaces [seed], and the one of images that have the

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import field_validator
 
+from vibethinker.fields import Settings, setting
 from vibethinker.plugins import NOTIFICATIONS, Named
-from vibethinker.settings import Settings, setting
 
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS|WEBHOOK_URL)$", re.IGNORECASE)
 

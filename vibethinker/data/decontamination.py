@@ -1,4 +1,4 @@
-"""Removal of training problems that are, or quote, an evaluation problem (RECIPE.md, Phase 0).
+"""Removal of training problems that are, or quote, an evaluation problem (docs/recipe.md, phase 0).
 
 Prompt templates are taken off first (`templates`), since matching whole prompts flags every row. Then a training text
 is held against every evaluation problem in three ways:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from vibethinker.data.presets import resolved
 from vibethinker.data.registry import source
-from vibethinker.settings import Settings, setting
+from vibethinker.fields import Settings, setting
 
 AUTO = "auto"
 _PLAIN_NAME = re.compile(r"\w[\w.+-]*")

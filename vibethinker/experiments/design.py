@@ -25,9 +25,9 @@ from vibethinker import config as configuration
 from vibethinker.config import Config
 from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import statistics
+from vibethinker.fields import Settings, setting
 from vibethinker.messages import explain
 from vibethinker.plan import Plan, build
-from vibethinker.settings import Settings, setting
 
 NAME = r"^[a-z0-9][a-z0-9._-]*$"
 SEEDED = {"signal": "signal.seed", "spectrum": "spectrum.seed", "everything": "seed"}

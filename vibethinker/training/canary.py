@@ -1,6 +1,6 @@
 """The policy canary: does the engine that samples still have the policy's weights?
 
-Trainers elsewhere have sampled from a stale or a base model for days, without an error (FIELD.md has the cases). A few
+Trainers elsewhere have sampled from a stale or a base model for days, without an error. A few
 rollouts are kept; after later updates, once the engine has been given the new weights, engine and trainer each say how
 likely their tokens are. Two things must hold:
 

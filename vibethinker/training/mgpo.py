@@ -1,4 +1,4 @@
-"""MGPO's formulae [1.5B], as functions of tensors. RECIPE.md, phase 2, has them with their sources.
+"""MGPO's formulae [1.5B], as functions of tensors. docs/recipe.md has them with their sources.
 
 A group is the G rollouts of one prompt; tensors of one value a rollout have shape (groups, G). A verdict is 1
 (right), 0 (wrong) or NaN: a rollout that the verifier failed on, or that is left out on purpose. NaN verdicts
