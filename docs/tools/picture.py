@@ -123,7 +123,7 @@ def _style() -> str:
     rules = "\n".join(found[0] for found in _RULES.finditer(sheet))
     own = (
         ".card { fill: var(--paper); } .title { fill: var(--ink); font-size: 15px; font-weight: 650; } "
-        ".measured, .key { fill: var(--soft); font-size: 12px; } .key { font-size: 11px; }"
+        ".measured, .key { fill: var(--soft); font-size: 12px; } .key { font-size: 10px; }"
     )
     return f"{colours}\n{rules}\n{own}"
 
