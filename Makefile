@@ -18,7 +18,7 @@ run: $(VENV)/installed-dev
 	@$(BIN)/vibethinker run --profile $(PROFILE) --workspace $(WORKSPACE)
 
 test: $(VENV)/installed-dev lint check-constraints
-	$(BIN)/python -m pytest -m "not long" -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile
 
 # What needs neither a server nor a training.
 test-quick: $(VENV)/installed-dev

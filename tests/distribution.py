@@ -13,7 +13,10 @@ from xdist.scheduler import LoadFileScheduling
 # In tests/flows; who uses these fixtures of tests/flows/conftest.py, in this order: test_pipeline looks at the run
 # before others have begun further ones in its workspace.
 SHARING = {
-    "micro": ("test_pipeline", "test_faults", "test_approvals", "test_security", "test_disk", "test_storage"),
+    "micro": (
+        "test_pipeline", "test_faults", "test_approvals", "test_security", "test_disk", "test_storage", "test_budget",
+        "test_experiment",
+    ),
     "api": (
         "test_automations", "test_data", "test_databases", "test_interruption", "test_leases", "test_outages",
         "test_retrying", "test_worker",

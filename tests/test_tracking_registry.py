@@ -196,6 +196,7 @@ def test_a_decision_that_is_delivered_again_or_late_changes_nothing(
     assert held(client, name)[CHAMPION] == "second"
 
 
+@pytest.mark.long
 def test_a_server_that_the_environment_names_gets_all_of_it_once(
     opened: Any, offered: Any, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

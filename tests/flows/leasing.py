@@ -1,7 +1,8 @@
 """A run of steps that only say where they compute, for tests of leases: `python -m tests.flows.leasing WORKSPACE JSON`.
 
-JSON is `{"steps": [{"role", "seconds"}], "overrides": […]}`. Prints a line when a step has its GPU, and at the end one
-JSON object: step → what it said, the error's sentence, and what it waited for.
+JSON is `{"steps": [{"role", "seconds"}], "overrides": […]}`; a step of which a file is named in the place of seconds
+computes until that is there. Prints a line when a step waits or has its GPU, and at the end one JSON object: step →
+what it said, the error's sentence, and what it waited for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 COMPUTE = "tests.worker.failing_steps:compute"
 
 
-def step(number: int, role: str, seconds: float) -> Step:
+def step(number: int, role: str, seconds: float | str) -> Step:
     """A step that stands in for one of this role, as an import does, but computes."""
     settings = {"role": role, "seconds": seconds}
     return Step(f"{role}-{number}", COMPUTE, settings, {}, f"{number:064d}", {})
@@ -48,6 +49,7 @@ def main(workspace: str, asked: dict[str, Any]) -> None:
                 print(json.dumps({"started": one.id, "lease": event["gpu"]}), flush=True)
             elif event["event"] == "waiting":
                 said["waited"].append(event["text"])
+                print(json.dumps({"waits": one.id}), flush=True)
 
         try:
             said |= current.execute(one, hear)["metrics"]

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.service
     [
         Case("signal-1", "update.renamed:1", "run"),
         pytest.param(Case("evaluation-signal-2", "publish.renamed:1", "process"), marks=pytest.mark.long),
-        Case("report", "step.ended:1", "run"),  # all is published, and nobody has told MLflow and Prefect
+        # All is published, and nobody has told MLflow and Prefect.
+        pytest.param(Case("report", "step.ended:1", "run"), marks=pytest.mark.long),
     ],
     ids=lambda case: case.name,
 )

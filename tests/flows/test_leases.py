@@ -45,7 +45,9 @@ def active(api: Api, device: str) -> int:
     return httpx.get(f"{api.url}/v2/concurrency_limits/{limit_name(device)}", timeout=30).json()["active_slots"]
 
 
-def start(environ: Mapping[str, str], workspace: Path, *steps: tuple[str, float], **asked: Any) -> subprocess.Popen:
+def start(
+    environ: Mapping[str, str], workspace: Path, *steps: tuple[str, float | str], **asked: Any
+) -> subprocess.Popen:
     asked["steps"] = [{"role": role, "seconds": seconds} for role, seconds in steps]
     command = [sys.executable, "-m", "tests.flows.leasing", str(workspace), json.dumps(asked)]
     return subprocess.Popen(command, env=dict(environ), cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -57,9 +59,10 @@ def finish(run: subprocess.Popen) -> dict[str, dict[str, Any]]:
     return json.loads(output.splitlines()[-1])
 
 
-def first_line(run: subprocess.Popen) -> dict[str, Any]:
+def first_line(run: subprocess.Popen, key: str = "lease") -> dict[str, Any]:
+    """The first from here on that says this."""
     assert run.stdout
-    return json.loads(run.stdout.readline())
+    return next(said for said in map(json.loads, run.stdout) if key in said)
 
 
 def overlaps(steps: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -147,9 +150,12 @@ def test_a_server_that_does_not_answer_is_an_infrastructure_failure(tmp_path: Pa
 
 def test_a_waiting_step_says_whom_it_waits_for(two_gpus: dict[str, str], tmp_path: Path) -> None:
     one_gpu = {**two_gpus, "CUDA_VISIBLE_DEVICES": "7"}
-    holder = start(one_gpu, tmp_path / "one", ("signal", 12.0))  # longer than the other takes to begin
+    holder = start(one_gpu, tmp_path / "one", ("signal", str(tmp_path / "over")))
     assert first_line(holder)["lease"] == limit_name("7")
-    found = finish(start(one_gpu, tmp_path / "two", ("specialist", 0.1)))
+    waiting = start(one_gpu, tmp_path / "two", ("specialist", 0.1))
+    first_line(waiting, "waits")
+    (tmp_path / "over").touch()
+    found = finish(waiting)
     assert found["specialist-0"]["waited"] == [f"waits for another run's end on {limit_name('7')}"]
     assert not overlaps([*found.values(), *finish(holder).values()])
 
@@ -231,7 +237,7 @@ def test_doctor_tells_who_holds_a_gpu_and_since_when(
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     before = datetime.now(UTC)
     holder = subprocess.Popen(command, env=two_gpus, cwd=ROOT, text=True, **pipes)
-    told = first_line(holder)
+    told = first_line(holder, "run")
 
     def leases() -> dict[str, doctor.Finding]:
         found = doctor.leases(config.load("micro", environ={}))

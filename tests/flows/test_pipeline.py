@@ -245,6 +245,7 @@ def test_a_killed_run_leaves_nothing_alive_and_the_next_one_goes_on(api: Api, tm
     assert (next(base.iterdir()) / "manifest.json").stat().st_mtime_ns == made
 
 
+@pytest.mark.long
 def test_a_model_of_one_s_own_takes_the_place_of_a_step(api: Api, micro: Finished, tmp_path: Path) -> None:
     [own] = [m["path"] for m in micro.summary["models"] if m["id"] == "specialist-algebra"]
     done = vibethinker(
@@ -310,6 +311,7 @@ def test_a_server_that_does_not_answer_is_named_with_the_way_on(tmp_path: Path) 
     assert "go on by" in done.stderr
 
 
+@pytest.mark.long
 def test_every_deployment_is_deployed_without_a_question(api: Api) -> None:
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     for arguments in (["work-pool", "create", "vibethinker", "--type", "process"], ["deploy", "--all"]):

@@ -133,6 +133,7 @@ def test_up_again_changes_nothing(service: Service) -> None:
     assert service.state == before
 
 
+@pytest.mark.long
 def test_an_upgrade_leaves_schedules_as_the_team_has_set_them(service: Service) -> None:
     url = service.api.url
 

@@ -15,6 +15,7 @@ from vibethinker import validation
 pytestmark = pytest.mark.service
 
 
+@pytest.mark.long
 def test_a_second_workspace_reuses_everything(api: Api, micro: Finished, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(micro.workspace / "artifacts", first / "artifacts")

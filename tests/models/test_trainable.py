@@ -208,6 +208,7 @@ def sharded_policies(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sharded_policy_is_gathered(tiny_model_folder, tmp_path):
     copied = Path(shutil.copytree(tiny_model_folder, tmp_path / "copied"))
     torch.multiprocessing.spawn(sharded_policies, (copied,), nprocs=2)

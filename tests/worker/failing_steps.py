@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+from tests.waiting import until
 from vibethinker import preemption
 from vibethinker.errors import (
     ConfigurationError,
@@ -190,10 +192,13 @@ def need_memory(context: StepContext) -> Metrics:
 
 
 def compute(context: StepContext) -> Metrics:
-    """Say on what, and from when to when, this step computed."""
-    began = time.time()
+    """Say on what, and from when to when, this step computed: for some seconds, or until a file is there."""
+    began, long = time.time(), context.settings["seconds"]
     context.emit.progress(0, 1, "computing")
-    time.sleep(context.settings["seconds"])
+    if isinstance(long, str):
+        until(Path(long).exists, 240)
+    else:
+        time.sleep(long)
     (context.output / "done.txt").write_text("")
     return {
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
