@@ -63,6 +63,8 @@ def test_pass_at_k_reads_probe_files(three, tmp_path):
         (["--method", "pass_at_k", "--probes", "absent.json"], "--probes takes files that"),
         (["--method", "slerp", "--weights", "1,2,3"], "--weights go with neither"),
         (["--density", "1.5"], "The setting density can't be 1.5"),
+        (["--density", "0.5"], "--density belongs to the methods ties, dare"),
+        (["--method", "ties", "--t", "0.5"], "--t belongs to the methods slerp"),
         (["--trials", "5"], "--trials belongs to a search"),
         (["--search"], "--search needs --data"),
         (["--search", "--as-adapter"], "leave --as-adapter or --search out"),
@@ -78,15 +80,17 @@ def test_wrong_words_are_told_in_a_sentence(words, told, three, tmp_path, monkey
 
 
 def test_a_search_on_the_command_line_tells_held_out_gain_and_writes_its_report(three, tmp_path):
-    for name in ("data", "held"):
-        rows = [{"id": f"{name}-{i}", "problem": f"What is {i}?", "answer": "7"} for i in range(3)]
+    for name, word in (("data", "What is"), ("copies", "what is "), ("held", "How much is")):
+        rows = [{"id": f"{name}-{i}", "problem": f"{word} {i}?", "answer": "7"} for i in range(3)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [*three[:2], "--output", tmp_path / "out", "--search", "--trials", "2", "--data", tmp_path / "data.jsonl",
              "--samples", "2", "--k", "2", "--max-tokens", "4", "--report", tmp_path / "report.json"]  # fmt: skip
-    with pytest.raises(ConfigurationError, match="its problems must be others"):
-        called(*words, "--held-out", tmp_path / "data.jsonl")
+    for same in ("data", "copies"):
+        with pytest.raises(ConfigurationError, match=f"{same}-0 of --data: its problems must be others"):
+            called(*words, "--held-out", tmp_path / f"{same}.jsonl")
     shown = called(*words, "--held-out", tmp_path / "held.jsonl")
     assert "held-out pass@2" in shown and "found - uniform" in shown
     found = json.loads((tmp_path / "report.json").read_text())
     assert len(found["trials"]) == 2 and set(found["held_out"]) == {"found", "uniform", "gain"}
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["data.jsonl", "held.jsonl", "out", "report.json"]
+    given = {f"{name}.jsonl" for name in ("copies", "data", "held")}
+    assert {file.name for file in tmp_path.iterdir()} == given | {"out", "report.json"}

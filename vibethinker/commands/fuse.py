@@ -14,7 +14,7 @@ from vibethinker.commands.measuring import MAX_TOKENS, before_imports, print_tab
 from vibethinker.commands.options import configuration_options
 from vibethinker.errors import ConfigurationError
 from vibethinker.messages import explain
-from vibethinker.settings import Fusion, Search
+from vibethinker.settings import READ_BY, Fusion, Search
 
 
 @click.command(
@@ -64,6 +64,9 @@ def fuse(
         settings = Fusion(method=method, **{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError(explain(error, Fusion)) from None
+    for name, methods in READ_BY.items():
+        if given[name] is not None and method not in methods:
+            raise ConfigurationError(f"--{name} belongs to the methods {', '.join(methods)}: leave it out.")
     if (probes is None) != (method != "pass_at_k") or (probes and weights):
         raise ConfigurationError("The method pass_at_k takes its weights from --probes, and only that method does.")
     if weights is not None and (search or method == "slerp"):

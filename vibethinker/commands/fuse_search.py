@@ -41,6 +41,7 @@ def searched_weights(
     execution = generation_settings(config)
 
     from vibethinker.artifacts import write_json
+    from vibethinker.data.folding import fold
     from vibethinker.evaluation.benchmarks import read_file
     from vibethinker.fusion.measuring import Bench, engines, measurements
     from vibethinker.fusion.methods import make
@@ -50,10 +51,10 @@ def searched_weights(
     check_k(probing)
     splits = {"probe": _by_domain(read_file(data)), "validation": _by_domain(read_file(held_out))}
     problems = [problem for split in splits.values() for some in split.values() for problem in some]
-    if twice := {p.id for some in splits["probe"].values() for p in some} & {
-        p.id for some in splits["validation"].values() for p in some
-    }:
-        raise ConfigurationError(f"--held-out has the problem {min(twice)} of --data: its problems must be others.")
+    searched = {key for some in splits["probe"].values() for p in some for key in (p.id, fold(p.problem))}
+    for problem in (p for some in splits["validation"].values() for p in some):
+        if not searched.isdisjoint((problem.id, fold(problem.problem))):
+            raise ConfigurationError(f"--held-out has the problem {problem.id} of --data: its problems must be others.")
     labels = [str(number) for number in range(1, len(models) + 1)]
     with ExitStack() as stack:
         verifier = stack.enter_context(grader(config, problems, allow_unsafe_code))
