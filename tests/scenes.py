@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import ExitStack, closing
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -115,7 +114,9 @@ class Scene:
     def no_service(self) -> None:
         """An environment without Prefect."""
         missing = ModuleNotFoundError("No module named 'prefect'", name="prefect")
-        self.patch.setattr(EntryPoint, "load", Mock(side_effect=missing))
+        run = Mock(load=Mock(side_effect=missing))
+        run.name = "run"
+        self.patch.setattr("vibethinker.cli._added", lambda: [run])
 
     def no_slack(self) -> None:
         """An environment without prefect-slack."""
