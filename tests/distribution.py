@@ -15,7 +15,7 @@ from xdist.scheduler import LoadFileScheduling
 SHARING = {
     "micro": (
         "test_pipeline", "test_faults", "test_approvals", "test_security", "test_disk", "test_storage", "test_budget",
-        "test_experiment",
+        "test_experiment", "test_export",
     ),
     "api": (
         "test_automations", "test_data", "test_databases", "test_interruption", "test_leases", "test_outages",

@@ -125,10 +125,10 @@ run.stdout.readline()
 signal.signal(signal.SIGTERM, lambda *_: run.terminate())
 if os.environ["KIND"] == "prefect":
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-print("up", flush=True)
-if os.environ["KIND"] == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
 try:
+    print("up", flush=True)  # and from here on the signal may come
+    if os.environ["KIND"] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     run.wait(60)
     print("the run has ended", flush=True)
     sys.exit(7)

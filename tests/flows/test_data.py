@@ -29,6 +29,7 @@ def solve(exchange: Exchange) -> None:
     exchange.send(exchange.completion(f"Say {exchange.body['seed']}: \\boxed{{{number}}}"))
 
 
+@pytest.mark.long
 def test_the_flow_reads_the_secret_and_shows_the_card(api: Api, tmp_path) -> None:
     from mlflow import MlflowClient
 

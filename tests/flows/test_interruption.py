@@ -69,6 +69,7 @@ def payload(workspace: Path, step: str) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+@pytest.mark.long
 def test_a_run_that_is_asked_to_stop_goes_on_where_it_was(api: Api, tmp_path: Path) -> None:
     workspace = tmp_path / "workspace"
     said = interrupted(workspace, api, signal.SIGTERM, after=0)

@@ -201,6 +201,7 @@ def test_commands_tell_of_the_latest_run(micro: Finished, command: str) -> None:
     assert "signal-1" in done.stdout
 
 
+@pytest.mark.long
 def test_a_changed_last_stage_reuses_everything_before_it(api: Api, micro: Finished) -> None:
     change = "signal.stages.1.overrides={learning_rate: 0.00005}"
     arguments = ("--profile", "micro", "--workspace", str(micro.workspace), "--set", change)
@@ -216,6 +217,7 @@ def test_a_changed_last_stage_reuses_everything_before_it(api: Api, micro: Finis
     assert {name for name, run in runs.items() if run["state_name"] == "Cached"} == set(runs) - to_run
 
 
+@pytest.mark.long
 def test_a_damaged_output_is_made_anew(api: Api, micro: Finished) -> None:
     [report] = [s for s in micro.plan["steps"] if s["id"] == "report"]
     folder = micro.workspace / "artifacts" / "report" / report["fingerprint"]

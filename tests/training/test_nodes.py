@@ -63,6 +63,7 @@ def below(process: subprocess.Popen[bytes]) -> dict[str, float]:
     return {str(child.pid): child.pid for child in psutil.Process(process.pid).children(recursive=True)}
 
 
+@pytest.mark.long
 def test_two_machines_train_what_two_processes_of_one_train(
     specialist: Callable[..., Step],
     join: Callable[[Step], Any],
@@ -86,6 +87,7 @@ def test_what_waits_says_for_whom_and_can_be_stopped(new: Callable[..., Step]) -
     assert not (Path(step.request["workspace"]) / FILE).exists()
 
 
+@pytest.mark.long
 def test_the_failure_on_another_machine_is_the_step_s_and_the_next_attempt_finds_it_again(
     new: Callable[..., Step],
     join: Callable[[Step], Any],
