@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -106,3 +109,27 @@ def test_a_summary_has_no_secret_that_a_warning_or_a_failure_repeats(
     summary = runs.read_summary(run.folder)
     assert summary["warnings"] == ["a warning", "refused: [hidden]"]
     assert summary["steps"][0]["error"] == "refused: [hidden]"
+
+
+def test_steps_that_end_while_the_summary_is_written_come_after_it(tmp_path: Path) -> None:
+    steps = tuple(Step(name, "data", {}, {}, name[0] * 64, {}) for name in ("first", "second"))
+    run = Run.begin(Plan(config.load("micro", environ={}), steps, tmp_path))
+
+    def update(step: str, manifest: dict[str, Any]) -> None:
+        run.update(step, "done", SimpleNamespace(manifest={"seconds": 1.0, **manifest}, metrics={}))  # type: ignore[arg-type]
+
+    other = threading.Thread(target=update, args=("second", {"versions": {"torch": "2"}}))
+
+    class Read(dict[str, Any]):
+        """A manifest, while which is read another step ends."""
+
+        def get(self, *asked: Any) -> Any:
+            if not other.ident:
+                other.start()
+                other.join(0.5)
+            return super().get(*asked)
+
+    first = SimpleNamespace(manifest=Read(seconds=1.0, versions={"torch": "1"}), metrics={})
+    run.update("first", "done", first)  # type: ignore[arg-type]
+    other.join()
+    assert run.save()["made_by"]["versions"] == {"torch": ["1", "2"]}

@@ -156,19 +156,20 @@ class Run:
         self, step_id: str, state: str, artifact: Artifact | None = None, error: VibeThinkerError | None = None
     ) -> None:
         """Note a step's new state; `artifact` is its output, `error` what ended it: a sentence and its class."""
-        entry = self._steps[step_id]
-        entry["state"] = state
         if state == "running":
             self.live.began(step_id)
         else:
             self.live.ended(step_id)
-        entry.pop("error", None)
-        entry.pop("kind", None)
-        if artifact is not None:
-            entry |= {"seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
-            self._made[step_id] = artifact.manifest
-        if error:
-            entry |= {"error": str(error), "kind": error.kind}
+        with self._lock:  # other steps' threads write all of it out
+            entry = self._steps[step_id]
+            entry["state"] = state
+            entry.pop("error", None)
+            entry.pop("kind", None)
+            if artifact is not None:
+                entry |= {"seconds": artifact.manifest["seconds"], "metrics": artifact.metrics}
+                self._made[step_id] = artifact.manifest
+            if error:
+                entry |= {"error": str(error), "kind": error.kind}
         self.save()
 
     def warn(self, text: str) -> None:
@@ -182,10 +183,10 @@ class Run:
         """How the run ended; steps that were never reached are `skipped`. Returns the summary, which isn't written yet:
         until it is (`save`), the run goes on when it is started again."""
         self.status = status
-        for entry in self._steps.values():
-            if entry["state"] in ("waiting", "running"):
-                entry["state"] = "skipped"
         with self._lock:
+            for entry in self._steps.values():
+                if entry["state"] in ("waiting", "running"):
+                    entry["state"] = "skipped"
             return self._summary()
 
     def finish(self, status: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A run of steps that only say where they compute, for tests of leases: `python -m tests.flows.leasing WORKSPACE JSON`.
 
 JSON is `{"steps": [{"role", "seconds"}], "overrides": […]}`; a step of which a file is named in the place of seconds
-computes until that is there. Prints a line when a step waits or has its GPU, and at the end one JSON object: step →
-what it said, the error's sentence, and what it waited for.
+computes until that is there. Prints a line when a step waits, has its GPU or computes, and at the end one JSON
+object: step → what it said, the error's sentence, and what it waited for.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main(workspace: str, asked: dict[str, Any]) -> None:
             if event["event"] == "started":
                 said["lease"] = event["gpu"]
                 print(json.dumps({"started": one.id, "lease": event["gpu"]}), flush=True)
+            elif event["event"] == "progress":
+                print(json.dumps({"computes": one.id}), flush=True)
             elif event["event"] == "waiting":
                 said["waited"].append(event["text"])
                 print(json.dumps({"waits": one.id}), flush=True)

@@ -100,10 +100,15 @@ def test_steps_share_a_gpu_as_far_as_the_setting_goes_and_a_stage_has_one_alone(
     create(api, "7", 2)
     try:
         environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}
+        over = str(tmp_path / "over")
         run = start(
-            environ, tmp_path, ("specialist", 8.0), ("probe", 8.0), ("signal", 0.5),
+            environ, tmp_path, ("specialist", over), ("probe", over), ("signal", 0.5),
             overrides=["execution.steps_per_gpu=2"],
         )  # fmt: skip
+        computing = {first_line(run, "computes")["computes"]}
+        while not {"specialist-0", "probe-1"} <= computing:
+            computing.add(first_line(run, "computes")["computes"])
+        Path(over).touch()
         found = finish(run)
     finally:
         httpx.delete(f"{api.url}/v2/concurrency_limits/{limit_name('7')}")
