@@ -86,6 +86,7 @@ def test_a_signal_stage_without_a_file_trains_on_the_configuration_s_problems(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_step_keeps_what_it_printed(tiny_model_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"problem": "1+1?", "answer": "2"}])
     done = vibethinker(

@@ -59,6 +59,7 @@ def manifests(workspace: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in workspace.glob("artifacts/*/*/manifest.json")}
 
 
+@pytest.mark.long
 def test_arms_reuse_what_they_share_and_are_compared(api: Api, micro: Finished, tmp_path: Path) -> None:
     workspace, file = tmp_path / "workspace", written(tmp_path)
     shutil.copytree(micro.workspace / "artifacts", workspace / "artifacts")

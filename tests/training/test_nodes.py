@@ -78,6 +78,7 @@ def test_two_machines_train_what_two_processes_of_one_train(
     assert not list((workspace / "staging").iterdir())
 
 
+@pytest.mark.long
 def test_what_waits_says_for_whom_and_can_be_stopped(new: Callable[..., Step]) -> None:
     events: list[Event] = []
     step = new(f"{STEPS}:add_up", {}, {}, **TWO)

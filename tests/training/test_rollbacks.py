@@ -62,7 +62,7 @@ def saved(context) -> list[int]:
     return sorted(int(path.name) for path in (context.checkpoints / "updates").iterdir())
 
 
-@pytest.mark.parametrize("case", ["base", pytest.param("sft", marks=pytest.mark.long), "signal"])
+@pytest.mark.parametrize("case", ["base", *(pytest.param(one, marks=pytest.mark.long) for one in ("sft", "signal"))])
 def test_a_rollback_is_a_run_from_that_checkpoint_at_the_smaller_rate_killed_or_not(
     new, break_after, monkeypatch, case
 ):
