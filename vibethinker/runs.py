@@ -357,13 +357,25 @@ def latest(workspace: Path, fingerprints: Mapping[str, str] | None = None) -> Pa
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run, refused with a sentence if another version wrote it."""
+    return read_document(folder / "summary.json", SCHEMA, "name another run")
+
+
+def read_document(file: Path, schema: int, mend: str) -> dict[str, Any]:
+    """A JSON object that this program has written.
+
+    Args:
+        schema: which this version reads.
+        mend: what helps where the file can't be read.
+
+    Raises:
+        ConfigurationError: it can't be read, or another version wrote it.
+    """
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
-        raise ConfigurationError(f"{folder / 'summary.json'} can't be read: name another run.") from None
-    if summary.get("schema") != SCHEMA:
+        raise ConfigurationError(f"{file} can't be read: {mend}.") from None
+    if found.get("schema") != schema:
         raise ConfigurationError(
-            f"{folder / 'summary.json'} has schema {summary.get('schema')!r}, this version reads {SCHEMA}: use "
-            "the one that wrote it."
+            f"{file} has schema {found.get('schema')!r}, this version reads {schema}: use the one that wrote it."
         )
-    return summary
+    return found

@@ -7,7 +7,6 @@ result.json is written before anything runs, with the design as `registered`, an
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -154,16 +153,7 @@ def ended(experiment: Experiment) -> bool:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """result.json of an experiment, refused with a sentence if another version wrote it."""
-    try:
-        found = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        raise ConfigurationError(f"{folder / 'result.json'} can't be read: move {folder} out of the way.") from None
-    if found.get("schema") != SCHEMA:
-        raise ConfigurationError(
-            f"{folder / 'result.json'} has schema {found.get('schema')!r}, this version reads {SCHEMA}: use "
-            "the one that wrote it."
-        )
-    return found
+    return runs.read_document(folder / "result.json", SCHEMA, f"move {folder} out of the way")
 
 
 def _declared(experiment: Experiment) -> dict[str, Any]:
