@@ -152,6 +152,20 @@ def test_money_is_for_the_part_of_the_machine_that_a_step_holds(tmp_path: Path) 
     assert (found["signal-1"]["usd"], found["probe-code"]["usd"]) == (0.1, 0.05)
 
 
+def test_on_a_gpu_starts_and_the_scheduler_of_vllm_count_beside_the_tokens(
+    tmp_path: Path,
+) -> None:
+    """A tiny model's tokens are next to nothing for a GPU; what its stage takes is its start and vLLM's Python."""
+    plan = build(load("tiny", overrides=["execution.gpu=H200", "execution.engine=vllm"], environ={}), tmp_path)
+    found = estimate(plan)
+    for step, start in (("specialist-algebra", 15 + 20), ("probe-algebra", 15 + 30), ("signal-1", 15 + 20 + 30)):
+        generating = found[step]["generated_tokens"] / 28e3
+        assert found[step]["seconds"] == pytest.approx(start + generating, rel=0.02)
+    without = ["execution.gpu=H200", "execution.engine=transformers"]
+    plan = build(load("tiny", overrides=without, environ={}), tmp_path)
+    assert estimate(plan)["probe-algebra"]["seconds"] == pytest.approx(15, rel=0.1), "no vLLM that would start"
+
+
 def shaped(workspace: Path, slots: int) -> Plan:
     """Two pairs that train side by side, a stage that needs the machine alone, evaluations, and a report."""
     shape = {
