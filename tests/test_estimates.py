@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,14 @@ def test_the_whole_takes_as_long_as_its_steps_side_by_side(
     assert schedule.makespan(shaped(tmp_path, slots), of, list(of), None) == whole
     assert schedule.makespan(shaped(tmp_path, slots), of, ["stage", "end"], None) == 6.0
     assert schedule.makespan(shaped(tmp_path, slots), {**of, "a": None}, list(of), None) is None
+
+
+def test_a_stage_that_may_share_takes_one_slot(tmp_path: Path) -> None:
+    plan = shaped(tmp_path, 2)
+    settings = ["execution.device=cpu", "execution.slots=2", "execution.stages_share=true"]
+    sharing = replace(plan, config=load("micro", overrides=settings, environ={}))
+    of = {"base": 2.0, "a": 10.0, "b": 6.0, "measure": 30.0, "stage": 5.0, "end": 1.0}
+    assert schedule.makespan(sharing, of, list(of), None) == 2 + 36 + 1, "the stage runs beside the measurement"
 
 
 def test_the_plan_says_how_long_all_takes_and_where_that_is_from(tmp_path: Path) -> None:
