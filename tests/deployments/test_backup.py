@@ -66,7 +66,6 @@ def test_a_service_on_sqlite_is_restored_from_its_backup(page: list[str], tmp_pa
         create = f"{service.state['mlflow']['url']}/api/2.0/mlflow/experiments/create"
         note(prefect, "before")
         httpx.post(create, json={"name": "before"}, timeout=30).raise_for_status()
-        (service.workspace / "runs").mkdir(exist_ok=True)
         execute(stopped, tmp_path, service.environ)
         note(prefect, "after")
         httpx.post(create, json={"name": "after"}, timeout=30).raise_for_status()
