@@ -45,13 +45,15 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 $(BIN)/uv:
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed: set PYTHON")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed: name one by PYTHON=python3.12, say")'
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
 
 # The CPU build of torch comes from the package sources this machine is set up with, or else from PyTorch's own,
 # which uv knows; where neither has one, the ordinary build is installed.
 $(VENV)/torch: constraints.txt | $(BIN)/uv
+	@echo "Installing torch $(TORCH) into $(VENV) ..."
 ifeq ($(CPU_ONLY),yes)
 	@$(BIN)/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
 	  || UV_HTTP_TIMEOUT=20 $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu "torch==$(TORCH)" 2>/dev/null \
@@ -62,7 +64,7 @@ endif
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/torch
-	@echo "Installing into $(VENV) ..."
+	@echo "Installing everything else into $(VENV) ..."
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 

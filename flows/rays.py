@@ -95,7 +95,7 @@ class Cluster:
                 future.wait()
                 return future.state
             return self._on_cluster(step_task, step, states, retries)
-        except Exception as error:
+        except Exception as error:  # Ray's, or Prefect's: this thread has nobody else to tell it
             cluster.lost(session, step, error)
             return Crashed(message=str(error))
 

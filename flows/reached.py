@@ -65,7 +65,7 @@ class Reached:
         except VibeThinkerError as error:
             click.echo(f"{what} failed. When the cause is mended, go on by:\n  {resume()}", err=True)
             raise error
-        except Exception as error:
+        except Exception as error:  # whatever Prefect's client makes of a server or a disk that failed
             if reason := _of_the_disk(error, self._workspace):
                 raise InfrastructureError(
                     f"The workspace {self._workspace} can't be written ({reason}): mend that, and go on by:\n"

@@ -54,7 +54,7 @@ class _Sender:
         def attempt() -> None:
             try:
                 context.run(call)
-            except Exception as error:
+            except Exception as error:  # of Prefect's client: a page less, and the run goes on
                 logger.warning("The artifact of %s can't be written: %s", name, error)
 
         with self._changed:

@@ -152,7 +152,7 @@ class Channels:
         for name, channel in self._some.items():
             try:
                 reason = channel.send(message)
-            except Exception as error:
+            except Exception as error:  # of whatever library carries the message
                 reason = type(error).__name__ + (f": {lines[0]}" if (lines := str(error).splitlines()) else "")
             if reason:
                 failures.append(
@@ -165,7 +165,7 @@ class Channels:
 def _made(name: str, settings: Notifications) -> Channel | None:
     try:
         return plugins.load(plugins.NOTIFICATIONS, name)(settings)
-    except Exception as error:
+    except Exception as error:  # whatever a plugin does; it is told with each message
         return _Broken(error)
 
 

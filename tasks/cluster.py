@@ -255,7 +255,7 @@ def _stopped_by_flag(bench: Workbench, run_id: str) -> Iterator[None]:
                     continue
             except ray.exceptions.GetTimeoutError:
                 continue
-            except Exception:
+            except Exception:  # the flag's process is gone, and with it who would raise the flag
                 pass
             bench.stopping.set()
             return

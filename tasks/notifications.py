@@ -72,7 +72,7 @@ def tell(
         # Only now, since the server may be away: that keeps no mail back.
         try:
             kept = Channels.kept(settings)
-        except Exception as error:
+        except Exception as error:  # of Prefect's client; no run fails for a message
             say(redact(f"Prefect's server can't be asked for Slack's webhook ({type(error).__name__}: {error})."))
             return
         if kept and not channels:
@@ -83,7 +83,7 @@ def tell(
     def attempt(work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:
+        except Exception as error:  # this thread has nobody else to tell it
             say(redact(f"The message {title!r} could not be sent ({type(error).__name__}: {error})."))
 
     def whole() -> None:

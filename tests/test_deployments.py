@@ -147,6 +147,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not processes._PROC.is_dir(), reason="flow runs are found by /proc")
 @pytest.mark.parametrize(("kind", "code"), [("ours", 7), ("killed", 137), ("prefect", 0)])
 def test_a_worker_s_container_ends_with_it_and_its_flow_runs(kind: str, code: int, tmp_path: Path) -> None:
@@ -281,6 +282,7 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
             yield path.name, one["spec"]["template"]["spec"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", RELEASES)
 def test_kubernetes_schemas_accept_every_manifest(release: str) -> None:
     kinds = set()

@@ -41,6 +41,7 @@ def offline(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 def test_everything_is_looked_at_and_told_with_its_mend(tmp_path):
     done = CliRunner().invoke(cli, ["doctor", "--json", "--workspace", str(tmp_path)])
     findings = json.loads(done.stdout)

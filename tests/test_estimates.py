@@ -224,9 +224,10 @@ def test_the_plan_command_tells_it_to_people(tmp_path: Path) -> None:
         assert told.exit_code == 0, told.output
         [base] = [line for line in told.output.splitlines() if line.strip().startswith("base ")]
         if not override:
-            assert base.split()[-1] == "table" and "2 at once; " in told.output and "by a table)" in told.output
+            assert base.split()[-1] == "table"
+            assert "2 at once; " in told.output and "by the table of usual speeds)" in told.output
             made(plan_of(tmp_path), "base", 50.0)
         else:
             assert base.split()[-4:] == ["50", "s", "measured", "0.10"]
-            assert "1 of them as measured here before, others by a table)" in told.output
+            assert "1 of them as measured here before, others by the table of usual speeds)" in told.output
             assert " USD (estimated" in told.output

@@ -210,6 +210,7 @@ def test_a_file_of_another_version_is_kept_as_it_is(tmp_path: Path) -> None:
     assert "schema 2" in warnings[0]
 
 
+@pytest.mark.slow
 def test_two_runs_that_learn_at_once_lose_nothing(tmp_path: Path) -> None:
     needs = [Need("sft", 4096, False, {"device": str(i)}) for i in range(6)]
     threads = [

@@ -105,6 +105,7 @@ def test_what_has_worked_is_not_warned_of_and_what_has_failed_is_not_started_wit
     assert forecast(plan, step, place).start == "spectrum.sft.micro_tokens=32768"
 
 
+@pytest.mark.slow
 def test_the_plan_command_tells_warnings_and_what_was_learned(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, profile="tiny")
     need = memory_need(plan.config, plan["specialist-algebra"].settings, plan.config.architecture(), place_of(None))

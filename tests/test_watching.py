@@ -111,6 +111,7 @@ def test_watching_a_run_that_its_budget_has_paused_ends_and_says_why(played, cap
     assert capsys.readouterr().out.splitlines()[-1] == played.summary["reason"]
 
 
+@pytest.mark.slow
 def test_notes_are_written_while_a_step_runs_and_gone_with_the_run(played):
     notes = played.live
     notes.began("base")
@@ -154,6 +155,7 @@ def play(played: Played) -> None:
     played.save("failed", data={"state": "failed", "error": "The disk is full.", "seconds": None})
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_run_until_it_ends(played):
     screen, theirs = pty.openpty()
     environ = {**os.environ, "COLUMNS": "150", "LINES": "40", "TERM": "xterm"}

@@ -78,7 +78,7 @@ class Remote:
                 f"The store {self.url} can't be written ({_first_line(error)}): see that it exists, and that the "
                 "environment has credentials that may write there."
             ) from None
-        except Exception as error:
+        except Exception as error:  # each file system's library has errors of its own
             raise self._unreachable(error) from error
         if not whole:
             raise InfrastructureError(f"The store {self.url} returned other bytes than were written: use another.")
@@ -209,7 +209,7 @@ class Remote:
             yield
         except (InfrastructureError, ConfigurationError):
             raise
-        except Exception as error:
+        except Exception as error:  # each file system's library has errors of its own
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> InfrastructureError:

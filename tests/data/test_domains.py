@@ -138,6 +138,7 @@ def test_any_text_gets_the_same_decision_twice(classifier, text):
     assert decision.domain is None or decision.scores[decision.domain] > 0
 
 
+@pytest.mark.slow
 @given(st.lists(ANY.filter(lambda keyword: any(c.isalnum() for c in keyword)), max_size=5))
 def test_any_keyword_with_a_letter_is_matched_as_it_is(keywords):
     KeywordClassifier(DOMAINS, Classifier(keywords={"algebra": tuple(keywords)})).classify(" ".join(keywords))

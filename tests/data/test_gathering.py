@@ -148,6 +148,7 @@ def test_unreadable_evaluation_rows_stop_the_run_too(prepare, jsonl):
     assert [q["source"] for q in prepared.lines("quarantine")] == ["held"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_the_pool_ends_the_step_instead_of_hanging_it(data_context, jsonl):
     import psutil
 

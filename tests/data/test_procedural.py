@@ -46,6 +46,7 @@ def sample(domain: str, difficulty: int) -> list[ProceduralProblem]:
 # --- counts, order, refusals ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_level
 def test_three_thousand_distinct_problems(domain: str, difficulty: int) -> None:
     made = [one.problem for one in problems(domain, difficulty)]
@@ -114,6 +115,7 @@ def test_solutions_differ_in_their_steps_and_end_with_the_answer(domain: str, di
         assert all(re.fullmatch(reasoning + ending, solution) for solution in one.solutions)
 
 
+@pytest.mark.slow
 @every_level
 def test_every_written_equation_is_true(domain: str, difficulty: int) -> None:
     operate: dict[str, Callable[[int, int], Fraction]] = {
@@ -206,6 +208,7 @@ def recompute(text: str) -> Any:
     return oracle(*match.groups())
 
 
+@pytest.mark.slow
 @every_maths_level
 def test_gold_is_what_an_independent_computation_gives(domain: str, difficulty: int) -> None:
     for one in sample(domain, difficulty):

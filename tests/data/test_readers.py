@@ -203,6 +203,7 @@ for seed in range(400):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.arrow", "rows.feather", "rows.parquet"])
 def test_damage_anywhere_in_a_column_file_is_no_traceback_and_no_end_of_the_process(tmp_path, name):
     rows = [{**row, "chat": [{"role": "user", "content": "x" * (i % 7)}], "n": i} for i, row in enumerate(ROWS)]

@@ -124,6 +124,12 @@ def test_files_in_running_text_exist() -> None:
             )
 
 
+def test_files_that_a_page_links_to_exist() -> None:
+    for page in PAGES:
+        for path in re.findall(r"\]\((?!\w+:|#)([^)\s#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / path).exists(), f"{page.relative_to(ROOT)} links to {path}, which isn't there"
+
+
 def _run(given: list[Block], folder: Path) -> None:
     """Execute blocks one after the other by one shell, in a folder that has what a clone has."""
     for name in LINKED:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from docs.tools import licences
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_page_has_the_licence_of_every_package_that_is_brought_along() -> None:

@@ -67,6 +67,7 @@ def test_a_bootstrap_interval_agrees_with_the_normal_one_for_many_problems():
     assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.1 * error)
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_cover_the_true_mean_about_nineteen_times_in_twenty():
     generator = np.random.default_rng(5)
     covered = 0
@@ -122,6 +123,7 @@ def test_a_sampled_sign_flip_test_agrees_with_the_exact_one_and_repeats():
     assert sign_flip(data + 2) < 0.001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "samples"), [(30, 64), (100, 8), (300, 4)])
 def test_equal_models_differ_significantly_one_time_in_twenty(problems, samples):
     generator = np.random.default_rng(problems)

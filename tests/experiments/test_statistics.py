@@ -29,6 +29,7 @@ def test_student_s_t_agrees_with_scipy():
             assert quantile(upper, df) == pytest.approx(stats.t.isf(upper, df), rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes", [(0.0, 0.0, 0.3), (0.02, 0.1, 0.3), (0.1, 0.1, 0.3), (0.3, 0.05, 0.05), (0.0, 0.2, 0.2)]
 )
@@ -87,6 +88,7 @@ def test_no_difference_at_all_is_no_evidence():
     assert (found.p, found.interval(), found.upper(0.05)) == (1.0, (0.0, 0.0), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(0.0, 0.1, 0.3), (0.02, 0.1, 0.3), (0.1, 0.05, 0.1)])
 def test_an_arm_worth_having_is_rarely_given_up_and_a_hopeless_one_often(sizes: tuple[float, float, float]):
     def share_given_up(true: float) -> float:

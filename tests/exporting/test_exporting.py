@@ -40,6 +40,7 @@ def answers_alone(folder: Path, question: str) -> list[int]:
     return ids
 
 
+@pytest.mark.slow
 def test_a_folder_loads_in_a_fresh_process_with_only_transformers(shaped, here, tmp_path):
     source, output = shaped("qwen2"), tmp_path / "out"
     code, _, err = here(source, "--format", "hf", "--output", output, "--shard-size", "60KB", "--licence", "apache-2.0")

@@ -34,6 +34,7 @@ def asked(shaped, tmp_path_factory):
     return dict(zip(SHAPES, zip(texts.values(), found, strict=True), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_llama_cpp_tokenizes_and_answers_as_transformers_does(asked, shaped, name):
     model, tokenizer = load_model(shaped(name)), load_tokenizer(shaped(name))

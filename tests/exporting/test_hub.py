@@ -23,6 +23,7 @@ def environ(tmp_path):
             "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_export_is_uploaded_whole(shaped, hub, environ, tmp_path):
     output = tmp_path / "out"
     done = export(

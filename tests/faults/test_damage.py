@@ -17,7 +17,7 @@ from vibethinker import artifacts, validation
 from vibethinker.artifacts import Store, seal
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.operations import TrainerCheckpoints
-from vibethinker.training.resuming import Resumable
+from vibethinker.training.resumable import Resumable
 
 
 def fill(folder: Path) -> None:

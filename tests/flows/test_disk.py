@@ -61,6 +61,7 @@ print(store.find("step", fingerprint)[0] is not None, *sorted(os.listdir(store.w
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_publishes_nothing_and_is_used_again_when_there_is_room(mounted, tmp_path: Path) -> None:
     program = tmp_path / "publish.py"
     program.write_text(PUBLISH)

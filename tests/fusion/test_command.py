@@ -29,6 +29,7 @@ def called(*words):
     return result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_fusing_folders_imports_nothing_that_takes_seconds(method, three, tmp_path):
     words = ["fuse", *three[1:], "--output", tmp_path / "out", "--method", method, "--base", three[0]]
@@ -79,6 +80,7 @@ def test_wrong_words_are_told_in_a_sentence(words, told, three, tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_search_on_the_command_line_tells_held_out_gain_and_writes_its_report(three, tmp_path):
     for name, word in (("data", "What is"), ("copies", "what is "), ("held", "How much is")):
         rows = [{"id": f"{name}-{i}", "problem": f"{word} {i}?", "answer": "7"} for i in range(3)]

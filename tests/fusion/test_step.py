@@ -142,6 +142,7 @@ def test_a_worse_fusion_gives_way_to_the_best_specialist_and_says_so(run, three,
     assert any("code on the validation splits" in text for text in context.emit.warnings) == fell
 
 
+@pytest.mark.slow
 def test_a_search_and_a_comparison_generate_with_one_engine(run, monkeypatch):
     from vibethinker.generation import opening
 

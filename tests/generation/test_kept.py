@@ -185,6 +185,7 @@ with kept.sampler(Engines(execution, lambda _: None), folder, None, execution, p
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_it_sampled_and_the_next_ends_with_the_same(tiny_model_folder, tmp_path):
     whole = Engines(EXECUTION, lambda _: None).at(tiny_model_folder).generate(PROMPTS, **SAMPLING)
     folder = tmp_path / "new"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from vibethinker.generation.sampling import UniformStreams, draw
@@ -41,6 +42,7 @@ def test_extreme_uniforms_never_leave_the_support():
         assert set(draw(logits, uniforms, 1.0, top_p)[0].tolist()) == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_token_comes_with_the_probability_that_it_was_drawn_with():
     torch.manual_seed(0)
     logits = torch.randn(40) * 2

@@ -79,6 +79,7 @@ def charged_then(last):
     return behave
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "cause", "lost"),
     [

@@ -13,7 +13,10 @@ from tests.reporting import pictures
 from tests.reporting.synthetic import HOSTILE
 from vibethinker.reporting import html
 
-pytestmark = pytest.mark.skipif(pictures.CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(pictures.CHROMIUM is None, reason="there is no Chromium: apt-get install chromium"),
+]
 
 
 @pytest.fixture

@@ -186,6 +186,7 @@ def test_long_texts_and_long_lists_are_cut(rich):
     assert len(data_card.markdown(rich)) < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", ["|", "<", "\U0001f600", "*", "a"])
 def test_markdown_stays_small_whatever_the_card(sign):
     names = [f"{sign * 200}{i}" for i in range(300)]
@@ -221,6 +222,7 @@ def test_a_card_of_little_still_has_a_page(card):
     assert data_card.markdown(card).startswith("## Data card")
 
 
+@pytest.mark.slow
 def test_each_part_is_optional(rich):
     for key in rich:
         Page(data_card.html({k: v for k, v in rich.items() if k != key}))

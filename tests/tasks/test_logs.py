@@ -63,6 +63,7 @@ def test_nothing_is_told_before_its_time_and_the_rest_at_the_end(log: Path) -> N
     assert kept.told == [["one", "without an end of line"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["a line\n" * 200_000, "x" * 2_000_000, "y" * 2_000_000 + "\nlast\n", "\0\xff\n" * 10])
 def test_however_much_is_written_little_is_told(log: Path, text: str) -> None:
     kept = Kept()

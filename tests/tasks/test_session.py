@@ -21,6 +21,8 @@ from vibethinker.operations import Budget
 from vibethinker.plan import Plan, Step, build
 from vibethinker.runs import read_summary
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,6 +16,8 @@ from vibethinker.settings import Prompts, Selection
 from vibethinker.training import distilled, selection
 from vibethinker.training.selection import Scored, choose
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"seed": 1, "deterministic": True, "prompts": {}, "base_model": {}}
 
 

@@ -14,6 +14,8 @@ from vibethinker.data.schema import Problem, Trace, read_records
 from vibethinker.models import check_model_folder, load_state
 from vibethinker.training import sft
 
+pytestmark = pytest.mark.slow
+
 COMMON = {"seed": 1, "deterministic": True, "domains": ["algebra"], "prompts": {}, "base_model": {}}
 
 

@@ -22,6 +22,8 @@ from tests.training.test_trainer import (  # noqa: F401
 )
 from vibethinker.training.objectives import overlong
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "objectives.md"
 METHODS = yaml.safe_load(DOCUMENT.read_text().split("```yaml\n")[1].split("```")[0])
 # The same in TRL's words, which are its papers'. MGPO isn't among them.

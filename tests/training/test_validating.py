@@ -22,6 +22,8 @@ from vibethinker.steps import StepContext
 from vibethinker.training.signal import run
 from vibethinker.training.validating import Validating
 
+pytestmark = pytest.mark.slow
+
 STAGE = stopping.STAGE | {"steps": 4}
 HELD_OUT = [(a, b) for a in (1, 2) for b in range(1, 5)]  # products, which the model has been taught
 

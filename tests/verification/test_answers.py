@@ -40,6 +40,7 @@ def golds(folder: Path, name: str) -> list[str]:
     return [answer for row in rows if (answer := row["answer"].rpartition("####")[2].strip())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", sorted({row["form"] for row in CORPUS}))
 def test_every_pair_judged_by_hand_gets_its_verdict(verifier, form):
     rows = [row for row in CORPUS if row["form"] == form]
@@ -248,6 +249,7 @@ def disagreements(pairs: Iterable[tuple[str, str]]) -> tuple[int, list[tuple[str
     return len(decided), wrong
 
 
+@pytest.mark.slow
 def test_the_exact_path_never_disagrees_with_the_full_one_on_generated_answers():
     decided, wrong = disagreements(generated_pairs(seed=7, count=1500))
     assert wrong == []

@@ -57,6 +57,7 @@ def f(): return 'evil'
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "tests"),
     [

@@ -11,6 +11,8 @@ import pytest
 
 from vibethinker.verification import CodeLimits, Item, Verifier
 
+pytestmark = pytest.mark.slow
+
 SECRET = "48151623"
 STDIN = {"kind": "stdin", "cases": [{"input": "", "output": SECRET}]}
 FUNCTION = {"kind": "function", "entry_point": "f", "cases": [{"args": [], "expected": SECRET}]}
@@ -138,19 +140,16 @@ def test_no_trick_passes_and_each_counts_as_wrong(verifier, tests, program):
         "class C:\n    def __del__(self):\n        while True: pass\nc = C()\ndel c",
     ],
 )
-@pytest.mark.slow
 def test_the_time_limit_holds_in_every_form(verifier, tests, program):
     assert run(verifier, program, tests) == "time_limit"
 
 
 @FORMS
 @pytest.mark.parametrize("program", ["x = bytearray(10**10)", "x = []\nwhile True: x.append(bytearray(10**7))"])
-@pytest.mark.slow
 def test_the_memory_limit_holds_in_every_form(unhurried, tests, program):
     assert run(unhurried, program, tests) == "memory_limit"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "program",
     [
@@ -189,7 +188,6 @@ f()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tests", [STDIN, FUNCTION], ids=["stdin", "function"])
 def test_a_fork_bomb_is_contained_and_ends_with_its_time(verifier, tests):
     marker, started = new_marker(), time.monotonic()
@@ -198,7 +196,6 @@ def test_a_fork_bomb_is_contained_and_ends_with_its_time(verifier, tests):
     assert marker not in running_names()
 
 
-@pytest.mark.slow
 def test_all_processes_of_a_program_share_its_memory(unhurried):
     assert run(unhurried, MEMORY_OF_MANY, STDIN) == "memory_limit"
 
@@ -287,7 +284,6 @@ print('{SECRET}')
 """
 
 
-@pytest.mark.slow
 def test_a_program_that_others_starved_is_tried_again_alone():
     with Verifier(workers=4, code=CodeLimits(seconds=1.0, allow_unsafe=True)) as crowded:
         items = [Item("code", f"```python\n# {n}\n{SPINNERS}\n```", STDIN) for n in range(3)]

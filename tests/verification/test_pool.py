@@ -16,6 +16,8 @@ import vibethinker.verification.verifier
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.verification import CodeLimits, Item, Verifier
 
+pytestmark = pytest.mark.slow
+
 HARD = Item("math", r"\boxed{\sqrt{9}}", "3")
 EASY = Item("math", r"\boxed{3}", "3")
 
@@ -144,7 +146,6 @@ threading.Event().wait()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_when_the_owner_dies_no_worker_or_program_stays(how, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -181,7 +182,6 @@ with Verifier() as verifier:
 """
 
 
-@pytest.mark.slow
 def test_a_fork_of_the_owner_gets_workers_of_its_own():
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
 

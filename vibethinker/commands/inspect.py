@@ -208,8 +208,9 @@ def _together(of: Mapping[str, Any]) -> str:
         return ", time unknown"
     usd = "" if of["usd"] is None else f" and {_money(of['usd'])} USD"
     at_once = f", {of['slots']} at once" if of["slots"] > 1 else ""
-    sources = {of["steps"]: "as measured here before", 0: "by a table"}
-    source = sources.get(of["measured"], f"{of['measured']} of them as measured here before, others by a table")
+    measured, table = "as measured here before", "by the table of usual speeds"
+    sources = {of["steps"]: measured, 0: table}
+    source = sources.get(of["measured"], f"{of['measured']} of them {measured}, others {table}")
     told = f"estimated{at_once}; {_time(of['work_seconds'])} of work, {source}"
     return f", about {_time(of['elapsed_seconds'])}{usd} ({told})"
 

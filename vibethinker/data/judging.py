@@ -262,7 +262,7 @@ def _serve(judge: Judge, file: DataFile, pipe: Connection) -> None:
     while True:
         try:
             result: Any = judge.batch(pipe.recv(), file)
-        except Exception as error:
+        except Exception as error:  # raised by the parent
             result = error
         pipe.send(result)
 

@@ -224,7 +224,7 @@ class RunTracker:
                 if others:
                     deliver_left_over(self._folder.parent, self._uri, self._workspace, self._warn)
                     others = False
-            except Exception as error:
+            except Exception as error:  # of MLflow's client, anything; no training stops for it
                 self._delivered = False
                 if not warned:
                     self._warn(self._outage(error))

@@ -121,9 +121,8 @@ class _Worker(threading.Thread):
                 self._take_more(pending)
                 while pending:
                     self._exchange(pending)
-            except Exception as error:
+            except Exception as error:  # raised where the caller waits for the replies
                 self._end()  # whatever it still says belongs to no one
-                # The caller waits for the replies: there the error is raised.
                 for task in pending:
                     task.reply.set_exception(error)
         self._end()
