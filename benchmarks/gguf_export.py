@@ -1,6 +1,6 @@
 """Whether an exported GGUF file is the model: greedy answers by llama.cpp and by transformers, against the folder.
 
-    python benchmarks/gguf.py --model FOLDER [--tokens 48] [--original FILE] [--output FILE]
+    python benchmarks/gguf_export.py --model FOLDER [--tokens 48] [--original FILE] [--output FILE]
 
 `vibethinker export --format gguf` writes the file, from the folder as it is and from its weights in float32. llama.cpp
 (the package xllamacpp, its key-value cache in float32) reads both, transformers the first one in float32, each in a
@@ -33,7 +33,7 @@ QUESTIONS = (
     "Übersetze „naïve café“ ins Englische — 你好, 12345!",
     "Fix this:\n\n```py\ndef f(x):\n\treturn x+ 1  # don't\n```",
 )
-RESULT = Path(__file__).parent / "results" / "gguf.json"
+RESULT = Path(__file__).parent / "results" / "gguf_export.json"
 FLOAT32 = """
 import json, sys
 import torch
