@@ -14,7 +14,8 @@ depends on the shape alone; and random weights hardly ever end a completion, so 
   weights.
 
 `used` is what was taken of the GPU at the end of a phase, CUDA's own share and vLLM's included, in GiB: torch's
-allocator keeps what it took at its peak. `allocated` is the peak of what tensors held.
+allocator keeps what it took at its peak, unless vLLM's waking had it give that back. `allocated` is the peak of what
+tensors held. `ours` is the greater of the two.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def main() -> None:
         theirs = trl(arguments, small, folder) if with_peer else None
     tell(
         {
-            "ours": {case: round(found["used"], 1) for case, found in ours.items()},
+            "ours": {case: round(max(found["used"], found["allocated"]), 1) for case, found in ours.items()},
             "peer": theirs and {"qlora": round(theirs["used"], 1)},
             "ratio": theirs and round(theirs["used"] / ours["qlora"]["used"], 2),
             "unit": "GiB of the GPU",

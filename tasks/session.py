@@ -22,7 +22,7 @@ from vibethinker import collecting, hardware, workload
 from vibethinker.artifacts import Artifact, Store
 from vibethinker.config import Config
 from vibethinker.errors import BudgetError, InfrastructureError, PreemptedError, VibeThinkerError
-from vibethinker.needs import ALONE, place_of, shared_by, warnings
+from vibethinker.needs import alone, place_of, shared_by, warnings
 from vibethinker.plan import Plan, Step, StepState, reuse_warnings, role_of, states
 from vibethinker.remote import Remote
 from vibethinker.runs import Run, starting, unfinished
@@ -243,13 +243,13 @@ class Session:
         number of cores."""
         expected = self._training_is_due if role_of(step) == "evaluation" else None
         if self.gpus is None or not workload.computes(step):
-            width = self.slots.total if role_of(step) in ALONE else 1
+            width = self.slots.total if alone(self.config, step) else 1
             with self.slots.take(width, expected) as held:
                 yield None if self.gpus is None else "", max(1, hardware.cores() * held // self.slots.total)
             return
         spread = self.config.execution.model_dump(include={"processes", "nodes"})
         several = ranks.count(step.kind, spread) > 1
-        whole = ranks.here(step.kind, spread) if several or role_of(step) in ALONE else 0
+        whole = ranks.here(step.kind, spread) if several or alone(self.config, step) else 0
         waits = lambda text: hear({"event": "waiting", "text": text})  # noqa: E731
         with self.gpus.take(whole, expected, check=self.bench.check_going, waits=waits) as devices:
             parts = len(self.gpus.devices) * self.config.execution.steps_per_gpu

@@ -150,7 +150,8 @@ class Workbench:
         self, step: Step, inputs: Mapping[str, str], execution: dict[str, Any], gpu: str | None
     ) -> dict[str, Any]:
         vllm = execution["vllm"]
-        vllm = {**vllm, "memory": vllm["memory"] * execution["gpu_share"]}  # of steps that share a GPU, each has a part
+        part = execution["gpu_share"]  # of steps that share a GPU, each has its part
+        vllm = {**vllm, "memory": vllm["memory"] * part, "shared_memory": vllm["shared_memory"] * part}
         return {
             "workspace": str(self.workspace),
             "run_id": self.run_id,

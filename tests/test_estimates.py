@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,20 @@ def test_money_is_for_the_part_of_the_machine_that_a_step_holds(tmp_path: Path) 
     assert (found["signal-1"]["usd"], found["probe-code"]["usd"]) == (0.1, 0.05)
 
 
+def test_on_a_gpu_starts_and_the_scheduler_of_vllm_count_beside_the_tokens(
+    tmp_path: Path,
+) -> None:
+    """A tiny model's tokens are next to nothing for a GPU; what its stage takes is its start and vLLM's Python."""
+    plan = build(load("tiny", overrides=["execution.gpu=H200", "execution.engine=vllm"], environ={}), tmp_path)
+    found = estimate(plan)
+    for step, start in (("specialist-algebra", 15 + 20), ("probe-algebra", 15 + 30), ("signal-1", 15 + 20 + 30)):
+        generating = found[step]["generated_tokens"] / 28e3
+        assert found[step]["seconds"] == pytest.approx(start + generating, rel=0.02)
+    without = ["execution.gpu=H200", "execution.engine=transformers"]
+    plan = build(load("tiny", overrides=without, environ={}), tmp_path)
+    assert estimate(plan)["probe-algebra"]["seconds"] == pytest.approx(15, rel=0.1), "no vLLM that would start"
+
+
 def shaped(workspace: Path, slots: int) -> Plan:
     """Two pairs that train side by side, a stage that needs the machine alone, evaluations, and a report."""
     shape = {
@@ -181,6 +196,14 @@ def test_the_whole_takes_as_long_as_its_steps_side_by_side(
     assert schedule.makespan(shaped(tmp_path, slots), of, list(of), None) == whole
     assert schedule.makespan(shaped(tmp_path, slots), of, ["stage", "end"], None) == 6.0
     assert schedule.makespan(shaped(tmp_path, slots), {**of, "a": None}, list(of), None) is None
+
+
+def test_a_stage_that_may_share_takes_one_slot(tmp_path: Path) -> None:
+    plan = shaped(tmp_path, 2)
+    settings = ["execution.device=cpu", "execution.slots=2", "execution.stages_share=true"]
+    sharing = replace(plan, config=load("micro", overrides=settings, environ={}))
+    of = {"base": 2.0, "a": 10.0, "b": 6.0, "measure": 30.0, "stage": 5.0, "end": 1.0}
+    assert schedule.makespan(sharing, of, list(of), None) == 2 + 36 + 1, "the stage runs beside the measurement"
 
 
 def test_the_plan_says_how_long_all_takes_and_where_that_is_from(tmp_path: Path) -> None:

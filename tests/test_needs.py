@@ -86,6 +86,9 @@ def test_steps_that_share_a_gpu_have_their_part_of_it(tmp_path: Path) -> None:
     found = estimate(plan_of(tmp_path, "execution.gpu=H100", "execution.steps_per_gpu=2"))
     assert found["specialist-algebra"]["memory"]["available"] == 40_000_000_000
     assert found["signal-1"]["memory"]["available"] == 80_000_000_000
+    sharing = ("execution.gpu=H100", "execution.steps_per_gpu=2", "execution.stages_share=true")
+    stage = estimate(plan_of(tmp_path, *sharing))["signal-1"]["memory"]
+    assert (stage["available"], stage["parts"]["vllm"]) == (40_000_000_000, int(0.4 * 40e9))
 
 
 def test_what_has_worked_is_not_warned_of_and_what_has_failed_is_not_started_with(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ def test_processes_share_the_time_of_a_training_step_and_not_its_cost(tmp_path: 
     )
     assert two["signal-1"]["seconds"] == pytest.approx(one["signal-1"]["seconds"] / 2, rel=0.01)
     assert two["probe-algebra"]["seconds"] == one["probe-algebra"]["seconds"]
-    assert [found["usd"] for found in two.values()] == [found["usd"] for found in one.values()]
+    for id, found in two.items():  # all but the starts, which each process has
+        assert found["usd"] == pytest.approx(one[id]["usd"], rel=0.01)
 
 
 def test_the_paper_s_cost_is_met_within_a_factor_of_two(tmp_path: Path) -> None:

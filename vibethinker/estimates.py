@@ -1,11 +1,12 @@
 """What a step will roughly cost: tokens, time, money, from the configuration alone; its memory is `needs`' to say.
 
-Training does 6 floating-point operations a parameter and token, attention left out; decoding is bound by memory
-bandwidth on a GPU: tokens/s = batch x bandwidth / (weights + batch x context x KV bytes). A GPU is assumed to reach
-40 % of its dense bf16 peak in training and 60 % of its bandwidth in decoding. On a CPU the constants are those
-measured on two cores for models of 0.35 M to 135 M parameters. Traces and completions are assumed to fill half of
-their limit. An order of magnitude, then: where the workspace has the output of a like step that this machine has made,
-its measured speed counts instead (`vibethinker.throughput`), and `source` says `measured` and not `table`.
+Training does 6 floating-point operations a parameter and token, attention left out. On a GPU a decoding step reads
+weights and cache, and vLLM's scheduler, which is Python, goes through its sequences: seconds a token = (weights / batch
++ context x KV bytes) / bandwidth + SCHEDULING. A GPU is assumed to reach 40 % of its dense bf16 peak in training and 60
+% of its bandwidth in decoding; each process starts first. On a CPU the constants are those measured on two cores for
+models of 0.35 M to 135 M parameters. Traces and completions are assumed to fill half of their limit. An order of
+magnitude, then: where the workspace has the output of a like step that this machine has made, its measured speed counts
+instead (`vibethinker.throughput`), and `source` says `measured` and not `table`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,18 @@ from vibethinker.config import Config
 from vibethinker.footprint import Shape
 from vibethinker.gpus import GPUS, Device, known
 from vibethinker.needs import Place, forecast, place_of, shared_by
-from vibethinker.plan import Plan
+from vibethinker.plan import Plan, Step
+from vibethinker.requirements import samples_by_vllm
 from vibethinker.throughput import expected, measurements
 from vibethinker.worker import ranks
 from vibethinker.workload import computes, context, share, work_of
 
 CPU_SECONDS_PER_TOKEN, CPU_FLOPS = 24e-6, 1e11  # two cores: 22k tokens/s at 0.35 M, 6k at 1.8 M parameters
+# Seconds beside the tokens, and of them, as an H200 with vLLM 0.26 took them (docs/results.md, of 2026-11-28).
+START = 15.0  # a process: imports, the model's loading and writing
+COMPILATION = 20.0  # of the trained model's blocks, in the first update
+ENGINE_START = 30.0  # vLLM, once it has compiled for that model and context
+SCHEDULING = 1 / 28e3  # 24k to 33k tokens/s of a 0.5 B model in one process, with 256 sequences at once or 1,024
 
 
 def gpu_of(config: Config) -> tuple[Device | None, Place | None]:
@@ -53,20 +60,20 @@ def estimate(plan: Plan) -> dict[str, dict[str, Any]]:
     for step in plan.steps:
         work = work_of(config, step, words, place if place and computes(step) else None)
         trained, generated = work["trained_tokens"], work["generated_tokens"]
-        teaches = step.kind == "data" and bool(generated)  # another model than the base, perhaps on another machine
-        seconds = None if teaches else expected(step.id, work, made)
+        teaches, teacher = step.kind == "data" and bool(generated), config.data.teacher
+        # Another model's speed isn't known, nor that of a server.
+        foreign = teaches and (teacher.engine == "server" or teacher.model != config.base_model.source)
+        seconds = None if foreign else expected(step.id, work, made)
         source = None if seconds is None else "measured"
-        if seconds is None and shape and not teaches:
-            seconds, source = _seconds(Shape.of(shape), device, trained, generated, context(config, step)), "table"
-            if device:  # processes share the work
-                seconds /= ranks.count(step.kind, {"processes": execution.processes})
+        if seconds is None and shape and not foreign:
+            seconds, source = _seconds(Shape.of(shape), config, device, step, (trained, generated)), "table"
         here = replace(place, shared_by=shared_by(config, step)) if place else place_of(None)
         memory = forecast(plan, step, here).document()
         usd = None
         if seconds is not None and execution.price is not None:
             usd = round(seconds / 3600 * execution.price * share(config, step, place), 4)
         if teaches:
-            price = config.data.teacher.budget.output_price
+            price = teacher.budget.output_price
             usd = round(generated * price / 1e6, 4) if price else None
         result[step.id] = {
             "trained_tokens": trained,
@@ -88,10 +95,16 @@ def _words(plan: Plan) -> dict[str, Any] | None:
     return Store(plan.workspace).model_words("base", base.fingerprint) if base else None
 
 
-def _seconds(shape: Shape, device: Device | None, trained: int, generated: int, context: float) -> float:
-    weights = shape.parameters
+def _seconds(shape: Shape, config: Config, device: Device | None, step: Step, tokens: tuple[int, int]) -> float:
+    """By the table: of a step that trains on and generates so many tokens."""
+    (trained, generated), weights = tokens, shape.parameters
     if device is None:
         return (CPU_SECONDS_PER_TOKEN + 6 * weights / CPU_FLOPS) * (trained + generated)
-    batch = max(1.0, min(512.0, 0.5 * device.memory / (context * shape.cache)))
-    decode = batch * 0.6 * device.bandwidth / (2 * weights + batch * context * shape.cache)
-    return 6 * weights * trained / (0.4 * device.flops) + generated / decode
+    filled = context(config, step) * shape.cache
+    batch = max(1.0, min(512.0, 0.5 * device.memory / filled))
+    decode = (2 * weights / batch + filled) / (0.6 * device.bandwidth)
+    start = START + COMPILATION * (step.kind in ranks.TRAINS)
+    if generated and samples_by_vllm(config, True):
+        decode, start = decode + SCHEDULING, start + ENGINE_START
+    computed = 6 * weights * trained / (0.4 * device.flops) + generated * decode
+    return start + computed / ranks.count(step.kind, {"processes": config.execution.processes})

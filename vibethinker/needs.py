@@ -68,7 +68,13 @@ class Forecast:
 def shared_by(config: Config, step: Step) -> int:
     """How many steps share the GPU that this one gets."""
     several = ranks.count(step.kind, {"processes": config.execution.processes}) > 1
-    return 1 if several or role_of(step) in ALONE else config.execution.steps_per_gpu
+    return 1 if several or alone(config, step) else config.execution.steps_per_gpu
+
+
+def alone(config: Config, step: Step) -> bool:
+    """Whether a step has the machine's slots, or a GPU, for itself."""
+    role = role_of(step)
+    return role in ALONE and not (role == "signal" and config.execution.stages_share)
 
 
 def place_of(gpu: str | None, steps: int = 1) -> Place:

@@ -118,6 +118,10 @@ class Execution(Settings):
         None, "compute activations again in the backward pass; None: on a GPU where they would not fit", execution=True
     )
     steps_per_gpu: int = setting(1, "specialists, probes and evaluations that share one GPU", ge=1, execution=True)
+    stages_share: bool = setting(
+        False, "signal stages share a GPU so too, or the CPU's slots, instead of having the machine alone: for an "
+        "experiment's runs side by side with a small model", execution=True,
+    )  # fmt: skip
     processes: int = setting(
         1, "processes of one training step, each on a GPU of its own (or a part of the CPU)", ge=1, execution=True
     )

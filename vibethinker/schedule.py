@@ -12,7 +12,7 @@ from typing import Any
 
 from vibethinker import hardware
 from vibethinker.config import Config
-from vibethinker.needs import ALONE, Place
+from vibethinker.needs import Place, alone
 from vibethinker.plan import Plan, Step, role_of
 from vibethinker.workload import computes
 
@@ -72,10 +72,10 @@ def _width(config: Config, step: Step, place: Place | None, total: int) -> int:
     if place is not None and not computes(step):
         return 0
     if place is None:
-        return total if role_of(step) in ALONE else 1
+        return total if alone(config, step) else 1
     execution = config.execution
-    alone = role_of(step) in ALONE or execution.processes > 1
-    return min(total, execution.steps_per_gpu * max(1, execution.processes) if alone else 1)
+    gpus = max(1, execution.processes) if alone(config, step) or execution.processes > 1 else 0
+    return min(total, execution.steps_per_gpu * gpus or 1)
 
 
 def whole(

@@ -24,7 +24,7 @@ from vibethinker.data.sources import resolve
 from vibethinker.footprint import Shape
 from vibethinker.fusion.measuring import measurements
 from vibethinker.gpus import known
-from vibethinker.needs import ALONE, Place, shared_by
+from vibethinker.needs import Place, alone, shared_by
 from vibethinker.plan import Step, role_of
 from vibethinker.requirements import samples_by_vllm
 from vibethinker.settings import Objective
@@ -132,7 +132,7 @@ def share(config: Config, step: Step, place: Place | None) -> float:
     """What part of the machine's GPUs or, without one, of its CPU a step holds: GPUs, or slots of all slots. Money and
     time are counted by it; a step beside the GPUs holds nothing."""
     if place is None:
-        return 1.0 if role_of(step) in ALONE else 1 / hardware.slots(config)
+        return 1.0 if alone(config, step) else 1 / hardware.slots(config)
     if not computes(step):
         return 0.0
     return ranks.count(step.kind, {"processes": config.execution.processes}) / shared_by(config, step)

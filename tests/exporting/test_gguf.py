@@ -47,9 +47,9 @@ def test_llama_cpp_tokenizes_and_answers_as_transformers_does(asked, shaped, nam
     assert [drop_end(ids)[:most] for ids in got] == [drop_end(ids)[:most] for ids in wanted]
 
 
-def drop_end(ids: list[int]) -> list[int]:
+def drop_end(ids: list[int], end: int = 1) -> list[int]:
     """llama.cpp says nothing of the token that ends an answer."""
-    return ids[:-1] if ids and ids[-1] == 1 else ids
+    return ids[:-1] if ids and ids[-1] == end else ids
 
 
 def test_a_file_says_whether_a_text_begins_with_a_token(shaped, tmp_path):
@@ -61,6 +61,33 @@ def test_a_file_says_whether_a_text_begins_with_a_token(shaped, tmp_path):
         fields = gguf.GGUFReader(file).fields
         assert bool(fields["tokenizer.ggml.add_bos_token"].contents()) is begins
         assert fields["tokenizer.chat_template"].contents() == load_tokenizer(shaped(name)).chat_template
+
+
+@pytest.mark.parametrize(
+    ("stops", "ends"),
+    [(1, [1]), ([5, 1], [1, 5]), (5, [5, 1]), ([5, 6, 7], [5, 6, 7]), (None, [1])],
+    ids=["the tokenizer's", "more than it", "not it", "many", "unknown"],
+)
+def test_a_file_names_the_tokens_that_end_the_models_answers(tmp_path, stops, ends):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "vocabulary.gguf", "qwen2")
+    add_vocabulary(writer, new_tokenizer("qwen"), 360, stops)
+    said = {key: value.value for key, value in writer.kv_data[0].items()}
+    kinds = [f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")]
+    assert [said[kind] for kind in kinds if kind in said] == ends
+
+
+@pytest.mark.long
+def test_llama_cpp_ends_an_answer_where_the_model_does(shaped, tmp_path):
+    model, tokenizer = load_model(shaped("qwen3")), load_tokenizer(shaped("qwen3"))
+    [wanted, *_] = answers(model, tokenizer)
+    # A token of this answer in the place of a turn's end, of which the tokenizer, whose EOS is another, knows nothing.
+    model.generation_config.eos_token_id = end = wanted[2]
+    write_gguf(model, tokenizer, tmp_path / "model.gguf", "a name")
+    texts = [tokenizer.decode(prompts(tokenizer)[0])]
+    [found] = llama_cpp({tmp_path / "model.gguf": texts}, TOKENS)
+    assert drop_end(found["answers"][0], end) == wanted[: wanted.index(end)]
 
 
 def test_wrong_weights_are_found(shaped, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,12 @@ from tests.slack import Slack, listening
 from tests.waiting import until
 
 QUICK = {"env": {"VIBETHINKER_PRELOAD": "json"}}  # for a run that fails before it needs a trainer
+# The recipe with as little as it can do with.
+SMALL: dict[str, Any] = {
+    "domains": ["algebra"],
+    "evaluation": {"samples": 1, "k": [1]},
+    "signal": {"stages": [{"name": "math", "context": 96, "steps": 2, "reward": "math"}]},
+}
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -105,3 +111,8 @@ def started(folder: Path) -> Iterator[tuple[Service, Slack]]:
 
 def ports() -> list[str]:
     return ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]
+
+
+def alive(them: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run."""
+    return [process for process in them if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

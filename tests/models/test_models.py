@@ -169,7 +169,11 @@ def test_a_gguf_file_becomes_an_ordinary_model_folder(new_step, tmp_path):
     check_model_folder(context.output)
     model = load_model(context.output)
     assert model.config.hidden_size == 32
-    assert load_tokenizer(context.output).chat_template is not None
+    tokenizer = load_tokenizer(context.output)
+    assert tokenizer.chat_template is not None
+    ids = tokenizer("ab<think>abc</think><|fim|>", add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["ab", "<think>", "abc", "</think>", "<|fim|>"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ab<think>abc</think>"
 
 
 def test_a_source_that_does_not_exist_is_refused(new_step):
@@ -212,14 +216,14 @@ def test_an_imported_data_folder_is_copied_as_it_is(new_step, tmp_path):
 
 
 def write_gguf(file: Path) -> None:
-    """A random Llama model of one layer in GGUF, with a byte-level tokenizer of 300 tokens."""
+    """A random Llama model of one layer in GGUF, with a byte-level tokenizer of some 260 tokens."""
     import gguf
     import numpy
     from tokenizers import pre_tokenizers
 
     rng = numpy.random.default_rng(0)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "ab", "abc"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "ab", "abc", "<think>", "</think>", "<|fim|>"]
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -232,7 +236,8 @@ def write_gguf(file: Path) -> None:
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    control, own = gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED
+    writer.add_token_types([control] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 6) + [own, own, control])
     writer.add_token_merges(["a b", "ab c"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

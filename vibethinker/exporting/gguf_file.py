@@ -55,7 +55,7 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outpu
     writer.add_file_type(gguf.LlamaFileType[_file_type(model.dtype)])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config, architecture)
-    add_vocabulary(writer, tokenizer, config.vocab_size)
+    add_vocabulary(writer, tokenizer, config.vocab_size, model.generation_config.eos_token_id)
     tensors = dict(_tensors(model, architecture))
     for key, tensor in tensors.items():
         kind = gguf.GGMLQuantizationType[TYPES[tensor.dtype]]

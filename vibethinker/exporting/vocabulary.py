@@ -10,7 +10,7 @@ text only that isn't in Unicode's composed form).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vibethinker.errors import ConfigurationError
@@ -26,11 +26,17 @@ _SPLITS = {
     _CONTRACTIONS + r"\p{N}" + _REST: "qwen2",
     _CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama-bpe",
 }
+_STOPS = ("eos", "eot", "eom")  # what ends text, a turn, a message: llama.cpp ends an answer at each
 _KNOWN = "byte-level BPE that splits words as Qwen 2 and 3, Llama 3, SmolLM or GPT-2 do"
 
 
-def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+def add_vocabulary(
+    writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows: int, stops: int | Sequence[int] | None = None
+) -> None:
     """Add what `tokenizer` is, for a model with `rows` embeddings.
+
+    Args:
+        stops: the tokens that end an answer by the model's generation config.
 
     Raises:
         ConfigurationError: llama.cpp has no such tokenizer.
@@ -56,14 +62,19 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, rows:
     )  # fmt: skip
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in parts["model"]["merges"]]
     writer.add_token_merges([" ".join(pair) for pair in merges])
-    _add_special(writer, tokenizer)
+    _add_special(writer, tokenizer, stops)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None:
-    for kind in ("bos", "eos", "pad"):
-        if (token := getattr(tokenizer, f"{kind}_token_id")) is not None:
+def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, stops: int | Sequence[int] | None) -> None:
+    # An instructed model's tokenizer may still name the base's EOS, at which no turn ends.
+    configured, own = stops if isinstance(stops, (list, tuple)) else [stops], tokenizer.eos_token_id
+    named = [own, *configured] if own in configured else [*configured, own]
+    ends = list(dict.fromkeys(token for token in named if token is not None))
+    tokens = dict(zip(_STOPS, ends, strict=False)) | {"bos": tokenizer.bos_token_id, "pad": tokenizer.pad_token_id}
+    for kind, token in tokens.items():
+        if token is not None:
             getattr(writer, f"add_{kind}_token_id")(token)
     ids = tokenizer("a")["input_ids"]  # whatever makes it add them
     writer.add_add_bos_token(tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id)

@@ -124,7 +124,32 @@ def _from_gguf(file: Path, output: Path, emit: Emitter) -> PreTrainedTokenizerBa
     model.tie_weights()
     emit.progress(1, 2, "saving")
     model.save_pretrained(output)
-    return read_tokenizer(file.parent, gguf_file=file.name)
+    tokenizer = read_tokenizer(file.parent, gguf_file=file.name)
+    _add_marked(tokenizer, file)
+    return tokenizer
+
+
+def _add_marked(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Keep whole, wherever they stand in a text, the tokens that a GGUF file marks as control tokens or user's own.
+
+    Of these transformers knows but three by their names, so that `<think>` becomes three tokens, and text that holds
+    one is no longer what the model has learned.
+    """
+    import gguf
+    from tokenizers import AddedToken
+
+    fields, known = gguf.GGUFReader(file).fields, tokenizer.added_tokens_decoder
+    special = {gguf.TokenType.CONTROL: True, gguf.TokenType.USER_DEFINED: False}
+    if gguf.Keys.Tokenizer.TOKEN_TYPE not in fields:
+        return
+    tokens, kinds = (fields[name].contents() for name in (gguf.Keys.Tokenizer.LIST, gguf.Keys.Tokenizer.TOKEN_TYPE))
+    tokenizer.add_tokens(
+        [
+            AddedToken(text, normalized=False, special=special[kind])
+            for i, (text, kind) in enumerate(zip(tokens, kinds, strict=True))
+            if kind in special and i not in known
+        ]
+    )
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -23,7 +23,7 @@ from vibethinker.settings import CODE_DOMAIN, Distillation, Evaluation, Hard, St
 # Raise a number when the code of that kind computes something else from the same settings.
 VERSIONS = {
     "data": 2,
-    "base": 5,
+    "base": 6,
     "import": 1,
     "specialist": 2,
     "solutions": 1,

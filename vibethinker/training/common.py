@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PrinterCallback
 from vibethinker.artifacts import UPDATES
 from vibethinker.errors import OutOfMemoryError
 from vibethinker.footprint import Shape, Training, checkpointing
+from vibethinker.models import seed_everything, set_threads
 from vibethinker.models.files import CONFIG
 from vibethinker.models.trainable import load_trainable
 from vibethinker.operations import Divergence, TrainerCheckpoints
-from vibethinker.settings import BaseModelSettings, Objective, Sft
+from vibethinker.settings import BaseModelSettings, Objective, Prompts, Sft
 from vibethinker.steps import Emitter, StepContext
 from vibethinker.training import processes
 from vibethinker.training.callbacks import Reporter
@@ -114,6 +115,19 @@ class Run:
             sharding=self.sharding,
         )
         return checkpointing(training, int(torch.cuda.mem_get_info()[1] * (self.gpu_share - beside)))
+
+
+def begin_supervised(context: StepContext) -> tuple[Sft, Prompts, Run]:
+    """What a step of supervised training begins with: its settings and run, once this process has its threads, its
+    place among the run's processes, and the seed."""
+    settings = Sft.model_validate(context.settings["sft"])
+    prompts = Prompts.model_validate(context.settings["prompts"])
+    base_model = BaseModelSettings.model_validate(context.settings["base_model"])
+    run = Run.of(context, base_model, micro_tokens=context.execution["sft_micro_tokens"])
+    set_threads(context.execution["threads"])
+    processes.join(run.device)
+    seed_everything(run.seed, run.deterministic)
+    return settings, prompts, run
 
 
 def trainer_arguments(run: Run, steps: int, batch_size: int, optimizer: str = "adamw") -> dict[str, Any]:

@@ -12,11 +12,10 @@ import torch
 
 from vibethinker.data.schema import Trace, read_records
 from vibethinker.errors import DataError
-from vibethinker.models import load_model, load_tokenizer, save_model, seed_everything, set_threads
-from vibethinker.settings import BaseModelSettings, Prompts, Sft
+from vibethinker.models import load_model, load_tokenizer, save_model
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import processes
-from vibethinker.training.common import Run, memory_errors
+from vibethinker.training.common import begin_supervised, memory_errors
 from vibethinker.training.halting import Rollbacks
 from vibethinker.training.phases import Phases
 from vibethinker.training.sft import fine_tune, of_epochs, to_examples
@@ -29,13 +28,7 @@ def run(context: StepContext) -> Metrics:
         DataError: no trace is short enough.
         DivergedError, RolledBackError, OutOfMemoryError: see `sft.run`.
     """
-    settings = Sft.model_validate(context.settings["sft"])
-    prompts = Prompts.model_validate(context.settings["prompts"])
-    base_model = BaseModelSettings.model_validate(context.settings["base_model"])
-    run = Run.of(context, base_model, micro_tokens=context.execution["sft_micro_tokens"])
-    set_threads(context.execution["threads"])
-    processes.join(run.device)
-    seed_everything(run.seed, run.deterministic)
+    settings, prompts, run = begin_supervised(context)
     student, work = context.inputs["student"], context.output / "trained"
     tokenizer = load_tokenizer(student)
     files = sorted((context.inputs["traces"] / "sft").glob("*.parquet"))

@@ -39,14 +39,14 @@ from trl import pack_dataset
 from vibethinker.data.prompts import all_training_ids
 from vibethinker.data.schema import Trace, read_records
 from vibethinker.errors import DataError
-from vibethinker.models import load_tokenizer, seed_everything, set_threads
+from vibethinker.models import load_tokenizer
 from vibethinker.probing import checkpoints
-from vibethinker.settings import BaseModelSettings, Prompts, Sft
+from vibethinker.settings import Prompts, Sft
 from vibethinker.steps import Metrics, StepContext
 from vibethinker.training import packed, processes
 from vibethinker.training.batches import accumulate, split_alike
 from vibethinker.training.callbacks import Checkpoints, Reporter
-from vibethinker.training.common import Run, memory_errors, train, trainer_arguments, training_order
+from vibethinker.training.common import Run, begin_supervised, memory_errors, train, trainer_arguments, training_order
 from vibethinker.training.divergence import Watch
 from vibethinker.training.halting import Rollbacks
 from vibethinker.training.logprobs import IGNORED
@@ -105,13 +105,7 @@ def run(context: StepContext) -> Metrics:
         RolledBackError: likewise, and the step is to be run again.
         OutOfMemoryError: the device's memory did not suffice.
     """
-    settings = Sft.model_validate(context.settings["sft"])
-    prompts = Prompts.model_validate(context.settings["prompts"])
-    base_model = BaseModelSettings.model_validate(context.settings["base_model"])
-    run = Run.of(context, base_model, micro_tokens=context.execution["sft_micro_tokens"])
-    set_threads(context.execution["threads"])
-    processes.join(run.device)
-    seed_everything(run.seed, run.deterministic)
+    settings, prompts, run = begin_supervised(context)
     tokenizer = load_tokenizer(context.inputs["base"])
     domains, start = context.settings["domains"], context.inputs["base"]
     traces = [t for d in domains for t in read_records(context.inputs["data"] / "sft" / f"{d}.parquet", Trace)]

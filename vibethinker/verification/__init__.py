@@ -5,7 +5,8 @@ teacher's filter and `vibethinker grade` share it. docs/verification.md states w
 
 - schema       items, verdicts, limits and the form of tests
 - extraction   the answer or the program in a response
-- notation     one spelling of an answer; literals (numbers), units, forms (its structure) take it apart
+- notation     one spelling of an answer
+- reading      its structure, as forms, told by its brackets; literals and units read numbers and quantities
 - answers      two answers compared: their forms, and plain numbers and polynomials, in the caller's process,
 evaluating nothing
 - equivalence  single values of any kind, by latex2sympy, sympy and math-verify, in a worker

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-from vibethinker.verification import forms, literals, units
+from vibethinker.verification import brackets, forms, literals, reading, units
 from vibethinker.verification.forms import Answer, Form
 from vibethinker.verification.notation import normalise
 
@@ -47,12 +47,12 @@ def decide(gold: str, answer: str, leaves: CompareLeaves | None = None) -> Decis
     expected, given = normalise(gold), normalise(answer)
     if expected == given:
         return True
-    if forms.depth(given) > forms.DEEPEST:
+    if brackets.depth(given) > brackets.DEEPEST:
         return False
     if choice := _CHOICE.fullmatch(expected):
         return _chosen(given) == next(filter(None, choice.groups()))
     try:
-        return _compare(forms.read(expected), forms.read(given), leaves or exact)
+        return _compare(reading.read(expected), reading.read(given), leaves or exact)
     except RecursionError:
         return False
 
