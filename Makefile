@@ -22,7 +22,7 @@ test: $(VENV)/installed-dev lint check-constraints
 
 # What needs neither a server nor a training.
 test-quick: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "not (service or gpu or slow or long)" -n 2 --dist loadfile
+	$(BIN)/python -m pytest --quick -m "not (service or gpu or slow or long)" -n 2 --dist loadfile
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long

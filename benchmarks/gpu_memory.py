@@ -15,7 +15,7 @@ depends on the shape alone; and random weights hardly ever end a completion, so 
 
 `used` is what was taken of the GPU at the end of a phase, CUDA's own share and vLLM's included, in GiB: torch's
 allocator keeps what it took at its peak, unless vLLM's waking had it give that back. `allocated` is the peak of what
-tensors held. `ours` is the greater of the two.
+tensors held, `reserved` of what torch's allocator had. `ours` is the greater of `used` and `reserved`.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def main() -> None:
         theirs = trl(arguments, small, folder) if with_peer else None
     tell(
         {
-            "ours": {case: round(max(found["used"], found["allocated"]), 1) for case, found in ours.items()},
+            "ours": {case: round(taken_at_most(found), 1) for case, found in ours.items()},
             "peer": theirs and {"qlora": round(theirs["used"], 1)},
-            "ratio": theirs and round(theirs["used"] / ours["qlora"]["used"], 2),
+            "ratio": theirs and round(theirs["used"] / taken_at_most(ours["qlora"]), 2),
             "unit": "GiB of the GPU",
             "aim": {case: round((80 if case == "signal" else 24) * GB, 1) for case in cases},
             "details": {"ours": ours, "peer": theirs},
@@ -175,7 +175,7 @@ def taken(command: list[str], arguments: argparse.Namespace, folder: Path, name:
     """The highest measurements over a command's updates."""
     rows = measured([*command, *(word for one in arguments.overrides for word in ("--set", one))], folder, name)
     shutil.rmtree(folder / name, ignore_errors=True)
-    kept = {"used": "gpu_used_gib", "allocated": "gpu_allocated_gib"}
+    kept = {"used": "gpu_used_gib", "reserved": "gpu_reserved_gib", "allocated": "gpu_allocated_gib"}
     found = {
         kind: max(value for row in rows for key, value in row.items() if key.startswith(prefix))
         for kind, prefix in kept.items()
@@ -184,6 +184,11 @@ def taken(command: list[str], arguments: argparse.Namespace, folder: Path, name:
         if rate in rows[-1]:
             found[rate] = rows[-1][rate]
     return found
+
+
+def taken_at_most(found: dict[str, float]) -> float:
+    """GiB of the GPU at the peak, but for CUDA's own share where torch gave memory back."""
+    return max(found["used"], found["reserved"])
 
 
 def trl(arguments: argparse.Namespace, start: Path, folder: Path) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 Each GPU of a host has a global concurrency limit of its name, `gpu-<host>-<index>`, whose slots are the steps that may
 share it (`execution.steps_per_gpu`). A step holds its slots from before its process starts until it has ended: a base
-model or a signal stage all those of a GPU, a step of several processes all those of as many GPUs, any other one share.
-Slots of several GPUs are taken at once or not at all, so that two runs can't wait for each other.
+model, or a signal stage unless `execution.stages_share` says otherwise, all those of a GPU, a step of several processes
+all those of as many GPUs, any other one share. Slots of several GPUs are taken at once or not at all, so that two runs
+can't wait for each other.
 
 A lease is renewed by this process. Where it dies, the server gives the slots back after LEASE_SECONDS at most and one
 round of its repossessor (15 s). Where the server is away for so long that a renewal fails, the step goes on without a

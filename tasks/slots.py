@@ -4,7 +4,7 @@ Turns are first come, first served. Evaluations, which no training waits for, st
 training that is about to ask included: one evaluation that slips in between two signal stages leaves a core idle for
 its whole length.
 
-Slots are a weighted semaphore: a step that nothing else can run beside (the base model, a signal stage) takes them all
+Slots are a weighted semaphore: a step that nothing else runs beside (the base model, a signal stage) takes them all
 and gets all cores, others take one and their share. Measured on two cores: two children of one thread train 10.9k
 tokens/s together, one of two threads 9k, two of two 3.8k.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deselection import pytest_ignore_collect  # noqa: F401 (a hook)
+from tests.deselection import pytest_addoption, pytest_ignore_collect  # noqa: F401 (hooks)
 from tests.distribution import pytest_collection_modifyitems, pytest_xdist_make_scheduler  # noqa: F401 (hooks)
 from tests.slack import Slack, listening
 

@@ -1,4 +1,5 @@
-"""Files that `-m` deselects whole aren't imported, which for most takes longer than their tests.
+"""With `--quick`, files that `-m` deselects whole aren't imported, which for most takes longer than their tests.
+Without it they are, so that `make test` tells of one that can't be.
 
 A file's marks are read from its text: `pytestmark`, where it is assigned once, to marks or a list of marks. Tests may
 have more of them, so a mark that isn't there counts as unknown, and what is unknown is collected.
@@ -12,10 +13,19 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="don't import files that -m deselects whole")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """True for a file that is left out; None has others decide. Files named on the command line aren't asked about."""
     expression = config.getoption("markexpr")
-    if not expression or collection_path.suffix != ".py" or not collection_path.is_file():
+    if (
+        not config.getoption("quick")
+        or not expression
+        or collection_path.suffix != ".py"
+        or not collection_path.is_file()
+    ):
         return None
     return is_deselected(collection_path.read_text(encoding="utf-8"), expression) or None
 

@@ -15,6 +15,7 @@ from vibethinker.artifacts import Store
 from vibethinker.commands.inspect import plan as plan_command
 from vibethinker.config import load
 from vibethinker.estimates import estimate
+from vibethinker.needs import Place
 from vibethinker.plan import Plan, Step, build, states
 from vibethinker.runs import plan_document
 from vibethinker.throughput import NEWEST
@@ -196,6 +197,45 @@ def test_the_whole_takes_as_long_as_its_steps_side_by_side(
     assert schedule.makespan(shaped(tmp_path, slots), of, list(of), None) == whole
     assert schedule.makespan(shaped(tmp_path, slots), of, ["stage", "end"], None) == 6.0
     assert schedule.makespan(shaped(tmp_path, slots), {**of, "a": None}, list(of), None) is None
+
+
+def test_a_local_teacher_has_its_own_engine_length_and_the_machine_s_price(tmp_path: Path) -> None:
+    model = "Qwen/Qwen3-0.6B"
+    settings = [
+        "execution.gpu=H200",
+        "execution.price=3.6",
+        f"data.teacher.model={model}",
+        f"base_model.source={model}",
+    ]
+
+    def data(*more: str) -> dict[str, Any]:
+        return estimate(build(load("qwen3-0.6b", overrides=[*settings, *more], environ={}), tmp_path))["data"]
+
+    quick, slow = data("data.teacher.engine=vllm"), data("data.teacher.engine=transformers")
+    assert quick["seconds"] - slow["seconds"] > 30, "vLLM starts"
+    assert quick["usd"] == pytest.approx(quick["seconds"] / 1000, rel=0.01)
+    assert data("data.teacher.engine=vllm", "data.teacher.model=another/one")["seconds"] is None
+
+
+def test_what_one_teacher_took_says_nothing_of_another(tmp_path: Path) -> None:
+    one, same, other = (
+        work_of(plan.config, plan["data"], None, None)["conditions"]
+        for plan in (plan_of(tmp_path, f"data.teacher.model={name}") for name in ("a/small", "a/small", "a/large"))
+    )
+    assert one == same != other
+
+
+def test_only_what_trains_takes_several_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two GPUs for two steps each, a base takes one, a specialist of two processes both, an evaluation a half."""
+    monkeypatch.setattr(hardware, "gpus", lambda: 2)
+    settings = ["execution.device=cuda", "execution.processes=2", "execution.steps_per_gpu=2"]
+    plan = build(load("tiny", overrides=settings, environ={}), tmp_path)
+    place = Place("H100", 80 << 30, True)
+    seconds = dict.fromkeys(plan.fingerprints, 10.0)
+    evaluations = [step.id for step in plan.steps if step.kind == "evaluation"][:4]
+    specialists = [step.id for step in plan.steps if step.kind == "specialist"][:2]
+    assert schedule.makespan(plan, seconds, evaluations, place) == 10.0
+    assert schedule.makespan(plan, seconds, specialists, place) == 20.0
 
 
 def test_a_stage_that_may_share_takes_one_slot(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,24 @@ def test_steps_that_share_a_gpu_have_their_part_of_it(tmp_path: Path) -> None:
     sharing = ("execution.gpu=H100", "execution.steps_per_gpu=2", "execution.stages_share=true")
     stage = estimate(plan_of(tmp_path, *sharing))["signal-1"]["memory"]
     assert (stage["available"], stage["parts"]["vllm"]) == (40_000_000_000, int(0.4 * 40e9))
+
+
+def test_a_stage_s_part_of_a_gpu_holds_what_vllm_starts_with(tmp_path: Path) -> None:
+    """Of 24 GB, a fourth has 6 and 0.4 of that are 2.4 for vLLM, which wants 2.7 for Qwen3-0.6B and 4,096 tokens."""
+    sharing = ("execution.gpu=RTX4090", "execution.stages_share=true", "execution.steps_per_gpu={}")
+    stages = "signal.stages=[{name: math, context: 4096}]"
+
+    def told(steps: int) -> dict[str, Any]:
+        settings = [one.format(steps) for one in sharing]
+        return estimate(plan_of(tmp_path, stages, *settings, profile="qwen3-0.6b"))["signal-1"]["memory"]
+
+    plan = plan_of(tmp_path, stages, *(one.format(3) for one in sharing), profile="qwen3-0.6b")
+    place = Place("RTX4090", int(24e9), True, 3)
+    step = plan["signal-1"]
+    need = memory_need(plan.config, step.settings, plan.config.architecture(), place)
+    assert need.least_share == pytest.approx(2.7 / 8, rel=0.05)
+    assert told(1)["warning"] is None
+    assert told(4)["warning"].startswith("signal-1 needs about")
 
 
 def test_what_has_worked_is_not_warned_of_and_what_has_failed_is_not_started_with(tmp_path: Path) -> None:

@@ -1,12 +1,12 @@
 """What a step will roughly cost: tokens, time, money, from the configuration alone; its memory is `needs`' to say.
 
 Training does 6 floating-point operations a parameter and token, attention left out. On a GPU a decoding step reads
-weights and cache, and vLLM's scheduler, which is Python, goes through its sequences: seconds a token = (weights / batch
-+ context x KV bytes) / bandwidth + SCHEDULING. A GPU is assumed to reach 40 % of its dense bf16 peak in training and 60
-% of its bandwidth in decoding; each process starts first. On a CPU the constants are those measured on two cores for
-models of 0.35 M to 135 M parameters. Traces and completions are assumed to fill half of their limit. An order of
-magnitude, then: where the workspace has the output of a like step that this machine has made, its measured speed counts
-instead (`vibethinker.throughput`), and `source` says `measured` and not `table`.
+weights and cache, and vLLM's scheduler, which is Python, goes through its sequences: the slower of the two counts,
+(weights / batch + context x KV bytes) / bandwidth or SCHEDULING seconds a token. A GPU is assumed to reach 40 % of its
+dense bf16 peak in training and 60 % of its bandwidth in decoding; each process starts first. On a CPU the constants are
+those measured on two cores for models of 0.35 M to 135 M parameters. Traces and completions are assumed to fill half of
+their limit. An order of magnitude, then: where the workspace has the output of a like step that this machine has made,
+its measured speed counts instead (`vibethinker.throughput`), and `source` says `measured` and not `table`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from vibethinker.worker import ranks
 from vibethinker.workload import computes, context, share, work_of
 
 CPU_SECONDS_PER_TOKEN, CPU_FLOPS = 24e-6, 1e11  # two cores: 22k tokens/s at 0.35 M, 6k at 1.8 M parameters
-# Seconds beside the tokens, and of them, as an H200 with vLLM 0.26 took them (docs/results.md, of 2026-11-28).
-START = 15.0  # a process: imports, the model's loading and writing
-COMPILATION = 20.0  # of the trained model's blocks, in the first update
-ENGINE_START = 30.0  # vLLM, once it has compiled for that model and context
-SCHEDULING = 1 / 28e3  # 24k to 33k tokens/s of a 0.5 B model in one process, with 256 sequences at once or 1,024
+# [choice], rounded from a run of a 0.5 B model on an H200 with vLLM 0.26 (docs/results.md, "Estimate against actual").
+START = 15.0  # seconds of a process: imports, the model's loading and writing
+COMPILATION = 20.0  # seconds, of the trained model's blocks in the first update
+ENGINE_START = 30.0  # seconds of vLLM's start, once it has compiled for that model and context
+SCHEDULING = 1 / 28e3  # seconds a token of one process
 
 
 def gpu_of(config: Config) -> tuple[Device | None, Place | None]:
@@ -72,7 +72,7 @@ def estimate(plan: Plan) -> dict[str, dict[str, Any]]:
         usd = None
         if seconds is not None and execution.price is not None:
             usd = round(seconds / 3600 * execution.price * share(config, step, place), 4)
-        if teaches:
+        if teaches and teacher.engine == "server":
             price = teacher.budget.output_price
             usd = round(generated * price / 1e6, 4) if price else None
         result[step.id] = {
@@ -104,7 +104,8 @@ def _seconds(shape: Shape, config: Config, device: Device | None, step: Step, to
     batch = max(1.0, min(512.0, 0.5 * device.memory / filled))
     decode = (2 * weights / batch + filled) / (0.6 * device.bandwidth)
     start = START + COMPILATION * (step.kind in ranks.TRAINS)
-    if generated and samples_by_vllm(config, True):
-        decode, start = decode + SCHEDULING, start + ENGINE_START
+    by_vllm = config.data.teacher.engine == "vllm" if step.kind == "data" else samples_by_vllm(config, True)
+    if generated and by_vllm:
+        decode, start = max(decode, SCHEDULING), start + ENGINE_START
     computed = 6 * weights * trained / (0.4 * device.flops) + generated * decode
     return start + computed / ranks.count(step.kind, {"processes": config.execution.processes})

@@ -40,7 +40,7 @@ NAMES = {
 MICRO_TOKENS = ("sft_micro_tokens", "signal_micro_tokens")
 FRUGAL = ("gradient_checkpointing", "vllm.sleep")  # settings that take less memory when they are true
 LEAST_BATCH = 16  # sequences that vLLM decodes at once; fewer save nothing worth having
-LEAST_SHARE = 0.1  # of a GPU that vLLM starts with, whatever the model
+LEAST_SHARE = 0.1  # of a whole GPU that vLLM starts with, whatever the model
 LEAST_ALONE, STEP_ALONE = 0.5, 0.1  # of vLLM's share where it has the GPU alone
 MODEL_WORDS = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -57,7 +57,7 @@ class Need:
         row: tokens of the longest sequence, which no micro-batch is smaller than.
         vllm: whether vLLM samples in it.
         identity: what makes it the same case as another run's: model, training, device.
-        least_share: of the GPU that vLLM can start with.
+        least_share: of the step's part of the GPU that vLLM can start with.
     """
 
     role: str

@@ -18,7 +18,8 @@ from vibethinker.plan import Plan, Step, StepState, role_of
 from vibethinker.requirements import sampled_at_once, samples_by_vllm
 from vibethinker.worker import ranks
 
-# What can't share a GPU with another step: it takes all of it, or trains for hours on what memory there is.
+# What shares a GPU with no other step: it takes all of it, or trains for hours on what memory there is. A signal stage
+# does where `execution.stages_share` says so.
 ALONE = ("base", "signal")
 SAVED_A_SECOND = (1 << 30) / 4.5  # bytes written and sealed, as benchmarks/results/safety.json has it of a shared disk
 
@@ -98,11 +99,11 @@ def memory_need(
     Args:
         model: words of the config.json of the model that it reads.
     """
-    least = memory.LEAST_SHARE
-    if place.is_gpu and place.memory and model and "stage" in settings:
+    least = memory.LEAST_SHARE * place.shared_by
+    if place.is_gpu and place.share and model and "stage" in settings:
         precision = settings["base_model"]["precision"]
         floor = footprint.vllm_floor(Shape.of(model), settings["stage"]["context"], precision)
-        least = max(least, floor / place.memory)
+        least = max(least, floor / place.share)
     execution = config.execution
     how = {
         "backend": config.base_model.backend,
@@ -221,7 +222,8 @@ def _peak(
     if need.role == "signal":
         stays = footprint.between_updates(training)
         engine = {"vllm": share} if share else _rectangle(setting, need, shape, base["precision"])
-        fits = fits and stays + sum(engine.values()) <= place.share
+        floor = footprint.vllm_floor(shape, step.settings["stage"]["context"], base["precision"]) if share else 0
+        fits = fits and floor <= share and stays + sum(engine.values()) <= place.share
         if stays + sum(engine.values()) > sum(peak.values()):
             peak = {"weights, optimizer, context": stays, **engine}
     return fits, peak

@@ -117,10 +117,13 @@ class Execution(Settings):
     gradient_checkpointing: bool | None = setting(
         None, "compute activations again in the backward pass; None: on a GPU where they would not fit", execution=True
     )
-    steps_per_gpu: int = setting(1, "specialists, probes and evaluations that share one GPU", ge=1, execution=True)
+    steps_per_gpu: int = setting(
+        1, "specialists, probes and evaluations (and signal stages, by `stages_share`) that share one GPU", ge=1,
+        execution=True,
+    )  # fmt: skip
     stages_share: bool = setting(
-        False, "signal stages share a GPU so too, or the CPU's slots, instead of having the machine alone: for an "
-        "experiment's runs side by side with a small model", execution=True,
+        False, "a signal stage takes one share of a GPU (one of `steps_per_gpu`) or one of the CPU's slots, and not "
+        "all of them: for an experiment's runs side by side with a small model", execution=True,
     )  # fmt: skip
     processes: int = setting(
         1, "processes of one training step, each on a GPU of its own (or a part of the CPU)", ge=1, execution=True

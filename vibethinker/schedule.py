@@ -14,6 +14,7 @@ from vibethinker import hardware
 from vibethinker.config import Config
 from vibethinker.needs import Place, alone
 from vibethinker.plan import Plan, Step, role_of
+from vibethinker.worker import ranks
 from vibethinker.workload import computes
 
 # Until the first step begins, and after the last one: Prefect's server, the steps' imports, MLflow, the report.
@@ -73,9 +74,9 @@ def _width(config: Config, step: Step, place: Place | None, total: int) -> int:
         return 0
     if place is None:
         return total if alone(config, step) else 1
-    execution = config.execution
-    gpus = max(1, execution.processes) if alone(config, step) or execution.processes > 1 else 0
-    return min(total, execution.steps_per_gpu * gpus or 1)
+    several = ranks.count(step.kind, {"processes": config.execution.processes})
+    gpus = several if several > 1 else int(alone(config, step))
+    return min(total, config.execution.steps_per_gpu * gpus or 1)
 
 
 def whole(

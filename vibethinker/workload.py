@@ -125,7 +125,12 @@ def context(config: Config, step: Step) -> float:
     """Tokens of a sequence while it is sampled, on average."""
     if step.kind == "signal":
         return step.settings["stage"]["context"] * FILL
-    return config.evaluation.max_tokens * FILL
+    longest = {
+        "data": config.data.teacher.max_tokens,
+        "probe": config.spectrum.probing.max_tokens,
+        "fusion": config.spectrum.probing.max_tokens,
+    }.get(step.kind, config.evaluation.max_tokens)
+    return longest * FILL
 
 
 def share(config: Config, step: Step, place: Place | None) -> float:
@@ -161,6 +166,8 @@ def _conditions(config: Config, step: Step, model: Mapping[str, Any] | None, pla
         "machine": known(place.name) or place.name if place else f"{environment.processor()}, {hardware.cores()} cores",
         "share": round(share(config, step, place), 6),
     }
+    if step.kind == "data" and (teacher := config.data.teacher).model is not None:
+        found["teacher"] = [teacher.model, teacher.engine]
     if step.kind not in ("data", "report"):
         found |= {
             "model": list(astuple(Shape.of(model))) if model else None,

@@ -65,8 +65,8 @@ def test_a_file_says_whether_a_text_begins_with_a_token(shaped, tmp_path):
 
 @pytest.mark.parametrize(
     ("stops", "ends"),
-    [(1, [1]), ([5, 1], [1, 5]), (5, [5, 1]), ([5, 6, 7], [5, 6, 7]), (None, [1])],
-    ids=["the tokenizer's", "more than it", "not it", "many", "unknown"],
+    [(1, [1]), ([5, 1], [1, 5]), (5, [5, 1]), ([5, 6], [5, 6, 1]), (None, [1])],
+    ids=["the tokenizer's", "more than it", "not it", "two others", "unknown"],
 )
 def test_a_file_names_the_tokens_that_end_the_models_answers(tmp_path, stops, ends):
     import gguf
@@ -76,6 +76,14 @@ def test_a_file_names_the_tokens_that_end_the_models_answers(tmp_path, stops, en
     said = {key: value.value for key, value in writer.kv_data[0].items()}
     kinds = [f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom")]
     assert [said[kind] for kind in kinds if kind in said] == ends
+
+
+def test_more_ends_than_a_file_can_name_are_refused(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "vocabulary.gguf", "qwen2")
+    with pytest.raises(ConfigurationError, match=r"end at 4 tokens, and a GGUF file names 3: .* use --format hf"):
+        add_vocabulary(writer, new_tokenizer("qwen"), 360, [5, 6, 7])
 
 
 @pytest.mark.long

@@ -120,6 +120,20 @@ def test_steps_share_a_gpu_as_far_as_the_setting_goes_and_a_stage_has_one_alone(
     assert len(pairs) == 1, "the other two were there together"
 
 
+def test_stages_share_a_gpu_where_the_run_says_so(api: Api, tmp_path: Path) -> None:
+    create(api, "7", 2)
+    try:
+        environ, over = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}, str(tmp_path / "over")
+        settings = ["execution.steps_per_gpu=2", "execution.stages_share=true"]
+        run = start(environ, tmp_path, ("signal", over), ("signal", over), overrides=settings)
+        assert {first_line(run, "computes")["computes"] for _ in range(2)} == {"signal-0", "signal-1"}
+        Path(over).touch()
+        found = finish(run).values()
+    finally:
+        httpx.delete(f"{api.url}/v2/concurrency_limits/{limit_name('7')}")
+    assert all((said["vllm_shared_memory"], said["gpu_share"]) == (0.2, 0.5) for said in found)
+
+
 def test_work_for_the_cpu_neither_waits_for_a_gpu_nor_sees_one(api: Api, tmp_path: Path) -> None:
     environ = {**api.environ, "CUDA_VISIBLE_DEVICES": "7"}  # whose limit doesn't exist
     [said] = finish(start(environ, tmp_path, ("fusion", 0.1))).values()

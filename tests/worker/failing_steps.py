@@ -205,6 +205,7 @@ def compute(context: StepContext) -> Metrics:
         "device": context.execution["device"],
         "threads": context.execution["threads"],
         "vllm_memory": context.execution["vllm"]["memory"],
+        "vllm_shared_memory": context.execution["vllm"]["shared_memory"],
         "gpu_share": context.execution["gpu_share"],
         "began": began,
         "ended": time.time(),

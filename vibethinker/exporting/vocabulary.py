@@ -72,6 +72,11 @@ def _add_special(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, stops: 
     configured, own = stops if isinstance(stops, (list, tuple)) else [stops], tokenizer.eos_token_id
     named = [own, *configured] if own in configured else [*configured, own]
     ends = list(dict.fromkeys(token for token in named if token is not None))
+    if len(ends) > len(_STOPS):
+        raise ConfigurationError(
+            f"The model's answers end at {len(ends)} tokens, and a GGUF file names {len(_STOPS)}: take some out of "
+            "eos_token_id in generation_config.json, or use --format hf."
+        )
     tokens = dict(zip(_STOPS, ends, strict=False)) | {"bos": tokenizer.bos_token_id, "pad": tokenizer.pad_token_id}
     for kind, token in tokens.items():
         if token is not None:
