@@ -106,10 +106,16 @@ def gap(mine, theirs, at):
     return float(logits[chosen(mine)].max() - logits[chosen(theirs)].max())
 
 
+def shown(row):
+    # llama.cpp may give the token that ends an answer too.
+    answer = row["answer"][:-1] if row["ended"] and row["answer"][-1:] and row["answer"][-1] in stops else row["answer"]
+    return {**row, "answer": answer}
+
+
 compared = {}
 for name, others in given.get("others", {}).items():
     compared[name] = []
-    for mine, theirs in zip(rows, others):
+    for mine, theirs in zip(rows, map(shown, others)):
         ends = [[*row["answer"], *([-1] if row["ended"] else [])] for row in (mine, theirs)]
         longest = max(map(len, ends))
         both = zip(*(one + [None] * (longest - len(one)) for one in ends))
