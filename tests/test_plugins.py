@@ -19,6 +19,8 @@ from vibethinker.config import load
 from vibethinker.errors import ConfigurationError
 from vibethinker.plan import build, plugin_notes
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MICRO = ("--profile", "micro", "--set", "signal.stages=[]")
 # A plan of every kind of step that a plugin decides.
@@ -85,7 +87,6 @@ def test_an_example_is_a_file_of_at_most_40_lines() -> None:
     assert all(len(file.read_text().splitlines()) <= 40 for file in files)
 
 
-@pytest.mark.slow
 def test_a_domain_s_problems_are_prepared_with_verified_traces(examples: Path, tmp_path: Path) -> None:
     settings = ("--set", "domains=[remainders]", "--output", "made")
     done = vibethinker("data", "prepare", *MICRO, *settings, path=examples, cwd=tmp_path)
@@ -142,7 +143,6 @@ def test_a_benchmark_is_measured_by_its_protocol(
     assert [outcome["id"] for outcome in found["outcomes"]] == ["clock-clock-1", "clock-clock-2"]
 
 
-@pytest.mark.slow
 def test_a_notification_is_posted_and_its_address_told_nobody(examples: Path, tmp_path: Path, slack: Slack) -> None:
     environ = {"EXAMPLE_WEBHOOK_URL": slack.url, "PREFECT_API_URL": ""}
     done = vibethinker("notify", "test", "--channel", "webhook", path=examples, cwd=tmp_path, **environ)
@@ -245,7 +245,6 @@ def test_a_plugin_that_can_not_be_imported_is_told_with_its_distribution(
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_reward_that_fails_hangs_or_can_not_tell_spoils_no_other_verdict(
     tmp_path: Path, beside: Callable[..., None]
 ) -> None:

@@ -15,6 +15,8 @@ from vibethinker.artifacts import Artifact, Store
 from vibethinker.errors import ConfigurationError, InfrastructureError
 from vibethinker.remote import Remote
 
+pytestmark = pytest.mark.slow
+
 DATA, MODEL = ("data", "d" * 64), ("specialist-algebra", "e" * 64)
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from vibethinker import validation
 
+pytestmark = pytest.mark.slow
+
 
 def vibethinker(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vibethinker", *arguments]
@@ -21,7 +23,6 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.slow
 def test_a_specialist_and_a_signal_stage_are_trained_from_files(tiny_model_folder: Path, tmp_path: Path) -> None:
     problems = [{"problem": f"{i}+1?", "answer": str(i + 1), "solution": f"\\boxed{{{i + 1}}}"} for i in range(16)]
     write(tmp_path / "train.jsonl", problems)
@@ -71,7 +72,6 @@ def test_a_malformed_row_is_named(tiny_model_folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_a_signal_stage_without_a_file_trains_on_the_configuration_s_problems(
     tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +85,6 @@ def test_a_signal_stage_without_a_file_trains_on_the_configuration_s_problems(
     assert validation.check(tmp_path / "out", "finite") is None
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_failed_step_keeps_what_it_printed(tiny_model_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"problem": "1+1?", "answer": "2"}])

@@ -193,6 +193,7 @@ def test_a_looping_problem_is_repetition_but_a_regular_formula_is_not():
 # --- language
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", FOREIGN)
 def test_problems_in_other_languages_are_found_and_kept_where_asked_for(text):
     assert reason(text) == "language"

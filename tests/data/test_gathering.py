@@ -18,6 +18,8 @@ from vibethinker.data.duplicates import bands, similarity
 from vibethinker.data.prepare import run
 from vibethinker.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -148,7 +150,6 @@ def test_unreadable_evaluation_rows_stop_the_run_too(prepare, jsonl):
     assert [q["source"] for q in prepared.lines("quarantine")] == ["held"]
 
 
-@pytest.mark.slow
 def test_a_killed_process_of_the_pool_ends_the_step_instead_of_hanging_it(data_context, jsonl):
     import psutil
 
@@ -239,7 +240,6 @@ def same(first: Path, second: Path) -> bool:
     return len(names) > 8 and filecmp.cmpfiles(first, second, names, shallow=False) == (names, [], [])
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(jsonl, tmp_path):
     rows = [row(i) for i in range(3000)] + [
         row(i, problem=f"find the {i}TH of w{i},  x{i} and y{i}.") for i in range(900)
@@ -278,7 +278,6 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(jsonl, tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-@pytest.mark.slow
 def test_its_processes_end_when_it_is_killed(jsonl, tmp_path):
     import psutil
 
@@ -320,7 +319,6 @@ def light_paraphrases(text: str, number: int) -> str:
     return changes[number % len(changes)](text)
 
 
-@pytest.mark.slow
 def test_every_planted_leak_is_found_among_50000_rows(shared_data, jsonl, tmp_path):
     from vibethinker.data.cleaning import decontaminate_file
 

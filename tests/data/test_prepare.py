@@ -13,6 +13,8 @@ from vibethinker.cli import cli
 from vibethinker.data.folding import signature
 from vibethinker.errors import ConfigurationError, DataError
 
+pytestmark = pytest.mark.slow
+
 DOMAINS = ("algebra", "geometry", "calculus", "statistics", "code")
 GENERATED = {"problems": 120, "evaluation": 10}
 

@@ -26,6 +26,8 @@ from vibethinker.plugins import BUILT_IN
 from vibethinker.plugins import DOMAINS as GROUP
 from vibethinker.verification.schema import check_tests
 
+pytestmark = pytest.mark.slow
+
 DOMAINS = tuple(BUILT_IN[GROUP])
 MATHS = [domain for domain in DOMAINS if domain != "code"]
 LEVELS = [(domain, difficulty) for domain in DOMAINS for difficulty in DIFFICULTIES]
@@ -46,7 +48,6 @@ def sample(domain: str, difficulty: int) -> list[ProceduralProblem]:
 # --- counts, order, refusals ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @every_level
 def test_three_thousand_distinct_problems(domain: str, difficulty: int) -> None:
     made = [one.problem for one in problems(domain, difficulty)]
@@ -115,7 +116,6 @@ def test_solutions_differ_in_their_steps_and_end_with_the_answer(domain: str, di
         assert all(re.fullmatch(reasoning + ending, solution) for solution in one.solutions)
 
 
-@pytest.mark.slow
 @every_level
 def test_every_written_equation_is_true(domain: str, difficulty: int) -> None:
     operate: dict[str, Callable[[int, int], Fraction]] = {
@@ -208,7 +208,6 @@ def recompute(text: str) -> Any:
     return oracle(*match.groups())
 
 
-@pytest.mark.slow
 @every_maths_level
 def test_gold_is_what_an_independent_computation_gives(domain: str, difficulty: int) -> None:
     for one in sample(domain, difficulty):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +145,26 @@ def test_the_studies_of_the_docs_can_be_planned(tmp_path: Path, file: Path):
     assert len(found.cells) == len(found.arms) * len(found.design.seeds)
 
 
+MODEL = {
+    "model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 512, "max_position_embeddings": 32768,
+}  # fmt: skip
 STUDIES = sorted((Path(__file__).parents[2] / "docs" / "studies").glob("*.yaml"))
 
 
 def test_the_documentation_has_studies():
-    assert {file.stem for file in STUDIES} == {"mgpo", "spectrum"}
+    assert {file.stem for file in STUDIES} == {"mgpo", "mgpo-gsm8k", "spectrum"}
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_study_of_the_documentation_is_valid(file: Path, tmp_path: Path):
-    found = make(read(file), tmp_path)
+    values = read(file)
+    if "config" in values:  # it is given a model and data by --set
+        for name in ("gsm8k_train", "gsm8k_test", "math_train", "math500_test"):
+            (tmp_path / f"{name}.jsonl").write_text("{}\n")
+        (tmp_path / "config.json").write_text(json.dumps(MODEL))
+        names = ("base_model.source", "data.teacher.model", "data.directory")
+        values = overridden(values, [f"{name}={tmp_path}" for name in names])
+    found = make(values, tmp_path)
     assert found.design.name == file.stem
     assert len(found.cells) == len(found.arms) * len(found.design.seeds)

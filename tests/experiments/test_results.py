@@ -19,6 +19,8 @@ from vibethinker.experiments.design import Experiment, make
 from vibethinker.experiments.results import Results
 from vibethinker.experiments.study import ALIVE, Study, ended, read_result
 
+pytestmark = pytest.mark.slow
+
 SAMPLES, PROBLEMS = 8, 40
 DESIGN = {
     **BASIC,

@@ -20,6 +20,8 @@ from vibethinker.generation.replies import Spending
 from vibethinker.generation.server import ServerChat
 from vibethinker.generation.wire import retry_after, whole_characters
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = {"error": {"message": "too long", "code": "context_length_exceeded", "type": "invalid_request_error"}}
 VLLM_CONTEXT = {"object": "error", "message": "This model's maximum context length is 64 tokens.", "code": 400}
 
@@ -79,7 +81,6 @@ def charged_then(last):
     return behave
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "cause", "lost"),
     [

@@ -15,6 +15,8 @@ from vibethinker.models.tokenizers import read_tokenizer
 from vibethinker.models.trainable import PROJECTIONS, _harmless_tokenizer
 from vibethinker.settings import Lora
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.arange(5, 25)[None]
 
 
@@ -207,7 +209,6 @@ def sharded_policies(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_sharded_policy_is_gathered(tiny_model_folder, tmp_path):
     copied = Path(shutil.copytree(tiny_model_folder, tmp_path / "copied"))

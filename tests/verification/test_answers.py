@@ -53,6 +53,7 @@ def test_every_pair_judged_by_hand_gets_its_verdict(verifier, form):
     assert [(row, verdict) for row, verdict in zip(rows, found, strict=True) if verdict != row["verdict"]] == []
 
 
+@pytest.mark.slow
 def test_pairs_that_a_reviewer_found_judged_wrongly_are_so_no_more(verifier):
     rows = [json.loads(line) for line in (Path(__file__).parent / "found.jsonl").read_text().splitlines()]
     found = verdicts(verifier, [(row["gold"], row["answer"]) for row in rows])
