@@ -19,6 +19,8 @@ import yaml
 from tests.scenes import Scene
 from vibethinker.cli import main
 
+pytestmark = pytest.mark.slow
+
 TABLE = yaml.safe_load(Path(__file__).with_name("mistakes.yaml").read_text(encoding="utf-8"))
 
 

@@ -200,6 +200,7 @@ def test_what_is_younger_stays_and_so_does_what_comes_from_the_future(workspace:
     assert found.kept == {"late": "young"}
 
 
+@pytest.mark.slow
 def test_locks_of_forgotten_steps_go_and_a_waiting_process_does_not_hold_a_dead_one(workspace: Path) -> None:
     store = Store(workspace)
     path = workspace / "locks" / f"fusion-{A}"

@@ -178,6 +178,7 @@ def compose() -> dict[str, Any]:
     return yaml.safe_load((FOLDER / "compose.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_compose_s_schema_accepts_it() -> None:
     command = [program("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(FOLDER / "compose.yaml")]
     done = subprocess.run(command, capture_output=True, text=True)

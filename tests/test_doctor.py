@@ -80,6 +80,7 @@ def test_a_damaged_store_and_a_full_or_foreign_folder_are_failures(tmp_path, mon
     assert doctor.disk(tmp_path).state == "failure"
 
 
+@pytest.mark.slow
 def test_without_a_sandbox_a_run_of_programs_fails(tmp_path):
     refused = ["sandbox.tier=rlimits", "sandbox.allow_unsafe=false"]
     assert doctor.sandbox(configuration.load("tiny", overrides=refused)).state == "failure"

@@ -177,6 +177,7 @@ def test_a_terminal_shows_the_run_until_it_ends(played):
         assert said in text
 
 
+@pytest.mark.slow
 def test_elsewhere_lines_say_what_changes_and_a_lost_process_ends_it(played):
     played.save(data=DONE, base={"state": "running"})
     watching = subprocess.Popen([*COMMAND, str(played.folder.parents[1])], stdout=subprocess.PIPE, text=True)

@@ -108,6 +108,7 @@ def brute_force(train: list[str], evaluation: list[str]) -> set[int]:
     return {index for index, text in enumerate(train) if tens(folded(text)) & everything}
 
 
+@pytest.mark.slow
 def test_gsm8k_hits_are_those_of_a_brute_force_search(shared_data):
     train = [row["question"] for row in rows(shared_data, "gsm8k_train.jsonl")]
     evaluation = [row["question"] for row in rows(shared_data, "gsm8k_test.jsonl")]
@@ -119,6 +120,7 @@ def test_gsm8k_hits_are_those_of_a_brute_force_search(shared_data):
     assert classes == {"near_copy": 2, "shared_passage": 9}
 
 
+@pytest.mark.slow
 def test_math500_hits_without_whitelist_are_those_of_a_brute_force_search(shared_data):
     prefix = r"Return your final response within \boxed{}."
     train = [row["problem"] for row in rows(shared_data, "math_train.jsonl")]
@@ -159,6 +161,7 @@ def holds(parts: list[str], problem: list[str], n: int) -> bool:
     return size >= 3 and any({"x", "7"}.isdisjoint(parts[:i] + parts[i + size :]) for i in at)
 
 
+@pytest.mark.slow
 @given(TOKENS, st.lists(st.tuples(st.booleans(), TOKENS), max_size=8), TOKENS, st.integers(2, 12))
 def test_whole_problems_are_found_as_by_trying_each(start, ends, around, n):
     """Of problems many of which start alike, or with one another."""

@@ -102,6 +102,7 @@ def test_keywords_are_whole_words_with_their_plurals_and_the_longest_counts(clas
     assert classifier.classify(text).matched == matched
 
 
+@pytest.mark.slow
 def test_keywords_of_the_settings_are_added_and_leave_their_old_domain():
     text = "A matrix over a Galois field; galois."
     assert classify(text).domain == "calculus"

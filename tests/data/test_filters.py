@@ -201,11 +201,13 @@ def test_problems_in_other_languages_are_found_and_kept_where_asked_for(text):
     assert reason(text, languages=()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ENGLISH)
 def test_english_with_few_function_words_is_kept(text):
     assert reason(text) is None
 
 
+@pytest.mark.slow
 def test_english_is_left_out_where_only_another_language_is_kept():
     assert reason("How many apples does she have now, if she ate 3 of 7?", languages=("de",)) == "language"
 
@@ -218,6 +220,7 @@ def test_too_little_prose_to_tell_is_kept():
     assert reason(r"Berechne $\sqrt{144} + 3$.") is None
 
 
+@pytest.mark.slow
 def test_an_unknown_language_is_a_mistake_in_the_configuration():
     with pytest.raises(ConfigurationError, match=r"data\.filters\.languages has 'xx'"):
         reason("Wie viele Tage hat ein Jahr und warum?", languages=("de", "xx"))
@@ -281,6 +284,7 @@ def test_an_answer_that_merely_occurs_is_no_leak(problem, gold):
 # --- everything
 
 
+@pytest.mark.slow
 def test_the_filters_remove_no_shared_problem(shared):
     filters = ProblemFilter(Filters())
     assert [row for row in shared if filters.reason(row.problem, row.gold)] == []

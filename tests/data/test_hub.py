@@ -27,6 +27,8 @@ from vibethinker.data.readers import LAYOUT, files_of
 from vibethinker.data.settings import DataFile, Hub
 from vibethinker.errors import ConfigurationError, InfrastructureError, VibeThinkerError
 
+pytestmark = pytest.mark.slow
+
 ID, COMMIT, OTHER = "someone/problems", "5" * 40, "6" * 40
 TOKEN = "hf_averysecrettoken"
 FILES = {

@@ -126,6 +126,7 @@ def test_a_header_of_csv_that_can_not_be_read_is_not_replaced_by_the_next_row(tm
         list(read_rows(tmp_path / "rows.csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.parquet", "rows.arrow"])
 def test_a_row_that_is_too_long_as_a_whole_costs_only_itself(tmp_path, name):
     rows = [{"problem": "é" * n, "answer": "1" * n} for n in (1, 1 << 19, 2)]

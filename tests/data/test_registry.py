@@ -128,6 +128,7 @@ def test_a_set_whose_golds_are_all_one_is_refused(tmp_path):
     assert len(protected(rows[:3]).evaluation["gpqa"]) == 3
 
 
+@pytest.mark.slow
 def test_the_registry_loads_no_torch():
     code = (
         "import sys; from vibethinker.data import registry; from vibethinker import plan;"

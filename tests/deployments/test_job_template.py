@@ -95,6 +95,7 @@ def test_defaults_fit_the_repository_s_manifests_and_images(template: dict[str, 
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in dockerfile
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["1.30", "1.37"])
 def test_kubernetes_takes_the_job(template: dict[str, Any], release: str) -> None:
     job = filled(template, name="micro", labels={"team": "a"}).job_manifest

@@ -109,6 +109,7 @@ def test_all_blocks_of_a_page_that_trains_run(page: Path, tmp_path: Path) -> Non
     _run([block for block in blocks(page) if block.mark.startswith("run") and block.mark != "run by"], tmp_path)
 
 
+@pytest.mark.slow
 def test_commands_in_running_text_exist() -> None:
     for page in PAGES:
         for name in re.findall(r"`vibethinker ([a-z][a-z-]*)\b[^`]*`", page.read_text(encoding="utf-8")):

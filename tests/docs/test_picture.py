@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from docs.tools import picture
 from tests.docs.blocks import ROOT
 from tests.reporting.synthetic import DOMAINS, SyntheticRun
@@ -13,6 +15,7 @@ from tests.reporting.synthetic import DOMAINS, SyntheticRun
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+@pytest.mark.slow
 def test_the_picture_has_the_recipe_s_phases_with_their_curves(tmp_path: Path) -> None:
     report = SyntheticRun(tmp_path / "inputs").build().report(tmp_path / "report")
     root = ElementTree.fromstring(picture.draw(report, "tiny-1"))

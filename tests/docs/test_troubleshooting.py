@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
+import pytest
+
 from tests.docs.blocks import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -35,6 +37,7 @@ def holds(text: str, parts: list[str]) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_every_message_is_one_that_the_code_says() -> None:
     messages = re.findall(r"^\| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(messages) > 50

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from vibethinker.evaluation.consensus import consensus
 from vibethinker.verification import Verdict
 
@@ -34,6 +36,7 @@ def test_no_answer_and_a_failed_verifier_do_not_vote(verifier):
     assert consensus([votes(0, None), votes(0, "1")], verifier) == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_equivalence_that_only_the_verifier_sees_joins_groups(verifier):
     assert consensus([votes(1, "2\\sqrt{2}", "\\sqrt{8}")], verifier) == [0.0]
 

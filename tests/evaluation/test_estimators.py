@@ -60,6 +60,7 @@ def test_a_bootstrap_interval_holds_the_mean_and_repeats_for_a_seed():
     assert bootstrap(values, seed=1) == first != bootstrap(values, seed=2)
 
 
+@pytest.mark.slow
 def test_a_bootstrap_interval_agrees_with_the_normal_one_for_many_problems():
     values = np.random.default_rng(4).random(4000)
     found, error = bootstrap(values), values.std() / math.sqrt(len(values))

@@ -68,6 +68,7 @@ def test_samples_on_which_the_verifier_fails_are_left_out_of_n(measured, verifie
         pass_scores(outcomes[1:], [2])
 
 
+@pytest.mark.slow
 def test_code_problems_have_no_majority_vote(verifier, scripted, tiny_tokenizer):
     from vibethinker.data.schema import Problem
     from vibethinker.verification import CodeLimits, Verifier

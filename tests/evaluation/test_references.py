@@ -74,6 +74,7 @@ def test_mbpps_references_pass_but_for_those_that_are_explained(shared, runner):
     assert len(failed) <= 0.01 * len(pairs)
 
 
+@pytest.mark.slow
 def test_gsm8ks_golds_and_only_they_are_right(shared, runner):
     settings = config.load("tiny", environ={})
     problems = load_sets([f"gsm8k={shared('gsm8k_test.jsonl')}"], settings)["gsm8k"].problems

@@ -53,6 +53,7 @@ def test_other_seeds_draw_more_anew(tmp_path: Path, reseed: str, still: set[str]
     assert shared == still | ({"evaluation-base"} if still else set())
 
 
+@pytest.mark.slow
 def test_axes_multiply_arms(tmp_path: Path):
     axes = {"signal.objective.epsilon_high": [0.2, 0.28], "signal.stages.0.steps": [2, 3]}
     found = made(tmp_path, axes=axes, control="grpo-epsilon_high-0.2-steps-2")

@@ -51,6 +51,7 @@ def test_a_folder_loads_in_a_fresh_process_with_only_transformers(shaped, here, 
     assert [answers_alone(output, q) for q in checking.QUESTIONS[:1]] == wanted[:1]
 
 
+@pytest.mark.slow
 def test_a_file_lies_where_it_is_asked_for_with_its_card(shaped, here, tmp_path):
     code, _, err = here(shaped("qwen3"), "--format", "gguf", "--output", tmp_path / "new" / "small.gguf")
     assert code == 0, err
@@ -176,6 +177,7 @@ def test_a_model_goes_by_its_step_whichever_training_it_is_of(tmp_path, tiny_mod
     assert "| y | avg@4 | 75.0 % |" in text and "25.0 %" not in text
 
 
+@pytest.mark.slow
 def test_adapters_are_merged_into_their_unquantised_base(workspace, tmp_path):
     from vibethinker.exporting.writing import write
 

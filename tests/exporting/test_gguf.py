@@ -52,6 +52,7 @@ def drop_end(ids: list[int], end: int = 1) -> list[int]:
     return ids[:-1] if ids and ids[-1] == end else ids
 
 
+@pytest.mark.slow
 def test_a_file_says_whether_a_text_begins_with_a_token(shaped, tmp_path):
     import gguf
 

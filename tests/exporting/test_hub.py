@@ -36,6 +36,7 @@ def test_an_export_is_uploaded_whole(shaped, hub, environ, tmp_path):
     assert hub.files["someone/small"] == {path.name: path.read_bytes() for path in output.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_expired_token_is_refused_in_a_sentence_before_any_work(shaped, hub, environ, tmp_path):
     expired = TOKEN[::-1].replace("_fh", "") + "x"
     done = export(
@@ -48,6 +49,7 @@ def test_an_expired_token_is_refused_in_a_sentence_before_any_work(shaped, hub, 
     assert not (tmp_path / "out").exists() and hub.seen == [("GET", "/api/whoami-v2")]
 
 
+@pytest.mark.slow
 def test_without_a_token_nothing_is_asked(shaped, hub, environ, tmp_path):
     done = export(
         shaped("qwen3"), "--format", "hf", "--output", tmp_path / "out", "--push", "someone/small",

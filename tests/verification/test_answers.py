@@ -60,6 +60,7 @@ def test_pairs_that_a_reviewer_found_judged_wrongly_are_so_no_more(verifier):
     assert [(row, verdict) for row, verdict in zip(rows, found, strict=True) if verdict != row["verdict"]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gold", "answer"),
     [
@@ -81,6 +82,7 @@ def nested(depth: int) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "box",
     [
@@ -163,6 +165,7 @@ def mutated(answers: Sequence[str], seed: int) -> list[tuple[str, str]]:
     return [(gold, changed) for gold in clear for changed in mutations(gold, chance)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*GOLDS, "math_train.jsonl"])
 def test_changing_a_digit_a_sign_or_a_bracket_makes_an_answer_wrong(verifier, shared_data, name):
     pairs = mutated(golds(shared_data, name), seed=1)
@@ -257,6 +260,7 @@ def test_the_exact_path_never_disagrees_with_the_full_one_on_generated_answers()
     assert decided > 1200
 
 
+@pytest.mark.slow
 def test_the_exact_path_never_disagrees_with_the_full_one_on_real_answers(shared_data):
     chance = random.Random(5)
     pairs = [(row["gold"], row["answer"]) for row in CORPUS if "answer" in row and row["form"] != "hacking"]

@@ -29,6 +29,7 @@ def test_failures_of_the_verifier_are_left_out_and_all_else_counts(verdict, coun
     assert Verdict(verdict, None, 0.0).counts is counts
 
 
+@pytest.mark.slow
 def test_order_is_kept_and_what_was_extracted_is_told(verifier):
     items = [
         Item("math", r"\boxed{\sqrt{4}}", "2"),
