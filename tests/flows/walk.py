@@ -102,7 +102,7 @@ class Walk:
         for name, said in (
             ("seed", "Seed of everything random."),
             ("deterministic", "true or false"),
-            ("signal", "JSON with any of: objective, stages"),
+            ("signal", "JSON with any of: seed, objective, stages"),
             ("approvals", "JSON with any of: signal, promotion, hours."),
             ("refresh", "Steps to run again although their output is there"),
         ):
