@@ -58,10 +58,11 @@ class Arrays(Protocol):
 
 
 class Numpy:
-    """The CPU. Slices and what comes of them stay in a core's cache."""
+    """The CPU. Slices are so long that threads seldom wait for the interpreter's lock: with a quarter of this, which a
+    core's cache would hold, TIES took a quarter longer and linear two thirds (docs/results.md)."""
 
     xp: Any = np
-    slice = 1 << 15
+    slice = 1 << 17
 
     def __init__(self) -> None:
         self._local = threading.local()
