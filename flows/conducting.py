@@ -37,6 +37,8 @@ from vibethinker.experiments import design as designs
 from vibethinker.experiments.design import Cell, Experiment
 from vibethinker.experiments.study import Study
 
+POLL_SECONDS = 1.0
+
 
 class Conducting:
     """An experiment whose runs are being made; `result` is there once it has ended: result.json."""
@@ -49,16 +51,14 @@ class Conducting:
         self._sessions: set[session.Session] = set()
 
     def run(self, seed: int) -> None:
-        """Make this seed's runs, as many at once as the design allows; the very first one alone, as others would only
-        wait for what it makes."""
+        """Make this seed's runs, as many at once as the design allows. Of the very first seed one run begins, and the
+        others follow once what they have in common is there: until then they would only wait for it."""
         cells = [cell for cell in self.study.going(seed) if not self._ended(cell)]
-        if cells and (self.experiment.design.at_once == 1 or seed == self.seeds[0]):
-            self._make(cells.pop(0))
         if self.experiment.design.at_once == 1:
             for cell in cells:
                 self._make(cell)
         elif cells:
-            self._make_side_by_side(cells)
+            self._make_side_by_side(cells, led=seed == self.seeds[0])
 
     def look(self, after: int) -> None:
         """After so many seeds, give up the arms that have no hope."""
@@ -73,11 +73,15 @@ class Conducting:
             self.study.note(cell, run_id, "completed")
         return run_id is not None
 
-    def _make_side_by_side(self, cells: list[Cell]) -> None:
+    def _make_side_by_side(self, cells: list[Cell], led: bool) -> None:
         """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do."""
         with ThreadPoolTaskRunner(max_workers=self.experiment.design.at_once) as runner:
-            futures = [runner.submit(self._as_task(cell), {}) for cell in cells]
+            futures = []
             try:
+                for cell in cells:
+                    futures.append(runner.submit(self._as_task(cell), {}))
+                    while led and self.study.lacking(cells) and not futures[0].state.is_final():
+                        futures[0].wait(timeout=POLL_SECONDS)
                 for future in futures:
                     future.result()
             except BaseException:

@@ -18,6 +18,7 @@ from vibethinker.experiments import report
 from vibethinker.experiments.design import Experiment, make
 from vibethinker.experiments.results import Results
 from vibethinker.experiments.study import ALIVE, Study, ended, read_result
+from vibethinker.plan import role_of
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +160,17 @@ def test_nothing_is_claimed_of_an_arm_of_which_a_run_diverged(experiment: Experi
     assert report.verdict(rows["mgpo-2"]) == "1 runs diverged"
     assert not rows["mgpo-2"]["significant"]
     assert "diverged: It diverged." in (experiment.folder / "report.md").read_text()
+
+
+def test_what_runs_have_in_common_is_lacking_until_their_own_stages_can_begin(experiment: Experiment):
+    study, cells = Study(experiment, DESIGN), experiment.of_seed(1)
+    for step in cells[0].plan.steps:
+        shared = all(cell.plan[step.id].fingerprint == step.fingerprint for cell in cells)
+        if shared and role_of(step) not in ("evaluation", "report"):
+            assert study.lacking(cells)
+            publish(experiment, step.id, cells[0].arm, 1, {})
+    assert not study.lacking(cells), "the evaluations of shared models are waited for by nothing"
+    assert not study.lacking(cells[:1]), "a run alone shares nothing"
 
 
 def test_what_was_declared_stays_and_one_process_works_on_it(experiment: Experiment):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import report
 from vibethinker.experiments.design import Cell, Experiment
 from vibethinker.experiments.results import Results
+from vibethinker.plan import role_of
 
 SCHEMA = 1
 ALIVE = "alive"
@@ -66,6 +67,20 @@ class Study:
         if tested <= self.gone.keys():
             return []
         return [cell for cell in self.experiment.of_seed(seed) if cell.arm not in self.gone]
+
+    def lacking(self, cells: Sequence[Cell]) -> bool:
+        """Whether several of these runs need an output that has yet to be made before they can do what is their own;
+        that the models which they share are measured too, nothing else waits for."""
+        needed = Counter((step.id, step.fingerprint) for cell in cells for step in cell.plan.steps)
+        inputs = {
+            (name, cell.plan[name].fingerprint)
+            for cell in cells
+            for step in cell.plan.steps
+            if needed[step.id, step.fingerprint] == 1 and role_of(step) not in ("evaluation", "report")
+            for name in step.depends_on
+        }
+        store = Store(self.experiment.workspace)
+        return any(needed[one] > 1 and store.read(*one) is None for one in inputs)
 
     def finished(self, cell: Cell) -> str | None:
         """The id of this cell's run, if one has completed with all its outputs still there."""
