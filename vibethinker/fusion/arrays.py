@@ -7,6 +7,7 @@ is summed over a tensor.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ RAW: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
 }
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = {
     "F64": np.finfo(np.float64).max,
     "F32": float(np.finfo(np.float32).max),
@@ -59,7 +61,7 @@ class Arrays(Protocol):
 
 class Numpy:
     """The CPU. Slices are so long that threads seldom wait for the interpreter's lock: with a quarter of this, which a
-    core's cache would hold, TIES took a quarter longer and linear two thirds (docs/results.md)."""
+    core's cache would hold, methods took two thirds longer (docs/results.md)."""
 
     xp: Any = np
     slice = 1 << 17
@@ -146,7 +148,21 @@ def of(device: str) -> Arrays:
     Raises:
         ConfigurationError: it can't be used.
     """
-    return Numpy() if device == "cpu" else Torch(device)
+    if device != "cpu":
+        return Torch(device)
+    _keep_freed_memory()
+    return Numpy()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc use freed memory again: by itself it maps each array of a slice anew, and the kernel's zeroing of its
+    pages is a third of the time of TIES. Other C libraries go on as they do."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_M_MMAP_THRESHOLD, 64 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:

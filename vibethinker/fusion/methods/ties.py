@@ -58,10 +58,10 @@ class Ties:
     def merge(self, piece: Piece, facts: list[float]) -> Array:
         """See `Method`."""
         xp = piece.arrays.xp
-        total = xp.zeros_like(piece.base)
+        total, size = xp.zeros_like(piece.base), xp.empty_like(piece.base)
         for values, least, weight in zip(piece.models, facts, self._weights, strict=True):
             values -= piece.base
-            values *= abs(values) >= least  # a NaN stays one
+            values *= xp.abs(values, out=size) >= least  # a NaN stays one
             values *= weight
             total += values
         positive = total >= 0
@@ -104,7 +104,7 @@ def _sizes(piece: Piece, wanted: list[int]) -> list[tuple[np.ndarray, np.ndarray
 
 def _size(piece: Piece, values: Array) -> Array:
     values -= piece.base
-    return piece.arrays.xp.abs(values)
+    return piece.arrays.xp.abs(values, out=values)
 
 
 def _classes(piece: Piece, size: Array) -> Array:
