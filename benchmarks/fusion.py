@@ -64,15 +64,14 @@ def main() -> None:
         specialists = build(folder)
         result: dict[str, Any] = {
             "models": MODELS,
-            "rounds": arguments.rounds,
             "versions": versions() | installed("numpy") | peer_versions(arguments.peer_python),
-            "command": invocation(),
         }
+        how = {"rounds": arguments.rounds, "command": invocation()}
         if arguments.only and arguments.output and arguments.output.exists():
             result = json.loads(arguments.output.read_text()) | result
         for method in [arguments.only] if arguments.only else ["linear", "ties"]:
             for found in compare(method, folder, specialists, arguments.peer_python, arguments.rounds):
-                result[method] = found
+                result[method] = found | how
                 tell(result, arguments.output)
 
 
