@@ -62,11 +62,12 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         specialists = build(folder)
-        result: dict[str, Any] = {
-            "models": MODELS,
+        result: dict[str, Any] = {"models": MODELS}
+        how = {
+            "rounds": arguments.rounds,
             "versions": versions() | installed("numpy") | peer_versions(arguments.peer_python),
+            "command": invocation(),
         }
-        how = {"rounds": arguments.rounds, "command": invocation()}
         if arguments.only and arguments.output and arguments.output.exists():
             result = json.loads(arguments.output.read_text()) | result
         for method in [arguments.only] if arguments.only else ["linear", "ties"]:

@@ -51,14 +51,14 @@ class Conducting:
         self._sessions: set[session.Session] = set()
 
     def run(self, seed: int) -> None:
-        """Make this seed's runs, as many at once as the design allows. Of the very first seed one run begins, and the
-        others follow once what they have in common is there: until then they would only wait for it."""
+        """Make this seed's runs, as many at once as the design allows. One begins, and each other one follows once what
+        it shares with that one is there: until then it would only wait for it."""
         cells = [cell for cell in self.study.going(seed) if not self._ended(cell)]
         if self.experiment.design.at_once == 1:
             for cell in cells:
                 self._make(cell)
         elif cells:
-            self._make_side_by_side(cells, led=seed == self.seeds[0])
+            self._make_side_by_side(cells)
 
     def look(self, after: int) -> None:
         """After so many seeds, give up the arms that have no hope."""
@@ -73,15 +73,17 @@ class Conducting:
             self.study.note(cell, run_id, "completed")
         return run_id is not None
 
-    def _make_side_by_side(self, cells: list[Cell], led: bool) -> None:
+    def _make_side_by_side(self, cells: list[Cell]) -> None:
         """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do."""
+        first, *others = cells
         with ThreadPoolTaskRunner(max_workers=self.experiment.design.at_once) as runner:
             futures = []
             try:
-                for cell in cells:
-                    futures.append(runner.submit(self._as_task(cell), {}))
-                    while led and self.study.lacking(cells) and not futures[0].state.is_final():
-                        futures[0].wait(timeout=POLL_SECONDS)
+                futures.append(leader := runner.submit(self._as_task(first), {}))
+                # The thread's own future is asked: the task's state would be the server's, which may be away.
+                while self.study.lacking(first, others) and not leader.wrapped_future.done():
+                    leader.wait(timeout=POLL_SECONDS)
+                futures.extend(runner.submit(self._as_task(cell), {}) for cell in others if not self._stopping.is_set())
                 for future in futures:
                     future.result()
             except BaseException:
@@ -111,6 +113,8 @@ class Conducting:
             session.opened(plan, Lines(plan), tier=tier, sharing=self._sharing, tags=named) as current,
         ):
             self._sessions.add(current)
+            if self._stopping.is_set():  # while this one opened
+                current.stopping.set()
             self.study.note(cell, current.run.id, "running")
             try:
                 pipeline(profile=config.profile, workspace=str(plan.workspace))

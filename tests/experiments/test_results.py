@@ -15,7 +15,7 @@ from vibethinker import locks
 from vibethinker.artifacts import Store
 from vibethinker.errors import ConfigurationError
 from vibethinker.experiments import report
-from vibethinker.experiments.design import Experiment, make
+from vibethinker.experiments.design import Cell, Experiment, make
 from vibethinker.experiments.results import Results
 from vibethinker.experiments.study import ALIVE, Study, ended, read_result
 from vibethinker.plan import role_of
@@ -162,15 +162,34 @@ def test_nothing_is_claimed_of_an_arm_of_which_a_run_diverged(experiment: Experi
     assert "diverged: It diverged." in (experiment.folder / "report.md").read_text()
 
 
-def test_what_runs_have_in_common_is_lacking_until_their_own_stages_can_begin(experiment: Experiment):
+def made_alone(experiment: Experiment, study: Study, cells: list[Cell]) -> list[str]:
+    """The first run's steps that the others wait for, in its order; each is published on the way."""
+    first, *others = cells
+    waited = []
+    for step in first.plan.steps:
+        if study.lacking(first, others):
+            waited.append(step.id)
+        if role_of(step) not in ("evaluation", "report"):
+            publish(experiment, step.id, first.arm, first.seed, {})
+    return waited
+
+
+def test_other_runs_wait_for_what_they_share_with_the_first_until_their_own_stages_can_begin(experiment: Experiment):
     study, cells = Study(experiment, DESIGN), experiment.of_seed(1)
-    for step in cells[0].plan.steps:
-        shared = all(cell.plan[step.id].fingerprint == step.fingerprint for cell in cells)
-        if shared and role_of(step) not in ("evaluation", "report"):
-            assert study.lacking(cells)
-            publish(experiment, step.id, cells[0].arm, 1, {})
-    assert not study.lacking(cells), "the evaluations of shared models are waited for by nothing"
-    assert not study.lacking(cells[:1]), "a run alone shares nothing"
+    waited = made_alone(experiment, study, cells)
+    assert waited[0] == "data"
+    assert waited[-1] == "fusion"
+    assert not study.lacking(cells[0], []), "a run alone shares nothing"
+
+
+def test_what_others_share_without_the_first_run_is_not_waited_for(tmp_path: Path):
+    methods = {"grpo": "linear", "mgpo-1": "linear", "mgpo-2": "ties", "mgpo-4": "ties"}
+    arms = {arm: {"spectrum.fusion.method": method, **DESIGN["arms"][arm]} for arm, method in methods.items()}
+    experiment = make({**DESIGN, "arms": arms}, tmp_path)
+    cells = experiment.of_seed(1)
+    study = Study(experiment, DESIGN)
+    assert made_alone(experiment, study, cells)[-1] == "fusion"
+    assert Store(tmp_path).read("fusion", cells[-1].plan["fusion"].fingerprint) is None
 
 
 def test_what_was_declared_stays_and_one_process_works_on_it(experiment: Experiment):

@@ -68,19 +68,24 @@ class Study:
             return []
         return [cell for cell in self.experiment.of_seed(seed) if cell.arm not in self.gone]
 
-    def lacking(self, cells: Sequence[Cell]) -> bool:
-        """Whether several of these runs need an output that has yet to be made before they can do what is their own;
-        that the models which they share are measured too, nothing else waits for."""
-        needed = Counter((step.id, step.fingerprint) for cell in cells for step in cell.plan.steps)
+    def lacking(self, first: Cell, others: Sequence[Cell]) -> bool:
+        """Whether another run needs, for a step of its own, an output that it shares with the first one and that has
+        yet to be made. Evaluations don't count: nothing waits for them."""
+        made_by_first = {step.id: step.fingerprint for step in first.plan.steps}
+        store = Store(self.experiment.workspace)
+
+        def shared(cell: Cell, name: str) -> bool:
+            return made_by_first.get(name) == cell.plan[name].fingerprint
+
         inputs = {
             (name, cell.plan[name].fingerprint)
-            for cell in cells
+            for cell in others
             for step in cell.plan.steps
-            if needed[step.id, step.fingerprint] == 1 and role_of(step) not in ("evaluation", "report")
+            if not shared(cell, step.id) and role_of(step) not in ("evaluation", "report")
             for name in step.depends_on
+            if shared(cell, name)
         }
-        store = Store(self.experiment.workspace)
-        return any(needed[one] > 1 and store.read(*one) is None for one in inputs)
+        return any(store.read(*one) is None for one in inputs)
 
     def finished(self, cell: Cell) -> str | None:
         """The id of this cell's run, if one has completed with all its outputs still there."""

@@ -61,7 +61,7 @@ class Arrays(Protocol):
 
 class Numpy:
     """The CPU. Slices are so long that threads seldom wait for the interpreter's lock: with a quarter of this, which a
-    core's cache would hold, methods took two thirds longer (docs/results.md)."""
+    core's cache would hold, TIES took two thirds longer (docs/results.md)."""
 
     xp: Any = np
     slice = 1 << 17
@@ -143,7 +143,7 @@ class Torch:
 
 
 def of(device: str) -> Arrays:
-    """Where to compute on `cpu`, or what torch calls a device.
+    """Where to compute on `cpu`, which has this process keep freed memory, or what torch calls a device.
 
     Raises:
         ConfigurationError: it can't be used.
@@ -154,15 +154,15 @@ def of(device: str) -> Arrays:
     return Numpy()
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc use freed memory again: by itself it maps each array of a slice anew, and the kernel's zeroing of its
-    pages is a third of the time of TIES. Other C libraries go on as they do."""
+def _keep_freed_memory() -> bool:
+    """Have glibc use freed memory again, from now on and in all of this process; whether it does. By itself it maps
+    each array of a slice anew, and the kernel's zeroing of its pages is a third of the time of TIES."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return
-    mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-    mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+    except AttributeError:  # another C library
+        return False
+    # 32 MiB are the most that every glibc takes.
+    return bool(mallopt(_M_MMAP_THRESHOLD, 32 << 20) and mallopt(_M_TRIM_THRESHOLD, 256 << 20))
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:
