@@ -4,10 +4,10 @@
 
 `vibethinker export --format hf` writes the model (with --shard-size 500MB, so that there are shards); a process of its
 own loads that folder by `vllm.LLM` with its stock settings, another by transformers on the same GPU, both without this
-project. vLLM's FlashInfer sampler is off: greedy answers need none, and it is compiled at the first start, for minutes
-without a word. Each answers the same prompts greedily. In 16 bits the two round differently, so an answer may part
-where two tokens are all but equally likely: for each one that parts, `gap` is by how much transformers prefers its own
-token to vLLM's there, in nats. `same` holds if no gap exceeds --near.
+project. vLLM's FlashInfer sampler is off: greedy answers need none, and where it has yet to be compiled, vLLM starts
+for minutes without a word (vllm-project/vllm#54529). Each answers the same prompts greedily. In 16 bits the two round
+differently, so an answer may part where two tokens are all but equally likely: for each one that parts, `gap` is by how
+much transformers prefers its own token to vLLM's there, in nats. `same` holds if no gap exceeds --near.
 """
 
 from __future__ import annotations

@@ -71,8 +71,7 @@ class Study:
     def lacking(self, first: Cell, others: Sequence[Cell]) -> bool:
         """Whether another run needs, for a step of its own, an output that it shares with the first one and that has
         yet to be made. Evaluations don't count: nothing waits for them."""
-        made_by_first = {step.id: step.fingerprint for step in first.plan.steps}
-        store = Store(self.experiment.workspace)
+        made_by_first, store = first.plan.fingerprints, Store(self.experiment.workspace)
 
         def shared(cell: Cell, name: str) -> bool:
             return made_by_first.get(name) == cell.plan[name].fingerprint

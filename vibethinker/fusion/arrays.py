@@ -156,7 +156,7 @@ def of(device: str) -> Arrays:
 
 def _keep_freed_memory() -> bool:
     """Have glibc use freed memory again, from now on and in all of this process; whether it does. By itself it maps
-    each array of a slice anew, and the kernel's zeroing of its pages is a third of the time of TIES."""
+    each array of a slice anew, and the kernel's zeroing of its pages was over a quarter of the time of TIES."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
