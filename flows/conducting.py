@@ -9,7 +9,8 @@ and one whose training diverged is a result; any other failure ends the experime
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from prefect import Task, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.futures import PrefectConcurrentFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -46,14 +48,13 @@ class Conducting:
     def __init__(self, experiment: Experiment, study: Study, sharing: session.Sharing) -> None:
         self.experiment, self.study, self._sharing = experiment, study, sharing
         self.result: dict[str, Any] = {}
-        self.seeds = experiment.design.seeds
+        self.rounds = experiment.design.rounds
         self._stopping = threading.Event()
         self._sessions: set[session.Session] = set()
 
-    def run(self, seed: int) -> None:
-        """Make this seed's runs, as many at once as the design allows. One begins, and each other one follows once what
-        it shares with that one is there: until then it would only wait for it."""
-        cells = [cell for cell in self.study.going(seed) if not self._ended(cell)]
+    def run(self, seeds: Sequence[int]) -> None:
+        """Make the runs of these seeds, seed by seed, as many at once as the design allows."""
+        cells = [cell for seed in seeds for cell in self.study.going(seed) if not self._ended(cell)]
         if self.experiment.design.at_once == 1:
             for cell in cells:
                 self._make(cell)
@@ -61,7 +62,7 @@ class Conducting:
             self._make_side_by_side(cells)
 
     def look(self, after: int) -> None:
-        """After so many seeds, give up the arms that have no hope."""
+        """Once this many seeds are made, give up the arms that have no hope."""
         for arm in self.study.look(after):
             self._say(f"{arm} is given up after {after} seeds: no difference worth having is left to hope for")
 
@@ -74,24 +75,31 @@ class Conducting:
         return run_id is not None
 
     def _make_side_by_side(self, cells: list[Cell]) -> None:
-        """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do."""
-        first, *others = cells
+        """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do.
+
+        A run begins once all that it would wait for another one to make is there: begun sooner, it would only hold the
+        place of one that can do something.
+        """
+        waiting, going = list(cells), dict[PrefectConcurrentFuture[None], Cell]()
         with ThreadPoolTaskRunner(max_workers=self.experiment.design.at_once) as runner:
-            futures = []
             try:
-                futures.append(leader := runner.submit(self._as_task(first), {}))
-                # The thread's own future is asked: the task's state would be the server's, which may be away.
-                while self.study.lacking(first, others) and not leader.wrapped_future.done():
-                    leader.wait(timeout=POLL_SECONDS)
-                futures.extend(runner.submit(self._as_task(cell), {}) for cell in others if not self._stopping.is_set())
-                for future in futures:
-                    future.result()
+                while waiting or going:
+                    for cell in [*waiting]:
+                        if len(going) == self.experiment.design.at_once:
+                            break
+                        if not self.study.lacking(cell, going.values()):
+                            waiting.remove(cell)
+                            going[runner.submit(self._as_task(cell), {})] = cell
+                    # The threads' own futures are asked: a task's state would be the server's, which may be away.
+                    wait([future.wrapped_future for future in going], POLL_SECONDS, FIRST_COMPLETED)
+                    for future in [one for one in going if one.wrapped_future.done()]:
+                        del going[future]
+                        future.result()
             except BaseException:
                 self._stopping.set()
                 for current in list(self._sessions):
                     current.stopping.set()
-                for future in futures:
-                    future.wait()
+                wait([future.wrapped_future for future in going])
                 raise
 
     def _as_task(self, cell: Cell) -> Task[[], None]:

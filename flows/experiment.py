@@ -26,7 +26,7 @@ def experiment(design: dict[str, Any], workspace: Workspace = "") -> dict[str, A
         workspace: of outputs, runs and experiments.
     """
     with conducting(design, workspace) as conducted:
-        for number, seed in enumerate(conducted.seeds, start=1):
-            conducted.run(seed)  # every arm that hasn't been given up; what arms share is made once
-            conducted.look(number)  # arms without hope are given up, by the rule that the design states
+        for after, seeds in conducted.rounds:
+            conducted.run(seeds)  # every arm that hasn't been given up; what runs share is made once
+            conducted.look(after)  # arms without hope are given up, by the rule that the design states
     return conducted.result

@@ -169,3 +169,9 @@ def test_every_study_of_the_documentation_is_valid(file: Path, tmp_path: Path):
     found = make(values, tmp_path)
     assert found.design.name == file.stem
     assert len(found.cells) == len(found.arms) * len(found.design.seeds)
+
+
+def test_a_round_ends_with_each_look(tmp_path: Path):
+    assert made(tmp_path).design.rounds == [(3, (1, 2, 3))]
+    looks = made(tmp_path, seeds=[3, 1, 4, 5, 9], futility={"looks": [3, 2], "gain": 0.01}).design.rounds
+    assert looks == [(2, (3, 1)), (3, (4,)), (5, (5, 9))]

@@ -162,34 +162,36 @@ def test_nothing_is_claimed_of_an_arm_of_which_a_run_diverged(experiment: Experi
     assert "diverged: It diverged." in (experiment.folder / "report.md").read_text()
 
 
-def made_alone(experiment: Experiment, study: Study, cells: list[Cell]) -> list[str]:
-    """The first run's steps that the others wait for, in its order; each is published on the way."""
-    first, *others = cells
+def waits(experiment: Experiment, study: Study, first: Cell, other: Cell) -> list[str]:
+    """The first run's steps that the other run waits for, in their order; each is published on the way."""
     waited = []
     for step in first.plan.steps:
-        if study.lacking(first, others):
+        if study.lacking(other, [first]):
             waited.append(step.id)
         if role_of(step) not in ("evaluation", "report"):
             publish(experiment, step.id, first.arm, first.seed, {})
     return waited
 
 
-def test_other_runs_wait_for_what_they_share_with_the_first_until_their_own_stages_can_begin(experiment: Experiment):
-    study, cells = Study(experiment, DESIGN), experiment.of_seed(1)
-    waited = made_alone(experiment, study, cells)
+@pytest.mark.parametrize("other", [1, 4])
+def test_a_run_waits_for_what_it_shares_with_another_until_its_own_stages_can_begin(experiment: Experiment, other: int):
+    study = Study(experiment, DESIGN)
+    [first, same_seed, *_], [*_, other_seed] = experiment.of_seed(1), experiment.of_seed(2)
+    waited = waits(experiment, study, first, same_seed if other == 1 else other_seed)
     assert waited[0] == "data"
     assert waited[-1] == "fusion"
-    assert not study.lacking(cells[0], []), "a run alone shares nothing"
+    assert not study.lacking(first, []), "a run alone waits for nothing"
 
 
-def test_what_others_share_without_the_first_run_is_not_waited_for(tmp_path: Path):
+def test_what_is_shared_with_a_run_that_has_yet_to_begin_is_not_waited_for(tmp_path: Path):
     methods = {"grpo": "linear", "mgpo-1": "linear", "mgpo-2": "ties", "mgpo-4": "ties"}
     arms = {arm: {"spectrum.fusion.method": method, **DESIGN["arms"][arm]} for arm, method in methods.items()}
     experiment = make({**DESIGN, "arms": arms}, tmp_path)
-    cells = experiment.of_seed(1)
     study = Study(experiment, DESIGN)
-    assert made_alone(experiment, study, cells)[-1] == "fusion"
-    assert Store(tmp_path).read("fusion", cells[-1].plan["fusion"].fingerprint) is None
+    first, second, third, fourth = experiment.of_seed(1)
+    assert "fusion" not in waits(experiment, study, first, third)
+    assert not study.lacking(second, [first])
+    assert study.lacking(fourth, [first, third])
 
 
 def test_what_was_declared_stays_and_one_process_works_on_it(experiment: Experiment):

@@ -122,7 +122,7 @@ def test_an_experiment_that_was_killed_goes_on_and_repeats_nothing(api: Api, tmp
     command = [sys.executable, "-m", "vibethinker", "experiment", str(file), "--workspace", str(workspace)]
     process = subprocess.Popen(command, env=dict(api.environ), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     limit = time.monotonic() + 400
-    # The second seed is under way: the first one's runs are over.
+    # The second seed is under way, in the place of a run of the first one that is over.
     while len(list(workspace.glob("artifacts/signal-1/*/manifest.json"))) < 3:
         assert time.monotonic() < limit
         assert process.poll() is None, process.stderr and process.stderr.read()
@@ -132,7 +132,7 @@ def test_an_experiment_that_was_killed_goes_on_and_repeats_nothing(api: Api, tmp
     process.wait()
     assert psutil.wait_procs(family, timeout=10)[1] == []
     before, ended = manifests(workspace), [s["run_id"] for s in summaries(workspace) if s["status"] == "completed"]
-    assert len(ended) >= 2
+    assert ended
     begun = {run: (workspace / "runs" / run / "state.json").read_bytes() for run in ended}
     assert result_of(workspace)["status"] == "running"
     registered = result_of(workspace)["registered"]

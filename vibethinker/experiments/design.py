@@ -79,6 +79,14 @@ class Design(Settings):
     futility: Futility | None = setting(None, "when arms are given up early; None: never")
     at_once: int = setting(1, "runs side by side; steps still take turns on the same slots and GPUs", ge=1)
 
+    @property
+    def rounds(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The seeds from one look to the next, each with how many there are after them: nothing that a look may give
+        up is begun before it."""
+        looks = self.futility.looks if self.futility else ()
+        ends = sorted({*looks, len(self.seeds)})
+        return [(end, self.seeds[begin:end]) for begin, end in itertools.pairwise([0, *ends])]
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +68,11 @@ class Study:
             return []
         return [cell for cell in self.experiment.of_seed(seed) if cell.arm not in self.gone]
 
-    def lacking(self, first: Cell, others: Sequence[Cell]) -> bool:
-        """Whether another run needs, for a step of its own, an output that it shares with the first one and that has
-        yet to be made. Evaluations don't count: nothing waits for them."""
-        made_by_first, store = first.plan.fingerprints, Store(self.experiment.workspace)
-
-        def shared(cell: Cell, name: str) -> bool:
-            return made_by_first.get(name) == cell.plan[name].fingerprint
-
-        inputs = {
-            (name, cell.plan[name].fingerprint)
-            for cell in others
-            for step in cell.plan.steps
-            if not shared(cell, step.id) and role_of(step) not in ("evaluation", "report")
-            for name in step.depends_on
-            if shared(cell, name)
-        }
-        return any(store.read(*one) is None for one in inputs)
+    def lacking(self, cell: Cell, going: Iterable[Cell]) -> bool:
+        """Whether a run would wait for another one: needs, for a step of its own, an output that it shares with one of
+        those that go on and that has yet to be made. Evaluations don't count: nothing waits for them."""
+        store = Store(self.experiment.workspace)
+        return any(store.read(*one) is None for other in going for one in _shared_inputs(cell, other))
 
     def finished(self, cell: Cell) -> str | None:
         """The id of this cell's run, if one has completed with all its outputs still there."""
@@ -173,6 +161,22 @@ def ended(experiment: Experiment) -> bool:
 def read_result(folder: Path) -> dict[str, Any]:
     """result.json of an experiment, refused with a sentence if another version wrote it."""
     return runs.read_document(folder / "result.json", SCHEMA, f"move {folder} out of the way")
+
+
+def _shared_inputs(cell: Cell, other: Cell) -> set[tuple[str, str]]:
+    """Step and fingerprint of what both runs have, and a step reads that only the first one has."""
+    theirs = other.plan.fingerprints
+
+    def shared(name: str) -> bool:
+        return theirs.get(name) == cell.plan[name].fingerprint
+
+    return {
+        (name, cell.plan[name].fingerprint)
+        for step in cell.plan.steps
+        if not shared(step.id) and role_of(step) not in ("evaluation", "report")
+        for name in step.depends_on
+        if shared(name)
+    }
 
 
 def _declared(experiment: Experiment) -> dict[str, Any]:
