@@ -64,6 +64,14 @@ def test_an_interval_spans_its_ends_and_holds_its_value():
     assert (x - left) / (right - left) == pytest.approx(1 / 3, abs=0.01)
 
 
+def test_differences_are_told_in_points_with_their_signs():
+    figure = interval_chart("t", [Bar("a", -0.0004, -0.021, 0.01)], difference=True)
+    texts = [e.text for e in tree(figure).iter("text")]
+    assert texts[-1] == "−0.0"
+    assert {"−2", "−1", "0", "+1"} <= set(texts)
+    assert "a: −0.0 [−2.1, +1.0]" in figure
+
+
 def cells_of(figure: str) -> list[ET.Element]:
     """The cells of a heat map, without those of its key."""
     return [e for e in tree(figure).iter("rect") if e.find("title") is not None]

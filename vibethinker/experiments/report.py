@@ -179,10 +179,10 @@ def _plots(result: Mapping[str, Any], curves: Curves) -> Iterator[tuple[str, str
     asked: dict[str, list[Mapping[str, Any]]] = {}
     for row in result["comparisons"]:
         if row["p"] is not None:
-            asked.setdefault(f"{what(row)}: difference to {row['control']}", []).append(row)
+            asked.setdefault(f"{what(row)}: points over {row['control']}", []).append(row)
     for number, (title, rows) in enumerate(asked.items(), start=1):
         bars = [Bar(row["arm"], row["difference"], row["low"], row["high"], i % SERIES) for i, row in enumerate(rows)]
-        yield f"difference-{number}", standing_alone(interval_chart(title, bars))
+        yield f"difference-{number}", standing_alone(interval_chart(title, bars, difference=True))
     for step, arms in curves.items():
         control = result["registered"]["control"]
         others = [arm for arm in arms if arm != control]

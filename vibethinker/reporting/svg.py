@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple, TypeGuard
 
+from vibethinker.reporting.highlights import points
+
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 36
 POINTS = 240  # more points than this a line are averaged; the plot has fewer pixels
@@ -80,11 +82,11 @@ def line_chart(
         if one.low is not None and one.high is not None:
             there = [(x_axis(x), y_axis(y)) for x, y in zip(one.x, one.high, strict=True) if _finite(y)]
             back = [(x_axis(x), y_axis(y)) for x, y in zip(one.x, one.low, strict=True) if _finite(y)]
-            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in there + back[::-1])
-            parts.append(f'<polygon class="band s{colour}" points="{points}"/>')
+            outline = " ".join(f"{x:.1f},{y:.1f}" for x, y in there + back[::-1])
+            parts.append(f'<polygon class="band s{colour}" points="{outline}"/>')
         for run in _runs(one):
-            points = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in run)
-            parts.append(f'<polyline class="line s{colour}" points="{points}"/>')
+            course = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in run)
+            parts.append(f'<polyline class="line s{colour}" points="{course}"/>')
             if marks or len(run) == 1:
                 parts += [
                     f'<circle class="dot s{colour}" cx="{x_axis(x):.1f}" cy="{y_axis(y):.1f}" r="3">'
@@ -95,36 +97,35 @@ def line_chart(
     return _figure(title, _legend(kept) if len(kept) > 1 else "", "".join(parts), said=said)
 
 
-def interval_chart(title: str, bars: Sequence[Bar], *, share: bool = True, zero: bool = True) -> str:
+def interval_chart(title: str, bars: Sequence[Bar], *, difference: bool = False) -> str:
     """A row a bar: a dot at the value, a line over its interval, and the value in words.
 
     Args:
         title: what is measured; the caption, and the plot's accessible name.
-        bars: rows from top to bottom.
-        share: values are shares, shown in per cent.
-        zero: the axis includes 0, marked by a line.
+        bars: rows from top to bottom. Values are shares, shown in per cent; the axis includes 0, marked by a line.
+        difference: values are differences of shares, shown in points with their signs.
     """
-    ends = [v for bar in bars for v in (bar.low, bar.high, bar.value)] + ([0.0] if zero else [])
+    ends = [0.0, *(v for bar in bars for v in (bar.low, bar.high, bar.value))]
     label_width, row = 112, 22
     height = TOP + row * len(bars) + 26
     axis = _Axis(min(ends), max(ends), label_width, WIDTH - 52)
     bottom = height - 22
     parts, tips = [], []
     for tick in axis.ticks(4):
-        x, strong = axis(tick), " zero" if zero and tick == 0 else ""
+        x, strong = axis(tick), " zero" if tick == 0 else ""
         parts.append(f'<line class="rule{strong}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 14}">{_tick(tick, share)}</text>')
+        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 14}">{_tick(tick, True, difference)}</text>')
     for index, bar in enumerate(bars):
         y = TOP + row * index + row / 2
-        tip = f"{bar.label}: {number(bar.value, share)} [{number(bar.low, share)}, {number(bar.high, share)}]"
-        tips.append(tip)
+        value, low, high = (points(v) if difference else number(v, share=True) for v in (bar.value, bar.low, bar.high))
+        tips.append(tip := f"{bar.label}: {value} [{low}, {high}]")
         parts.append(
             f'<g><title>{escape(tip)}</title><text class="row" x="{label_width - 8}" y="{y + 4:.1f}">'
             f"{escape(_short(bar.label))}</text>"
             f'<line class="whisker s{bar.colour}" x1="{axis(bar.low):.1f}" x2="{axis(bar.high):.1f}" '
             f'y1="{y:.1f}" y2="{y:.1f}"/><circle class="dot s{bar.colour}" cx="{axis(bar.value):.1f}" '
             f'cy="{y:.1f}" r="4.5"/><text class="value" x="{WIDTH - 2}" y="{y + 4:.1f}">'
-            f"{number(bar.value, share)}</text></g>"
+            f"{value}</text></g>"
         )
     return _figure(title, "", "".join(parts), height, said="; ".join(tips))
 
@@ -270,7 +271,9 @@ class _Powers:
         return [2.0**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
 
 
-def _tick(value: float, share: bool) -> str:
+def _tick(value: float, share: bool, difference: bool = False) -> str:
+    if difference:
+        return f"{value * 100:+.4g}".replace("-", "−") if value else "0"
     return f"{value * 100:.4g} %" if share else number(value)
 
 
