@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from vibethinker.evaluation.comparison import compare
+from vibethinker.evaluation.comparison import Difference, compare
 from vibethinker.evaluation.estimators import bootstrap, pass_at_k
 from vibethinker.reporting.highlights import interval, points
 from vibethinker.settings import CODE_DOMAIN
@@ -102,12 +102,13 @@ class Results:
     def means(self, model: str) -> dict[str, dict[str, dict[str, float]]]:
         """scope → metric → value with interval, for each scope of which the model was measured on all
         domains."""
-        found = {}
+        found, known = {}, dict[tuple[int, ...], dict[str, dict[str, float]]]()
         for scope in self.scopes:
-            rows = self._rows(model, scope)
-            if rows:
-                n = self.models[model].samples
-                found[scope] = {f"avg@{n}": _mean(rows, None), f"pass@{self.k}": _mean(rows, self.k)}
+            if rows := self._rows(model, scope):
+                n, same = self.models[model].samples, _same(rows)
+                if same not in known:
+                    known[same] = {f"avg@{n}": _mean(rows, None), f"pass@{self.k}": _mean(rows, self.k)}
+                found[scope] = known[same]
         return found
 
     def curves(self, model: str) -> dict[str, dict[str, float]]:
@@ -122,13 +123,16 @@ class Results:
 
     def comparisons(self) -> list[dict[str, Any]]:
         """Every comparison that the recipe asks for, each as avg@n and as pass@k; see `_pairs` for which."""
-        found = []
+        found, known = [], dict[Any, Difference]()
         for kind, baseline, candidate, scope in self._pairs():
             first, second = self._rows(baseline, scope), self._rows(candidate, scope)
             if not first or not second:
                 continue
             for k in (None, self.k):
-                d = compare(first, second, k)
+                same = _same(first), _same(second), k
+                if same not in known:
+                    known[same] = compare(first, second, k)
+                d = known[same]
                 metric = f"avg@{self.models[candidate].samples}" if k is None else f"pass@{k}"
                 found.append(
                     {
@@ -227,6 +231,12 @@ def _truncated(results: Results) -> Iterator[str]:
 def _points(comparison: Mapping[str, Any]) -> str:
     unsure = "" if comparison["significant"] else ", not significant"
     return f"{points(comparison['difference'])} points {interval(comparison)}{unsure}"
+
+
+def _same(rows: Sequence[Row]) -> tuple[int, ...]:
+    """What rows of models in memory have in common with no others: scopes are often of the same problems, as a domain
+    and its only set, and each interval takes ten thousand resamples."""
+    return tuple(id(row) for row in rows)
 
 
 def _mean(rows: Sequence[Row], k: int | None) -> dict[str, float]:
