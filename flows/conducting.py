@@ -115,10 +115,10 @@ class Conducting:
         preflight.check(plan)
         tier = self._tier if config.runs_code() else None
         named = {"vibethinker.experiment": id, "vibethinker.arm": cell.arm, "vibethinker.seed": str(cell.seed)}
-        self._say(f"{cell.arm}, seed {cell.seed}")
+        self._say(f"{cell.title} begins")
         with (
             tags(f"experiment:{id}", f"arm:{cell.arm}"),
-            session.opened(plan, Lines(plan), tier=tier, sharing=self._sharing, tags=named) as current,
+            session.opened(plan, Lines(plan, run=cell.title), tier=tier, sharing=self._sharing, tags=named) as current,
         ):
             self._sessions.add(current)
             if self._stopping.is_set():  # while this one opened
@@ -128,7 +128,7 @@ class Conducting:
                 pipeline(profile=config.profile, workspace=str(plan.workspace))
             except DivergedError as error:
                 self.study.note(cell, current.run.id, "diverged", str(error))
-                self._say(f"{cell.arm}, seed {cell.seed} diverged, which is a result: {error}")
+                self._say(f"{cell.title} diverged, which is a result: {error}")
             except Exception as error:
                 self._stopping.set()  # no other run begins
                 self.study.note(cell, current.run.id, "failed", str(error))

@@ -18,10 +18,12 @@ LINE_SECONDS = 15.0  # at most one plain line of progress a step in this time
 
 
 class Lines:
-    """One line when a step starts, ends or warns, and now and then one of progress."""
+    """One line when a step starts, ends or warns, and now and then one of progress; `run` tells whose it is, where
+    there are several."""
 
-    def __init__(self, plan: Plan, out: TextIO | None = None) -> None:
+    def __init__(self, plan: Plan, out: TextIO | None = None, run: str = "") -> None:
         self._out, self._lock = out or sys.stderr, threading.Lock()
+        self._run = f"{run} " if run else ""
         self._numbers = {s.id: i for i, s in enumerate(plan.steps, start=1)}
         self._told: dict[str, float] = {}
 
@@ -51,7 +53,7 @@ class Lines:
     def _say(self, step: Step, text: str) -> None:
         with self._lock:
             number = f"{self._numbers[step.id]:>2}/{len(self._numbers)}"
-            print(f"{time.strftime('%H:%M:%S')} [{number}] {step.id}: {text}", file=self._out, flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {self._run}[{number}] {step.id}: {text}", file=self._out, flush=True)
 
 
 class Bars:

@@ -31,7 +31,7 @@ from tasks.session import Session
 from vibethinker import config as configuration
 from vibethinker import preflight
 from vibethinker.artifacts import check_workspace
-from vibethinker.errors import BudgetError, RejectedError
+from vibethinker.errors import BudgetError, PreemptedError, RejectedError
 from vibethinker.exporting.card import write_run_card
 from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
@@ -151,6 +151,8 @@ def running(
             failure = run.wait()
             if current.paused and isinstance(failure, BudgetError):
                 raise failure
+            if current.stopping.is_set() and isinstance(failure, PreemptedError):
+                raise KeyboardInterrupt  # not here but of the experiment that it is a run of, or another run's failure
         except BudgetError as error:
             _suspend(current, "paused", str(error))
             run.outcome = Failed(name="OverBudget", message=str(error), data=error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from tests.flows.conftest import ROOT, Api, Finished, vibethinker
+from tests.slack import Slack
 from vibethinker.artifacts import Store
 from vibethinker.config import load
 from vibethinker.plan import build, states
@@ -83,6 +85,7 @@ def test_arms_reuse_what_they_share_and_are_compared(api: Api, micro: Finished, 
     [row] = result["comparisons"]
     assert set(row["by_seed"]) == {"1", "2"}
     assert f"mgpo − grpo, avg, final on algebra: {'+' if row['difference'] >= 0 else '−'}" in done.stdout
+    assert len(re.findall(r" mgpo, seed 2 \[ *\d+/\d+\] signal-1: done", done.stderr)) == 1
     assert result["cost"]["outputs"] == len(plan["outputs"]), "the micro profile's own stages are none of it"
 
     # Each run is an ordinary one, tagged by the experiment; the flows are parts of one.
@@ -155,6 +158,35 @@ def test_an_experiment_that_was_killed_goes_on_and_repeats_nothing(api: Api, tmp
         (step["id"], step["fingerprint"]) for run in runs for step in run["steps"] if step["state"] == "done"
     )
     assert max(makers.values()) == 1
+
+
+@pytest.mark.long
+def test_an_interruption_is_one_of_each_run_and_told_as_no_failure(
+    api: Api, micro: Finished, slack: Slack, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    shutil.copytree(micro.workspace / "artifacts", workspace / "artifacts")
+    stages = [{"name": "math", "context": 96, "steps": 200, "reward": "math"}]
+    settings = {"signal.stages": stages, "signal.objective.learning_rate": 1e-6}
+    file = written(tmp_path, at_once=3, settings=settings)
+    command = [sys.executable, "-m", "vibethinker", "experiment", str(file), "--workspace", str(workspace)]
+    process = subprocess.Popen(
+        command, env={**api.environ, "SLACK_WEBHOOK_URL": slack.url}, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    limit = time.monotonic() + 200
+    while not list(workspace.glob("runs/*/logs/signal-1.log")) or len(list(workspace.glob("runs/*"))) < 3:
+        assert time.monotonic() < limit
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert "was interrupted. Go on by:" in said
+    result = result_of(workspace)
+    assert [result["status"], *(run["status"] for run in result["runs"])] == ["interrupted"] * 4
+    assert [summary["status"] for summary in summaries(workspace)] == ["interrupted"] * 3
+    assert slack.posts == []
 
 
 def test_a_fork_of_a_finished_run_reuses_all_before_the_stage_that_differs(micro: Finished) -> None:

@@ -97,6 +97,11 @@ class Cell:
     plan: Plan
 
     @property
+    def title(self) -> str:
+        """What it is called where people read of it."""
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
     def config(self) -> Config:
         """Its settings."""
         return self.plan.config
