@@ -83,9 +83,9 @@ class Conducting:
         waiting, going = list(cells), dict[PrefectConcurrentFuture[None], Cell]()
         with ThreadPoolTaskRunner(max_workers=self.experiment.design.at_once) as runner:
             try:
-                while waiting or going:
+                while going or (waiting and not self._stopping.is_set()):
                     for cell in [*waiting]:
-                        if len(going) == self.experiment.design.at_once:
+                        if self._stopping.is_set() or len(going) == self.experiment.design.at_once:
                             break
                         if not self.study.lacking(cell, going.values()):
                             waiting.remove(cell)

@@ -53,7 +53,9 @@ class Lines:
     def _say(self, step: Step, text: str) -> None:
         with self._lock:
             number = f"{self._numbers[step.id]:>2}/{len(self._numbers)}"
-            print(f"{time.strftime('%H:%M:%S')} {self._run}[{number}] {step.id}: {text}", file=self._out, flush=True)
+            # At once with its end: other runs of an experiment write to the same place.
+            self._out.write(f"{time.strftime('%H:%M:%S')} {self._run}[{number}] {step.id}: {text}\n")
+            self._out.flush()
 
 
 class Bars:

@@ -2,7 +2,8 @@
 
 What there is to tell is read from the run's folder, which a note there ties to the flow run: where the flow's process
 was killed, Prefect's worker calls the hooks in a process of its own. Hooks don't run where that is gone too, or where
-Prefect's server is: see `flows.automations`. An end by Ctrl-C isn't told of, since whoever pressed it knows.
+Prefect's server is: see `flows.automations`. An end by Ctrl-C isn't told of, since whoever pressed it knows, nor
+that of a run which was stopped since another one of its experiment had failed: that one is told of.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ from vibethinker.plan import Step, build, role_of
 from vibethinker.reporting import html, text
 from vibethinker.tracking import RunTracker
 
+STOPS = (BudgetError, PreemptedError)  # ends of steps that did nothing wrong
+
 
 class Running:
     """A run whose steps are being started; `outcome` is there once it has ended: its summary, or the state that says
@@ -97,15 +99,16 @@ class Running:
                 future.wait(max(0.0, limit - time.monotonic()))
 
     def wait(self) -> BaseException | None:
-        """Wait for all started steps; returns the first failure in the plan's order, a spent budget the last of all."""
+        """Wait for all started steps; returns the first failure in the plan's order; that a budget is spent or the run
+        stopped only where no step has failed of its own."""
         failure: BaseException | None = None
         for step_id, future in self._futures.items():
             future.wait()
-            if (failure is None or isinstance(failure, BudgetError)) and not future.state.is_completed():
+            if (failure is None or isinstance(failure, STOPS)) and not future.state.is_completed():
                 found = self.session.failures.get(step_id)
                 if found is None and not future.state.is_pending():
                     found = future.state.result(raise_on_failure=False)
-                failure = failure if found is None or (isinstance(found, BudgetError) and failure) else found
+                failure = failure if found is None or (isinstance(found, STOPS) and failure) else found
         return failure
 
 
@@ -124,6 +127,7 @@ def running(
 
     Raises:
         VibeThinkerError: the first failure of a step, once every other step has ended.
+        KeyboardInterrupt: Ctrl-C, or the run was stopped with the experiment that it is part of.
     """
     logs.tell_sentences()
     with logs.ours(get_run_logger()), ExitStack() as stack:
@@ -152,7 +156,7 @@ def running(
             if current.paused and isinstance(failure, BudgetError):
                 raise failure
             if current.stopping.is_set() and isinstance(failure, PreemptedError):
-                raise KeyboardInterrupt  # not here but of the experiment that it is a run of, or another run's failure
+                raise KeyboardInterrupt  # as if it had been pressed here: the run's experiment was stopped
         except BudgetError as error:
             _suspend(current, "paused", str(error))
             run.outcome = Failed(name="OverBudget", message=str(error), data=error)

@@ -28,7 +28,7 @@ from tasks.session import Session, find
 from vibethinker import faults
 from vibethinker.artifacts import Artifact
 from vibethinker.config import Config
-from vibethinker.errors import InfrastructureError, VibeThinkerError
+from vibethinker.errors import InfrastructureError, PreemptedError, VibeThinkerError
 from vibethinker.plan import Step
 from vibethinker.steps import measured
 from vibethinker.worker.host import Event
@@ -128,14 +128,15 @@ def _run(session: Session, step: Step) -> Any:
             finally:
                 teller.end()
         faults.point("step.ended", step.id)
-    except VibeThinkerError as error:
-        if _back_off(session, step, error):
+    except VibeThinkerError as found:
+        error = _ended_by(session, step, found)
+        if error is None:
             raise
         session.failed(step, error)
         if track:
             track.finish("SCHEDULED" if session.paused else "KILLED" if session.stopping.is_set() else "FAILED", {})
         if session.stopping.is_set():  # its process was told to leave: nothing to retry
-            raise VibeThinkerError(str(error)) from error
+            raise VibeThinkerError(str(error)) from found
         raise
     except BaseException:
         if track:
@@ -158,18 +159,18 @@ def _run(session: Session, step: Step) -> Any:
     return outcome(step, artifact)
 
 
-def _back_off(session: Session, step: Step, error: VibeThinkerError) -> bool:
-    """Whether the step is to be tried again; waits before it is, for as long as the run isn't asked to stop."""
+def _ended_by(session: Session, step: Step, error: VibeThinkerError) -> VibeThinkerError | None:
+    """What has ended the step; None if it is to be tried again, once the wait before that is over."""
     attempt = task_run.get_run_count()
     seconds = pause_before_retry(error, attempt, session.config, session.stopping)
     if seconds is None:
-        return False
+        return error
     text = f"{error} Attempt {attempt + 1} of {session.config.execution.retries + 1} begins in {seconds:.0f} s."
     session.run.warn(f"{step.id}: {text}")
     session.run.update(step.id, "waiting")
     session.display.event(step, {"event": "warning", "text": text})
     get_run_logger().warning(text)
-    return not session.stopping.wait(seconds)
+    return PreemptedError("The run was stopped.") if session.stopping.wait(seconds) else None
 
 
 def pause_before_retry(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vibethinker.errors import ConfigurationError, DataError
+from vibethinker.evaluation import estimators
 from vibethinker.evaluation.estimators import bootstrap, cons_at_k, paired_bootstrap, pass_at_k, sign_flip
 
 
@@ -133,3 +134,12 @@ def test_equal_models_differ_significantly_one_time_in_twenty(problems, samples)
     a, b = (generator.binomial(samples, chance) / samples for _ in range(2))
     rejected = sum(sign_flip(row, seed, flips=599) < 0.05 for seed, row in enumerate(b - a))
     assert 0.04 <= rejected / trials <= 0.06
+
+
+@pytest.mark.parametrize("problems", [1, 7, 400, 70_001])
+def test_an_interval_is_the_same_however_many_values_are_drawn_at_once(problems: int, monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(1).random(problems).tolist()
+    monkeypatch.setattr(estimators, "RESAMPLES", 50)
+    found = bootstrap(values)
+    monkeypatch.setattr(estimators, "_DRAWN", 3 * problems)
+    assert bootstrap(values) == found

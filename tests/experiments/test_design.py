@@ -114,6 +114,7 @@ def test_settings_of_the_command_line_lie_beneath_the_arms(tmp_path: Path):
         ({"comparisons": [{"model": "specialist-code", "sets": ["algebra"]}]}, "the sets are code"),
         ({"seeds": [1, 1]}, "seeds has one seed twice"),
         ({"futility": {"looks": [3], "gain": 0.01}}, r"futility\.looks has 3"),
+        ({"at_once": 2, "settings": {"scaling.runner": "ray"}}, "at_once is 2 and scaling.runner is ray"),
         ({"settings": {"approvals.signal": True}}, r"approvals\.signal would have every run wait"),
         ({"reseeed": "signal"}, "There is no setting 'reseeed'; did you mean 'reseed'"),
         ({"axes": {"signal.objective.lambda": [1, 1.0, "1"]}, "control": "grpo-lambda-1"}, "Two arms are named"),

@@ -160,22 +160,43 @@ def test_an_experiment_that_was_killed_goes_on_and_repeats_nothing(api: Api, tmp
     assert max(makers.values()) == 1
 
 
-@pytest.mark.long
-def test_an_interruption_is_one_of_each_run_and_told_as_no_failure(
-    api: Api, micro: Finished, slack: Slack, tmp_path: Path
-) -> None:
-    workspace = tmp_path / "workspace"
+def begin_long_stages(
+    api: Api, micro: Finished, slack: Slack, folder: Path, **changed: Any
+) -> tuple[Path, subprocess.Popen[str]]:
+    """An experiment whose stages, all side by side, take longer than a test waits; its workspace and process."""
+    workspace = folder / "workspace"
     shutil.copytree(micro.workspace / "artifacts", workspace / "artifacts")
-    stages = [{"name": "math", "context": 96, "steps": 200, "reward": "math"}]
-    settings = {"signal.stages": stages, "signal.objective.learning_rate": 1e-6}
-    file = written(tmp_path, at_once=3, settings=settings)
+    settings = {
+        "signal.stages": [{"name": "math", "context": 96, "steps": 400, "reward": "math"}],
+        "signal.objective.learning_rate": 1e-6,
+        "execution.slots": 4,
+        "execution.stages_share": True,
+    }
+    file = written(folder, at_once=4, settings=settings, **changed)
     command = [sys.executable, "-m", "vibethinker", "experiment", str(file), "--workspace", str(workspace)]
+    # Ctrl-C is ignored by what a shell has started in the background, and so by a test run there.
     process = subprocess.Popen(
         command, env={**api.environ, "SLACK_WEBHOOK_URL": slack.url}, cwd=ROOT, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
+    return workspace, process
+
+
+def statuses(workspace: Path) -> dict[str, str]:
+    """The experiment's own, and that of each arm and seed, which the run's own summary has too."""
+    result = result_of(workspace)
+    told = {summary["run_id"]: summary["status"] for summary in summaries(workspace)}
+    assert told == {run["run_id"]: run["status"] for run in result["runs"]}
+    return {"all": result["status"]} | {f"{run['arm']}-{run['seed']}": run["status"] for run in result["runs"]}
+
+
+@pytest.mark.long
+def test_an_interruption_is_one_of_each_run_and_told_as_no_failure(
+    api: Api, micro: Finished, slack: Slack, tmp_path: Path
+) -> None:
+    workspace, process = begin_long_stages(api, micro, slack, tmp_path)
     limit = time.monotonic() + 200
-    while not list(workspace.glob("runs/*/logs/signal-1.log")) or len(list(workspace.glob("runs/*"))) < 3:
+    while len(list(workspace.glob("runs/*/logs/signal-1.log"))) < 4:
         assert time.monotonic() < limit
         assert process.poll() is None
         time.sleep(0.1)
@@ -183,10 +204,24 @@ def test_an_interruption_is_one_of_each_run_and_told_as_no_failure(
     _, said = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "was interrupted. Go on by:" in said
-    result = result_of(workspace)
-    assert [result["status"], *(run["status"] for run in result["runs"])] == ["interrupted"] * 4
-    assert [summary["status"] for summary in summaries(workspace)] == ["interrupted"] * 3
+    assert statuses(workspace) == dict.fromkeys(("all", "grpo-1", "mgpo-1", "grpo-2", "mgpo-2"), "interrupted")
     assert slack.posts == []
+
+
+@pytest.mark.long
+def test_a_run_that_fails_interrupts_the_others_and_it_alone_is_told_of(
+    api: Api, micro: Finished, slack: Slack, tmp_path: Path
+) -> None:
+    hasty = {"signal.objective.lambda": 4, "execution.timeout_seconds": 1}
+    arms = {"grpo": {"signal.objective.lambda": 0}, "mgpo": hasty}
+    workspace, process = begin_long_stages(api, micro, slack, tmp_path, arms=arms, seeds=[1])
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "Error: The step signal-1 was stopped after 1 s (execution.timeout_seconds)" in said
+    assert statuses(workspace) == {"all": "failed", "grpo-1": "interrupted", "mgpo-1": "failed"}
+    [failed] = [run["run_id"] for run in result_of(workspace)["runs"] if run["arm"] == "mgpo"]
+    [post] = slack.posts
+    assert post["blocks"][0]["text"]["text"] == f"{failed} failed in signal-1"
 
 
 def test_a_fork_of_a_finished_run_reuses_all_before_the_stage_that_differs(micro: Finished) -> None:

@@ -72,6 +72,7 @@ def test_what_would_only_fail_again_is_not_tried_again(tmp_path: Path, error: st
 
 def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_retry(tmp_path: Path) -> None:
     began = time.monotonic()
-    states, _ = outcome(tmp_path, "infrastructure", stop_after=8.0, retry_seconds=600)
+    states, entry = outcome(tmp_path, "infrastructure", stop_after=8.0, retry_seconds=600)
     assert states == ["Running", "Failed"]
+    assert entry["kind"] == "preempted", "it was stopped, and hasn't failed"
     assert time.monotonic() - began < 300  # the least that the wait could be

@@ -24,7 +24,7 @@ _EXACT = 14  # differences of which all sign patterns are looked at
 _EQUAL = 1e-9  # sums that differ by less are one, but for rounding
 CONFIDENCE = 0.95
 _DRAWN = 1 << 17  # values resampled at once, 2 MiB with their indices; 1 << 22 takes 1.7 times as long
-_BLOCK = 1 << 22  # signs held at once; p-values depend on it by their rounding
+_BLOCK = 1 << 22  # signs held at once; each block draws whole bytes, so that another size draws other signs
 
 
 class Interval(NamedTuple):

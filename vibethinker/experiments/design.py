@@ -81,8 +81,8 @@ class Design(Settings):
 
     @property
     def rounds(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The seeds from one look to the next, each with how many there are after them: nothing that a look may give
-        up is begun before it."""
+        """Of each round how many seeds are made by its end, and its seeds. A round ends with a look, so that nothing
+        which the look may give up has begun."""
         looks = self.futility.looks if self.futility else ()
         ends = sorted({*looks, len(self.seeds)})
         return [(end, self.seeds[begin:end]) for begin, end in itertools.pairwise([0, *ends])]
@@ -298,7 +298,12 @@ def _texts(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _check_runs(experiment: Experiment) -> None:
-    """Refuse arms that are the same, and comparisons of what isn't measured."""
+    """Refuse arms that are the same, comparisons of what isn't measured, and several runs at once on Ray."""
+    if experiment.design.at_once > 1 and any(cell.config.scaling.runner == "ray" for cell in experiment.cells):
+        raise ConfigurationError(
+            f"at_once is {experiment.design.at_once} and scaling.runner is ray, whose cluster serves one run at a "
+            "time: set at_once to 1, or scaling.runner to threads."
+        )
     seen: dict[str, str] = {}
     for cell in experiment.of_seed(experiment.design.seeds[0]):
         made = json.dumps(cell.plan.fingerprints, sort_keys=True)

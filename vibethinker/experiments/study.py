@@ -164,7 +164,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _shared_inputs(cell: Cell, other: Cell) -> set[tuple[str, str]]:
-    """Step and fingerprint of what both runs have, and a step reads that only the first one has."""
+    """Step and fingerprint of outputs that both runs have and a step which the other one hasn't reads."""
     theirs = other.plan.fingerprints
 
     def shared(name: str) -> bool:

@@ -105,7 +105,7 @@ class Results:
         found, known = {}, dict[tuple[int, ...], dict[str, dict[str, float]]]()
         for scope in self.scopes:
             if rows := self._rows(model, scope):
-                n, same = self.models[model].samples, _same(rows)
+                n, same = self.models[model].samples, _identity(rows)
                 if same not in known:
                     known[same] = {f"avg@{n}": _mean(rows, None), f"pass@{self.k}": _mean(rows, self.k)}
                 found[scope] = known[same]
@@ -123,13 +123,13 @@ class Results:
 
     def comparisons(self) -> list[dict[str, Any]]:
         """Every comparison that the recipe asks for, each as avg@n and as pass@k; see `_pairs` for which."""
-        found, known = [], dict[Any, Difference]()
+        found, known = [], dict[tuple[tuple[int, ...], tuple[int, ...], int | None], Difference]()
         for kind, baseline, candidate, scope in self._pairs():
             first, second = self._rows(baseline, scope), self._rows(candidate, scope)
             if not first or not second:
                 continue
             for k in (None, self.k):
-                same = _same(first), _same(second), k
+                same = _identity(first), _identity(second), k
                 if same not in known:
                     known[same] = compare(first, second, k)
                 d = known[same]
@@ -233,9 +233,9 @@ def _points(comparison: Mapping[str, Any]) -> str:
     return f"{points(comparison['difference'])} points {interval(comparison)}{unsure}"
 
 
-def _same(rows: Sequence[Row]) -> tuple[int, ...]:
-    """What rows of models in memory have in common with no others: scopes are often of the same problems, as a domain
-    and its only set, and each interval takes ten thousand resamples."""
+def _identity(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Which rows these are, as a key: scopes often have the same ones (a domain and its only set), and an interval
+    takes ten thousand resamples."""
     return tuple(id(row) for row in rows)
 
 

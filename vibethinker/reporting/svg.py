@@ -114,7 +114,8 @@ def interval_chart(title: str, bars: Sequence[Bar], *, difference: bool = False)
     for tick in axis.ticks(4):
         x, strong = axis(tick), " zero" if tick == 0 else ""
         parts.append(f'<line class="rule{strong}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 14}">{_tick(tick, True, difference)}</text>')
+        said = _points_tick(tick) if difference else _tick(tick, share=True)
+        parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 14}">{said}</text>')
     for index, bar in enumerate(bars):
         y = TOP + row * index + row / 2
         value, low, high = (points(v) if difference else number(v, share=True) for v in (bar.value, bar.low, bar.high))
@@ -271,10 +272,12 @@ class _Powers:
         return [2.0**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
 
 
-def _tick(value: float, share: bool, difference: bool = False) -> str:
-    if difference:
-        return f"{value * 100:+.4g}".replace("-", "−") if value else "0"
+def _tick(value: float, share: bool) -> str:
     return f"{value * 100:.4g} %" if share else number(value)
+
+
+def _points_tick(value: float) -> str:
+    return f"{value * 100:+.4g}".replace("-", "−") if value else "0"
 
 
 def _grid(x_axis: _Axis | _Powers, y_axis: _Axis, x_label: str, share: bool) -> list[str]:
