@@ -9,7 +9,7 @@ and one whose training diverged is a result; any other failure ends the experime
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from functools import cached_property
@@ -75,21 +75,14 @@ class Conducting:
         return run_id is not None
 
     def _make_side_by_side(self, cells: list[Cell]) -> None:
-        """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do.
-
-        A run begins once all that it would wait for another one to make is there: begun sooner, it would only hold the
-        place of one that can do something.
-        """
+        """Each as a task, since Prefect takes flows that threads begin for each other, but not those that tasks do."""
         waiting, going = list(cells), dict[PrefectConcurrentFuture[None], Cell]()
         with ThreadPoolTaskRunner(max_workers=self.experiment.design.at_once) as runner:
             try:
                 while going or (waiting and not self._stopping.is_set()):
-                    for cell in [*waiting]:
-                        if self._stopping.is_set() or len(going) == self.experiment.design.at_once:
-                            break
-                        if not self.study.lacking(cell, going.values()):
-                            waiting.remove(cell)
-                            going[runner.submit(self._as_task(cell), {})] = cell
+                    while cell := self._next(waiting, going.values()):
+                        waiting.remove(cell)
+                        going[runner.submit(self._as_task(cell), {})] = cell
                     # The threads' own futures are asked: a task's state would be the server's, which may be away.
                     wait([future.wrapped_future for future in going], POLL_SECONDS, FIRST_COMPLETED)
                     for future in [one for one in going if one.wrapped_future.done()]:
@@ -101,6 +94,13 @@ class Conducting:
                     current.stopping.set()
                 wait([future.wrapped_future for future in going])
                 raise
+
+    def _next(self, waiting: Sequence[Cell], going: Collection[Cell]) -> Cell | None:
+        """The run to begin now, if there is a place: none that would wait for what another one makes. Begun sooner,
+        it would only hold the place of one that can do something."""
+        if self._stopping.is_set() or len(going) == self.experiment.design.at_once:
+            return None
+        return next((cell for cell in waiting if not self.study.lacking(cell, going)), None)
 
     def _as_task(self, cell: Cell) -> Task[[], None]:
         def make() -> None:

@@ -23,6 +23,7 @@ from vibethinker.experiments.study import Study
 pytestmark = pytest.mark.service
 
 DESIGN = {**BASIC, "seeds": [1, 2], "at_once": 3}
+SHARED = ("data", "base", "specialist", "probe", "fusion")
 POLL_SECONDS = 0.05
 
 
@@ -40,6 +41,9 @@ class Stubs(Conducting):
         assert self.ends[cell.title].wait(60)
         if cell.title == self._failing:
             self._stopping.set()
+            for role in SHARED:  # the others would wait for nothing more, and a run takes a while to close
+                published(self.experiment, role)
+            time.sleep(10 * POLL_SECONDS)
             raise DataError("It failed.")
 
     def begins(self, *titles: str) -> None:
@@ -92,10 +96,10 @@ def published(experiment: Experiment, role: str) -> None:
 def test_a_run_begins_when_all_it_would_wait_for_is_made_of_whichever_seed(side_by_side) -> None:
     stubs, thread = side_by_side()
     stubs.begins("grpo, seed 1")
-    for role in ("data", "base", "specialist", "probe"):
+    for role in SHARED[:-1]:
         published(stubs.experiment, role)
     stubs.begins("grpo, seed 1")
-    published(stubs.experiment, "fusion")
+    published(stubs.experiment, SHARED[-1])
     stubs.begins("grpo, seed 1", "mgpo, seed 1", "grpo, seed 2")
     stubs.ends["mgpo, seed 1"].set()
     stubs.begins("grpo, seed 1", "mgpo, seed 1", "grpo, seed 2", "mgpo, seed 2")
